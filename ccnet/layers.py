@@ -1,0 +1,150 @@
+"""Batch norm and dropout whose result does not depend on how many workers share the global batch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of workers in the default process group; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """y = weight (x - mean) / sqrt(var + eps) + bias with mean and var of the global batch, which backward differentiates too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, num_values: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), num_values)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std, num_values = ctx.saved_tensors
+        grad = grads[0].to(mean.dtype)
+        shape = (1, -1, 1, 1)
+        centred = x - mean.view(shape)
+        local = torch.stack([grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))])  # [2, C]
+        total = local.clone()
+        dist.all_reduce(total)
+        mean_grad, mean_grad_centred = total / num_values
+        grad_x = grad - mean_grad.view(shape) - centred * (inverse_std.square() * mean_grad_centred).view(shape)
+        grad_x = grad_x * (weight * inverse_std).view(shape)
+        # Parameter gradients stay local: DistributedDataParallel adds them up with all the others.
+        grad_weight, grad_bias = local[1] * inverse_std, local[0]
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d over the global batch, on the CPU (torch's SyncBatchNorm refuses CPUs). Same state dict as BatchNorm2d.
+
+    In training with more than one worker, mean and variance are those of the batches of all workers together, forward and
+    backward; every worker must reach it equally often. Otherwise it is BatchNorm2d. One collective each way.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Normalise; updates the running statistics in training. ValueError for a single value per channel."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        mean, var, num_values = self._global_statistics(input)
+        if num_values.item() < 2:
+            raise ValueError(
+                f"batch norm in training needs at least 2 values per channel in the global batch, got {tuple(input.shape)}"
+            )
+        self._update_running(mean, var * (num_values / (num_values - 1)))
+        normalised: Tensor = _GlobalBatchNorm.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, mean, var, num_values, self.eps
+        )
+        return normalised
+
+    @torch.no_grad()
+    def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [C], biased variance [C] and number of values [] per channel over all workers, float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])  # [2C + 1]
+        gathered = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(gathered, own)
+        # In rank order, so that every worker gets the same bits.
+        every = torch.stack(gathered).double()  # [N, 2C + 1]
+        channels = x.shape[1]
+        means, variances, counts = every[:, :channels], every[:, channels:-1], every[:, -1:]
+        num_values = counts.sum()
+        global_mean = (counts * means).sum(0) / num_values  # [C]
+        # Chan, Golub, LeVeque (1983): within plus between; E[x^2] - E[x]^2 would cancel.
+        global_var = (counts * (variances + (means - global_mean).square())).sum(0) / num_values  # [C]
+        return global_mean.to(own.dtype), global_var.to(own.dtype), num_values
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), self.momentum)
+
+
+def synchronise_batch_norm(net: nn.Module, device: torch.device | str) -> nn.Module:
+    """Swap every BatchNorm2d of `net`, in place, for one over the global batch, and return `net`.
+
+    `device` is where the net will train: torch's SyncBatchNorm on GPUs, SyncedBatchNorm2d on the CPU. Parameters and buffers are
+    kept as they are, so an optimizer built before stays valid. Only BatchNorm2d as `ccnet` uses it (affine, running statistics).
+    """
+    if torch.device(device).type != "cpu":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+        return converted
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _synced(child))
+    return net
+
+
+def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
+    if norm.momentum is None or not norm.affine or not norm.track_running_stats:
+        raise ValueError(f"{norm}: only affine batch norm with a momentum and running statistics can be synchronised on the CPU")
+    synced = SyncedBatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    synced.weight, synced.bias = norm.weight, norm.bias
+    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
+    synced.num_batches_tracked = norm.num_batches_tracked
+    return synced.train(norm.training)
+
+
+class SampleDropout2d(nn.Module):
+    """Dropout2d whose mask for row j of the global batch is the same for any number of workers.
+
+    In training every worker draws the channel mask of the whole global batch, world_size * B rows, from torch's default CPU
+    generator, and keeps rows [rank * B, (rank + 1) * B). The caller seeds that generator alike on every worker before each step
+    (`ccnet.step.train_step` does); all workers must hold batches of the same size.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p = {p}: the share of channels to drop must be in [0, 1)")
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Zero whole channels with probability p and scale the others by 1 / (1 - p); the identity in evaluation."""
+        if not self.training or self.p == 0.0:
+            return x
+        batch, channels = x.shape[:2]
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        # On the CPU and in float32 whatever x is: the same mask on every kind of device.
+        kept = torch.rand(world_size() * batch, channels) >= self.p  # [N * B, C]
+        mask = kept[rank * batch : (rank + 1) * batch, :, None, None].to(x)  # [B, C, 1, 1]
+        return x * mask / (1.0 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

@@ -1,0 +1,18 @@
+"""SGD and the polynomial learning rate."""
+
+from torch import nn
+from torch.optim import SGD
+
+
+def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9) -> float:
+    """base * (1 - step / steps) ** power for the 0-based `step` of `steps` (CCNet section 4.1). ValueError outside 0 .. steps."""
+    if not 0 <= step <= steps or steps == 0:
+        raise ValueError(f"step = {step} of {steps}: must be 0 to {steps}, and steps at least 1")
+    rate: float = base * (1.0 - step / steps) ** power
+    return rate
+
+
+def build_optimizer(net: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> SGD:
+    """SGD over the trainable parameters in one group, weight decay on all of them, as published."""
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return SGD(trainable, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)

@@ -1,0 +1,123 @@
+"""Dilated deep-stem ResNets with output stride 8."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BLOCKS_PER_STAGE: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34), both dilated."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, channels, stride, dilation)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, dilation=dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided, dilated), 1x1 convolutions (ResNet-50 and -101)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, stride, dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+class ResNet(nn.Module):
+    """ResNet as in the published CCNet: three-convolution stem, ceil-mode pooling, layer3 at dilation 2, layer4 at dilation 4.
+
+    The output stride is 8: an edge of n pixels gives floor(n / 8) + 1 features for n = 8k + 1, which is the aligned input size.
+    Convolutions start from kaiming_normal (fan_out, relu). The published code keeps PyTorch's defaults there because it always
+    loads an ImageNet backbone; we also train from random weights, where the default's variance, 1 / (3 fan_in), fades out the
+    residual branches.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        if backbone not in BLOCKS_PER_STAGE:
+            raise ValueError(f"backbone = {backbone!r}: must be one of {', '.join(BLOCKS_PER_STAGE)}")
+        block = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
+        num_blocks = BLOCKS_PER_STAGE[backbone]
+        self.conv1, self.bn1 = _conv3x3(3, 64, stride=2), nn.BatchNorm2d(64)
+        self.conv2, self.bn2 = _conv3x3(64, 64), nn.BatchNorm2d(64)
+        self.conv3, self.bn3 = _conv3x3(64, 128), nn.BatchNorm2d(128)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.layer1 = _stage(block, 128, 64, num_blocks[0])
+        self.layer2 = _stage(block, 64 * block.expansion, 128, num_blocks[1], stride=2)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, num_blocks[2], dilation=2)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, num_blocks[3], dilation=4)
+        self.num_layer3_channels = 256 * block.expansion
+        self.num_layer4_channels = 512 * block.expansion
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C3 h w"], Float[Tensor, "B C4 h w"]]:
+        """Normalised image -> (layer3 features, layer4 features), both at stride 8."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.relu(self.bn3(self.conv3(x)))
+        x = self.layer2(self.layer1(self.maxpool(x)))
+        layer3 = self.layer3(x)
+        return layer3, self.layer4(layer3)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    channels: int,
+    num_blocks: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+) -> nn.Sequential:
+    first = block(in_channels, channels, stride, dilation)
+    rest = [block(channels * block.expansion, channels, 1, dilation) for _ in range(num_blocks - 1)]
+    return nn.Sequential(first, *rest)

@@ -1,0 +1,133 @@
+"""Starts background processes and later ends them with all they started, by process id checked against the start time. Linux only."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+MARK = "CCNET_STACK_MARK"
+"""Environment variable that every process of a stack inherits; it finds those whose parent is gone."""
+
+
+class Identity(NamedTuple):
+    """A process that no later process with the same number can be taken for."""
+
+    pid: int
+    started: int
+    """Clock ticks after boot, field 22 of /proc/PID/stat."""
+
+
+class Entry(NamedTuple):
+    ended: bool
+    started: int
+    parent: int
+    group: int
+    session: int
+
+
+def start(command: list[str], *, environment: dict[str, str], log: Path, cwd: Path) -> Identity:
+    """Starts `command` in a session of its own, its output appended to `log`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    entry = _entry(process.pid)
+    assert entry is not None  # a child stays in /proc until its parent has waited for it
+    return Identity(process.pid, entry.started)
+
+
+def alive(identity: Identity) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    try:  # a child of this process that ended is a zombie until it is waited for
+        os.waitpid(identity.pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+    entry = _entry(identity.pid)
+    return entry is not None and not entry.ended and entry.started == identity.started
+
+
+def members(leader: Identity, mark: str) -> set[Identity]:
+    """The leader, its descendants, every process in their sessions and groups, and every process that carries the mark.
+
+    Ray gives a job's entrypoint a group of its own and MLflow's workers outlive their server, so neither the group nor the
+    parent alone finds them all.
+    """
+    table = _table()
+    found = {pid for pid in table if _marked(pid, mark)}
+    if leader.pid in table and table[leader.pid].started == leader.started:
+        found.add(leader.pid)
+    grown = True
+    while grown:
+        heads = found & {e.session for e in table.values()} | found & {e.group for e in table.values()}
+        more = {p for p, e in table.items() if p not in found and (e.parent in found or e.session in heads or e.group in heads)}
+        found |= more
+        grown = bool(more)
+    return {Identity(pid, table[pid].started) for pid in found - {os.getpid()}}
+
+
+def stop(leader: Identity, mark: str, *, grace_seconds: float = 10.0) -> None:
+    """SIGTERM to the leader, then SIGKILL to what is left of its members after the grace. Raises RuntimeError if any survives."""
+    known = members(leader, mark)
+    if alive(leader):
+        os.kill(leader.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
+    while _living(known) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        known |= members(leader, mark)
+    for _ in range(50):
+        known |= members(leader, mark)
+        left = _living(known)
+        if not left:
+            return
+        for identity in left:
+            try:
+                os.kill(identity.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+    raise RuntimeError(f"these processes do not end: {sorted(i.pid for i in _living(known))}")
+
+
+def free_port(preferred: int, taken: Collection[int] = ()) -> int:
+    """`preferred` when it is free on loopback, else a free one; never one of `taken`."""
+    for port in (preferred, *[0] * 20):
+        with socket.socket() as probe:
+            # as servers do, so that a port in TIME_WAIT counts as free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found = int(probe.getsockname()[1])
+        if found not in taken:
+            return found
+    raise RuntimeError("no free port on 127.0.0.1")
+
+
+def _living(identities: set[Identity]) -> set[Identity]:
+    return {identity for identity in identities if alive(identity)}
+
+
+def _entry(pid: int) -> Entry | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything; field 3 of proc(5) comes first here
+    return Entry(fields[0] in "ZX", started=int(fields[19]), parent=int(fields[1]), group=int(fields[2]), session=int(fields[3]))
+
+
+def _table() -> dict[int, Entry]:
+    entries = ((int(p.name), _entry(int(p.name))) for p in Path("/proc").iterdir() if p.name.isdigit())
+    return {pid: entry for pid, entry in entries if entry is not None}
+
+
+def _marked(pid: int, mark: str) -> bool:
+    try:
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False

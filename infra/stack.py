@@ -1,0 +1,265 @@
+"""The local stack: `python -m infra.stack up|down|status [--root DIR]`. Ray head, MLflow server and S3 store, on loopback only.
+
+Data, ports, secrets and logs lie in the root (`.stack`). `up` starts what does not run; `down` ends what `up` started and leaves
+the data. `source ROOT/env` lets commands reach the stack.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+import botocore.session
+
+from infra import processes
+from infra.environment import DEFAULT_ROOT, environment
+from infra.processes import Identity
+from infra.services import BUCKET, HOST, PREFERRED, Ports, Secrets, Service, client_environment, install_s3, services
+
+READY_SECONDS = 180.0
+"""Longest wait for the three services: MLflow took over 60 s on a machine at load 27."""
+
+
+class StackError(RuntimeError):
+    """The stack could not be brought up; what this call started has been ended."""
+
+
+def up(root: Path) -> None:
+    """Starts what does not run yet and returns when all three services answer. Raises StackError."""
+    root = root.absolute()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    install_s3(root)
+    with _locked(root):
+        state = _load(root)
+        known = _secrets(root)
+        _place(root, state)
+        ports = Ports(**state["ports"])
+        _write(root / "env", _shell(client_environment(root, ports, known)))
+        parts = services(root, ports, known, Path(state["temporary"]))
+        fresh: list[str] = []
+        try:
+            for part in parts:
+                if not _running(state, part.name):
+                    fresh.append(part.name)
+                    _start(root, state, part)
+            _wait(root, state, parts)
+            _make_bucket(environment(root))
+        except BaseException as error:
+            for name in fresh:
+                _stop(root, state, name)
+            if isinstance(error, botocore.exceptions.BotoCoreError | botocore.exceptions.ClientError):
+                raise StackError(f"s3 answers, but bucket {BUCKET} cannot be made: {error}") from error
+            raise
+
+
+def down(root: Path) -> None:
+    """Ends what `up` started, their children included; data, ports and secrets stay."""
+    root = root.absolute()
+    if not (root / "state.json").exists():
+        return
+    with _locked(root):
+        state = _load(root)
+        for name in list(state["processes"]):
+            _stop(root, state, name)
+        if state["temporary"]:
+            shutil.rmtree(state["temporary"], ignore_errors=True)
+            state["temporary"] = None
+        _save(root, state)
+
+
+def status(root: Path) -> dict[str, tuple[str, str]]:
+    """Service -> (address, "up" | "not answering" | "down"); empty where no stack has ever been."""
+    root = root.absolute()
+    if not (root / "state.json").exists():
+        return {}
+    state = _load(root)
+    parts = services(root, Ports(**state["ports"]), _secrets(root), Path(state["temporary"] or "-"))
+    return {part.name: (part.address, _condition(state, part)) for part in parts}
+
+
+def _condition(state: dict[str, Any], part: Service) -> str:
+    if not _running(state, part.name):
+        return "down"
+    return "up" if part.healthy() else "not answering"
+
+
+def _place(root: Path, state: dict[str, Any]) -> None:
+    """Chooses ports for what does not run (those of last time if they are free) and Ray's temporary folder."""
+    ports, before = state["ports"], dict(state["ports"])
+    for service, keys in {"s3": ["s3"], "mlflow": ["mlflow"], "ray": ["gcs", "dashboard", "client"]}.items():
+        if not _running(state, service):
+            for key in keys:
+                ports[key] = processes.free_port(ports[key], [port for other, port in ports.items() if other != key])
+    if ports != before and _running(state, "ray"):
+        print("restarting Ray: its jobs inherit the addresses of s3 and mlflow, and one of them had to move", flush=True)
+        _stop(root, state, "ray")
+    if not state["temporary"] or not Path(state["temporary"]).is_dir():
+        # Ray's socket paths add some 60 bytes and may have 107; mkdtemp gives a folder that only this user may enter
+        base = tempfile.gettempdir()
+        state["temporary"] = tempfile.mkdtemp(prefix="ccnet-", dir=base if len(base) < 30 else "/tmp")
+    _save(root, state)
+
+
+def _start(root: Path, state: dict[str, Any], part: Service) -> None:
+    if part.name in state["processes"]:  # its leader died: end what it left
+        _stop(root, state, part.name)
+    mark = secrets.token_hex(8)
+    identity = processes.start(
+        part.command, environment=part.environment | {processes.MARK: mark}, log=_log(root, part.name), cwd=root
+    )
+    state["processes"][part.name] = {"pid": identity.pid, "started": identity.started, "mark": mark, "boot": _boot()}
+    _save(root, state)
+
+
+def _stop(root: Path, state: dict[str, Any], name: str) -> None:
+    record = state["processes"].get(name)
+    if record is None:
+        return
+    if record["boot"] == _boot():
+        processes.stop(Identity(record["pid"], record["started"]), record["mark"])
+    del state["processes"][name]
+    _save(root, state)
+
+
+def _running(state: dict[str, Any], name: str) -> bool:
+    record = state["processes"].get(name)
+    return record is not None and record["boot"] == _boot() and processes.alive(Identity(record["pid"], record["started"]))
+
+
+def _wait(root: Path, state: dict[str, Any], parts: list[Service]) -> None:
+    begun = time.monotonic()
+    waiting = parts
+    while True:
+        left = [part for part in waiting if not part.healthy()]
+        seconds = time.monotonic() - begun
+        if left != waiting and left:
+            print(f"{seconds:4.0f} s: waiting for {', '.join(part.name for part in left)}", flush=True)
+        waiting = left
+        dead = next((part for part in parts if not _running(state, part.name)), None)
+        if dead:
+            raise StackError(f"{dead.name} ended while starting; the end of {_log(root, dead.name)}:\n{_tail(root, dead.name)}")
+        if not waiting:
+            return
+        if seconds > READY_SECONDS:
+            name = waiting[0].name
+            raise StackError(
+                f"{name} does not answer after {READY_SECONDS:.0f} s (`down`, then `up`, restarts it); "
+                f"the end of {_log(root, name)}:\n{_tail(root, name)}"
+            )
+        time.sleep(0.3)
+
+
+def _make_bucket(known: dict[str, str]) -> None:
+    client = botocore.session.Session().create_client(
+        "s3",
+        region_name=known["AWS_DEFAULT_REGION"],
+        endpoint_url=known["AWS_ENDPOINT_URL"],
+        aws_access_key_id=known["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=known["AWS_SECRET_ACCESS_KEY"],
+    )
+    with contextlib.closing(client):
+        if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=BUCKET)
+
+
+def _secrets(root: Path) -> Secrets:
+    """The token and the keys of this root, made on first use."""
+    if not (root / "s3.json").exists():
+        keys = {"access_key": "AK" + secrets.token_hex(9).upper(), "secret_key": secrets.token_urlsafe(30)}
+        _write(root / "s3.json", json.dumps(keys))
+    if not (root / "ray.token").exists():
+        _write(root / "ray.token", secrets.token_hex(32))
+    return Secrets(**json.loads((root / "s3.json").read_text()), token=(root / "ray.token").read_text())
+
+
+def _load(root: Path) -> dict[str, Any]:
+    if (root / "state.json").exists():
+        return dict(json.loads((root / "state.json").read_text()))
+    return {"ports": asdict(PREFERRED), "temporary": None, "processes": {}}
+
+
+def _save(root: Path, state: dict[str, Any]) -> None:
+    _write(root / "state.json", json.dumps(state, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces the file at once, readable by this user alone."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    with (root / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _shell(variables: dict[str, str]) -> str:
+    return "".join(f"export {key}={shlex.quote(value)}\n" for key, value in variables.items())
+
+
+def _log(root: Path, name: str) -> Path:
+    return root / f"{name}.log"
+
+
+def _tail(root: Path, name: str) -> str:
+    return "\n".join(_log(root, name).read_text(errors="replace").splitlines()[-20:])
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _print_status(root: Path) -> int:
+    rows = status(root)
+    if not rows:
+        print(f"no stack at {root}: python -m infra.stack up")
+        return 1
+    for name, (address, condition) in rows.items():
+        print(f"{name:7} {address:24} {condition}")
+    ready = all(condition == "up" for _, condition in rows.values())
+    print(f"reach it: source {shlex.quote(str(root / 'env'))}" if ready else "start it: python -m infra.stack up")
+    return 0 if ready else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.stack", description="The local stack.")
+    parser.add_argument("action", choices=["up", "down", "status"])
+    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="folder of data, ports, secrets and logs (default: .stack)")
+    arguments = parser.parse_args(argv)
+    if not Path("/proc/self/stat").exists():
+        print("infra.stack needs Linux (/proc): use infra/compose.yaml elsewhere", file=sys.stderr)
+        return 2
+    try:
+        if arguments.action == "up":
+            print("starting Ray, MLflow and the S3 store on", HOST, flush=True)
+            up(arguments.root)
+        elif arguments.action == "down":
+            down(arguments.root)
+            print(f"stopped; the data stay in {arguments.root}")
+            return 0
+        return _print_status(arguments.root)
+    except (StackError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The one grammar of every verb: `python -m jobs.VERB CONFIG.yaml [dotted.key=value ...]`."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from pipeline.checkpoint import CheckpointError
+from pipeline.config import Config, ConfigError, load
+from pipeline.storage import StorageError
+from pipeline.tracking import TrackingError
+
+# Faults that a user can mend: the message says how, a traceback would bury it.
+KNOWN_FAULTS = (ConfigError, StorageError, TrackingError, CheckpointError)
+
+
+def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
+    """Loads the configuration and runs the verb. Returns 0, the verb's own code, 1 for a known fault, 2 for bad settings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0].startswith("-"):
+        name = verb.__module__ if verb.__module__ != "__main__" else "jobs.VERB"
+        print(f"usage: python -m {name} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
+        return 2
+    try:
+        config = load(arguments[0], arguments[1:])
+    except ConfigError as error:
+        print("\n".join(error.mistakes), file=sys.stderr)
+        return 2
+    try:
+        return verb(config)
+    except KNOWN_FAULTS as error:
+        print(error, file=sys.stderr)
+        return 1

@@ -1,0 +1,20 @@
+"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the per-class table of a checkpoint."""
+
+import json
+import sys
+
+from jobs.cli import main
+from pipeline.config import Config
+from pipeline.evaluate import evaluate
+
+
+def run(config: Config) -> int:
+    """Prints the table and the protocol that belongs to its numbers."""
+    score = evaluate(config)
+    print(score.table())
+    print("protocol " + json.dumps(score.protocol))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

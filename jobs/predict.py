@@ -1,0 +1,20 @@
+"""`python -m jobs.predict CONFIG.yaml [predict.images=FOLDER]`: masks and overlays, written back to storage."""
+
+import sys
+
+from jobs.cli import main
+from pipeline.config import Config
+from pipeline.predict import predict
+
+
+def run(config: Config) -> int:
+    """Prints where each mask and overlay went."""
+    done = predict(config)
+    for prediction in done:
+        print(f"{prediction.mask_url}  {prediction.overlay_url}")
+    print(f"{len(done)} images predicted")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

@@ -1,0 +1,134 @@
+"""Runs a verb on a cluster through Ray's job API: `python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`.
+
+The folder is sent along as the working directory (what .gitignore names stays here), the log is streamed, and the exit code is the
+job's own. Ctrl-C stops the job.
+"""
+
+import asyncio
+import difflib
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.environment import environment
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+VERBS = ("prepare", "train", "tune", "evaluate", "predict", "export", "plan", "benchmark")
+USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
+EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
+"""Never sent, whatever .gitignore says; Ray itself leaves out .git and .venv."""
+
+
+class SubmitError(ValueError):
+    """The job cannot be submitted; the message says why and how to go on."""
+
+
+def entrypoint(verb: str, config: str, overrides: list[str]) -> str:
+    """The shell command of the job. Raises SubmitError for an unknown verb or a configuration that would not travel along."""
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise SubmitError(f"{verb}: no such verb{f' (did you mean {near[0]}?)' if near else ''}; legal: {', '.join(VERBS)}")
+    path, here = Path(config), Path.cwd()
+    if not path.is_file():
+        shipped = sorted(str(p) for p in path.parent.glob("*.yaml"))
+        near = difflib.get_close_matches(config, shipped, n=1)
+        raise SubmitError(f"{config}: no such file{f' (did you mean {near[0]}?)' if near else ''}")
+    if not path.resolve().is_relative_to(here.resolve()):
+        raise SubmitError(f"{config}: must lie under {here}, the folder that is sent to the cluster; copy it there")
+    return shlex.join(["python", "-m", f"jobs.{verb}", path.resolve().relative_to(here.resolve()).as_posix(), *overrides])
+
+
+def connect() -> "JobSubmissionClient":
+    """A client of RAY_API_SERVER_ADDRESS, else of the stack in this folder. Raises SubmitError when there is neither."""
+    if "RAY_API_SERVER_ADDRESS" not in os.environ:
+        try:
+            os.environ.update(environment())
+        except FileNotFoundError:
+            raise SubmitError(
+                "no cluster to submit to: start one here with `python -m infra.stack up`, "
+                "or set RAY_API_SERVER_ADDRESS=http://HOST:8265 of a running one"
+            ) from None
+    # here and not above: Ray reads RAY_AUTH_MODE when it is first imported
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    address = os.environ["RAY_API_SERVER_ADDRESS"]
+    try:
+        return JobSubmissionClient(address)
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SubmitError(
+            f"{address} (RAY_API_SERVER_ADDRESS) takes no jobs: {reason}\n"
+            "if it is the local stack, `python -m infra.stack up` starts it; if it wants a token, set RAY_AUTH_TOKEN_PATH"
+        ) from error
+
+
+def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".") -> str:
+    """Sends the folder and starts the shell command in it; returns the job's id."""
+    return client.submit_job(entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES})
+
+
+def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:
+    """Writes the job's log as it comes until the job has ended; returns its exit code. A Ctrl-C stops the job and returns 130."""
+    try:
+        asyncio.run(_stream(client, job, write))
+        return _exit_code(client, job, write)
+    except KeyboardInterrupt:
+        write(f"\nstopping {job}\n")
+        client.stop_job(job)
+        _wait(client, job)
+        return 130
+
+
+async def _stream(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
+    async for text in client.tail_job_logs(job):
+        write(text)
+        if write == sys.stdout.write:
+            sys.stdout.flush()
+
+
+def _exit_code(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
+    _wait(client, job)
+    info = client.get_job_info(job)
+    if info.driver_exit_code is not None:
+        return int(info.driver_exit_code)
+    write(f"{job}: {info.status}: {info.message}\n")  # it never ran, or its supervisor died with the node
+    return 1
+
+
+def _wait(client: "JobSubmissionClient", job: str) -> None:
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    detach = "--detach" in arguments
+    words = [word for word in arguments if word != "--detach"]
+    if len(words) < 2 or any(word.startswith("-") for word in words):
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        command = entrypoint(words[0], words[1], words[2:])
+        client = connect()
+        job = submit(client, command)
+    except SubmitError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{job}: {command}", flush=True)
+    if detach:
+        print(f"follow it:  ray job logs --follow {job}\nstop it:    ray job stop {job}")
+        return 0
+    return follow(client, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""`python -m jobs.tune CONFIG.yaml`: searches the configuration's space with ASHA."""
+
+import sys
+
+from jobs.cli import main
+from pipeline import tracking
+from pipeline.config import Config
+from pipeline.tune import search
+
+
+def run(config: Config) -> int:
+    """Prints the trials, best first, and the best one's per-class table."""
+    result = search(config)
+    print(result.table())
+    print(f"\n{result.score.table()}")
+    print(f"\nMLflow run        {tracking.page(config.tracking, result.run_id)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

@@ -1,0 +1,369 @@
+"""Every setting of a run: typed, frozen, checked at once.
+
+A configuration is one YAML file plus dotted overrides (`train.steps=100`). The keys of a Tune search space are the same
+dotted paths. Mistakes are collected and reported together, each with the key, what came, what is legal and the nearest fix.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+OUTPUT_STRIDE = 8
+JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in a submitted job, whose folder is a temporary copy
+
+
+class ConfigError(ValueError):
+    """All mistakes of a configuration; `.mistakes` holds one line each."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Storage(Section):
+    path: str
+    """Where shards, checkpoints and predictions live: `s3://bucket/prefix` or a folder."""
+    endpoint: str | None = None
+    """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if "://" in value:
+            return value.rstrip("/")
+        if not Path(value).expanduser().is_absolute() and os.environ.get(JOB_MARK):
+            raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
+        return str(Path(value).expanduser().absolute())
+
+
+class Generated(Section):
+    num_train: int = Field(192, ge=1)
+    """Training images to generate."""
+    num_val: int = Field(48, ge=1)
+    """Validation images to generate."""
+    size: int = Field(65, ge=33)
+    """Height and width in pixels."""
+
+
+class Data(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the packed data set; its shards lie under `<storage.path>/data/<name>`."""
+    layout: Literal["generated", "camvid"]
+    """How the source is laid out."""
+    source: str | None = None
+    """Folder of the original images and labels; none for `generated`."""
+    shard_rows: int = Field(64, ge=1)
+    """Images in one Parquet shard."""
+    crop_size: int | tuple[int, int]
+    """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
+    scale: tuple[float, float] = (0.75, 2.0)
+    """Range of the random scale (Cityscapes recipe of the paper)."""
+    flip: bool = True
+    """Mirror left-right with probability 1/2."""
+    steps_per_block: int = Field(8, ge=1)
+    """Training steps in one Ray Data block of a worker; larger blocks cost less per image and more memory."""
+    cpus_per_task: float = Field(0.25, gt=0)
+    """Logical CPUs of one Ray Data task."""
+    generated: Generated = Generated()
+
+    @field_validator("crop_size")
+    @classmethod
+    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        for side in (value,) if isinstance(value, int) else value:
+            if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
+                low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
+                raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be [low, high] with 0 < low <= high (try {sorted(max(v, 0.1) for v in value)})")
+        return value
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.layout != "generated" and not self.source:
+            raise ValueError(f"source is missing: layout `{self.layout}` reads a folder; add data.source=FOLDER")
+        return self
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Crop height and width in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
+
+
+class Model(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101"
+    """Dilated deep-stem ResNet, output stride 8."""
+    recurrence: int = Field(ge=0, le=8)
+    """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
+
+
+class Train(Section):
+    workers: int = Field(2, ge=1)
+    """Data-parallel training processes; one GPU each where the cluster has GPUs."""
+    cpus_per_worker: float = Field(0.5, gt=0)
+    """Logical CPUs reserved by each worker; what is left feeds Ray Data."""
+    global_batch: int = Field(8, ge=1)
+    """Images per step over all workers."""
+    steps: int = Field(60_000, ge=1)
+    """Optimizer steps (Cityscapes: 60,000)."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Base of the poly schedule."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """SGD weight decay (README of the published code: 1e-4)."""
+    power: float = Field(0.9, gt=0)
+    """Exponent of the poly schedule."""
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the auxiliary loss."""
+    validate_every: int = Field(1000, ge=1)
+    """Steps between validations; each one reports and saves a checkpoint. The last step always validates."""
+    log_every: int = Field(10, ge=1)
+    """Steps between progress lines and metric points."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept besides the best."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures survived before the run fails."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.global_batch % self.workers:
+            low = self.global_batch // self.workers * self.workers
+            near = " or ".join(str(v) for v in (low, low + self.workers) if v)
+            raise ValueError(f"global_batch = {self.global_batch}: must be a multiple of train.workers = {self.workers} (try {near})")
+        return self
+
+
+class Evaluate(Section):
+    checkpoint: str | None = None
+    """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
+    scale: float = Field(1.0, gt=0)
+    """Image scale before the network; scores are resized to the label's own resolution, where IoU is counted."""
+    panel_images: int = Field(4, ge=1)
+    """Fixed validation images shown in MLflow."""
+
+
+class Predict(Section):
+    images: str | None = None
+    """Folder or `s3://` prefix of images; by default the validation split."""
+    limit: int | None = Field(None, ge=1)
+    """Predict only the first so many images."""
+    output: str | None = None
+    """Where masks and overlays go; by default `<storage.path>/predictions/<run key>`."""
+
+
+class Tracking(Section):
+    uri: str | None = None
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in this folder."""
+    experiment: str = "ccnet"
+    """MLflow experiment."""
+    register_as: str | None = None
+    """Name in the model registry for the best checkpoint; none leaves it out."""
+
+
+class Dimension(Section):
+    log: tuple[float, float] | None = None
+    """Log-uniform range [low, high]."""
+    choice: tuple[Any, ...] | None = None
+    """Values to choose from."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.log is None) == (self.choice is None):
+            raise ValueError("needs exactly one of log: [low, high] and choice: [a, b, ...]")
+        if self.log and not 0 < self.log[0] < self.log[1]:
+            raise ValueError(f"log = {list(self.log)}: needs 0 < low < high")
+        if self.choice is not None and not self.choice:
+            raise ValueError("choice = []: needs at least one value")
+        return self
+
+
+class Tune(Section):
+    space: dict[str, Dimension] = {}
+    """Search space: dotted setting -> {log: [low, high]} or {choice: [...]}."""
+    trials: int = Field(4, ge=1)
+    """Trials in all."""
+    concurrent: int | None = Field(None, ge=1)
+    """Trials at a time; by default what the cluster's CPUs and GPUs hold."""
+    grace_steps: int = Field(100, ge=1)
+    """Steps before ASHA may stop a trial."""
+    reduction: int = Field(2, ge=2)
+    """ASHA keeps one in so many trials at each rung."""
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the run; the run key adds a hash of every setting that shapes the result."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of weights, order, augmentation and dropout."""
+    storage: Storage
+    data: Data
+    model: Model
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    predict: Predict = Predict()
+    tracking: Tracking = Tracking()
+    tune: Tune = Tune()
+
+    @property
+    def run_key(self) -> str:
+        """`<name>-<8 hex digits>`: equal exactly when a resubmitted run may continue the earlier one.
+
+        Left out of the hash are the settings that leave the trained model as it is (bit for bit, or up to the order of
+        floating-point sums): number of workers, resources, cadence of logs, tracking, evaluation, prediction, search.
+        """
+        shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train"})
+        for key in ("steps_per_block", "cpus_per_task", "source", "shard_rows"):
+            del shaping["data"][key]
+        for key in ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "validate_every"):
+            del shaping["train"][key]
+        digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{digest[:8]}"
+
+    @property
+    def data_url(self) -> str:
+        """Folder of the packed data set."""
+        return f"{self.storage.path}/data/{self.data.name}"
+
+    @property
+    def runs_url(self) -> str:
+        """Folder of all runs; each has one of its own, named by its run key."""
+        return f"{self.storage.path}/runs"
+
+    def override(self, values: dict[str, Any]) -> "Config":
+        """This configuration with dotted keys replaced. Raises ConfigError."""
+        tree = self.model_dump(mode="json")
+        for key, value in values.items():
+            _put(tree, key, value)
+        return parse(tree)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML). Raises ConfigError."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        shipped = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        near = difflib.get_close_matches(str(path), shipped, n=1)
+        raise ConfigError([f"{path}: {error.strerror}" + (f" (did you mean {near[0]}?)" if near else "")]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: expected a mapping of settings, found {type(tree).__name__}"])
+    mistakes = []
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        try:
+            if not equals:
+                raise ValueError("an override is written dotted.key=value")
+            _put(tree, key, yaml.safe_load(text))
+        except (ValueError, yaml.YAMLError) as error:
+            mistakes.append(f"{item}: {' '.join(str(error).split())}")
+    try:
+        config = parse(tree)
+    except ConfigError as error:
+        raise ConfigError(mistakes + error.mistakes) from None
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Validates a nested mapping, the search space's keys and values included. Raises ConfigError."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+    mistakes = []
+    for key, dimension in config.tune.space.items():
+        for value in dimension.choice or dimension.log or ():
+            candidate = config.model_dump(mode="json")
+            candidate["tune"]["space"] = {}
+            try:
+                _put(candidate, key, value)
+                Config.model_validate(candidate)
+            except ValidationError as error:
+                mistakes += [f"tune.space: {_explain(e)}" for e in error.errors()]
+            except ValueError as error:
+                mistakes.append(f"tune.space: {error}")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return config
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"{key}: `{'.'.join(parents[: depth + 1])}` is a setting, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `key = value: what is legal (nearest fix)`."""
+    # pydantic adds the tried type to the location of a union member; a setting's name is always a field.
+    location = [str(p) for p in error["loc"] if not (isinstance(p, str) and (p in ("int", "float") or p.startswith("tuple[")))]
+    key = ".".join(location)
+    section, field = _section(location[:-1]), location[-1] if location else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
+        home = _homes(field)
+        hint = f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else f" (did you mean {home[0]}?)" if home else ""
+        legal = ", ".join(section.model_fields) if section else ""
+        return f"{key} = {error['input']!r}: no such setting{hint}; legal here: {legal}"
+    if error["type"] == "missing":
+        about = _about(section, field)
+        return f"{key}: missing; {about or 'it has no default'}"
+    value = error["input"]
+    if error["type"] == "literal_error":
+        options = [str(v) for v in get_args(section.model_fields[field].annotation)] if section else []
+        near = difflib.get_close_matches(str(value), options, n=1)
+        return f"{key} = {value!r}: must be one of {', '.join(options)}" + (f" (try {near[0]})" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict):  # a rule over several settings of one section names them itself
+        return f"{key}.{message}" if key else message
+    return f"{key} = {value!r}: {message[0].lower() + message[1:]}"
+
+
+def _section(location: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return model
+
+
+def _homes(field: str) -> list[str]:
+    """Sections of the whole configuration that do have a setting of this name."""
+    sections = {n: f.annotation for n, f in Config.model_fields.items()}
+    return [
+        f"{name}.{field}"
+        for name, section in sections.items()
+        if isinstance(section, type) and issubclass(section, BaseModel) and field in section.model_fields
+    ]
+
+
+def _about(section: type[BaseModel] | None, field: str) -> str:
+    description = section.model_fields[field].description if section and field in section.model_fields else None
+    return " ".join((description or "").split())

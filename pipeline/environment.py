@@ -1,0 +1,42 @@
+"""Where a result comes from: commit, versions and devices of this process."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = {"torch": "torch", "ray": "ray", "mlflow": "mlflow", "opencv": "opencv-python", "numpy": "numpy"}
+
+
+def environment() -> dict[str, str]:
+    """Commit, uncommitted changes, versions and devices as text; CCNET_COMMIT stands in where a submitted job has no .git."""
+    import torch  # for the names of GPUs; slow to import
+
+    given = os.environ.get("CCNET_COMMIT")
+    changes = None if given else _git("status", "--porcelain")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "commit": given or _git("rev-parse", "HEAD") or "unknown",
+        "dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "python": platform.python_version(),
+        **{name: _version(package) for name, package in PACKAGES.items()},
+        "devices": ", ".join(f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)) or "cpu",
+        "cpus": str(os.cpu_count()),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, no repository or no commit yet
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

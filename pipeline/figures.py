@@ -1,0 +1,180 @@
+"""Pictures for people: colour maps of labels, panels of predictions, confusion matrices, learning curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+
+Image = NDArray[np.uint8]
+
+IGNORED = 255
+INK, MUTED, PAPER = "#1f2933", "#616e7c", "#ffffff"
+WRONG, GREY = (230, 30, 40), (150, 150, 150)
+TILE, MAX_TILE = 300, 640
+"""Width of a panel's pictures in pixels: smaller ones are enlarged at least to TILE, larger ones reduced below MAX_TILE."""
+GAP, DPI = 12, 100
+TITLES = ("image", "truth", "prediction", "error")
+BLUES = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"])
+LINES = ("#174a7c", "#d1495b", "#2e933c", "#edae49", "#7b4b94", "#00798c")
+
+
+def colorize(label: Image, colors: ArrayLike) -> Image:
+    """uint8[H, W] class ids -> uint8[H, W, 3] RGB by `colors` [K, 3]; ids without a colour, 255 among them, are black."""
+    table = np.zeros((256, 3), np.uint8)
+    palette = np.asarray(colors, np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORED] = 0
+    return table[label]
+
+
+def overlay(image: Image, label: Image, colors: ArrayLike, alpha: float = 0.5) -> Image:
+    """uint8[H, W, 3]: the image with the classes' colours over it, opacity `alpha`; ignored pixels keep the image."""
+    blend = (1 - alpha) * image + alpha * colorize(label, colors)
+    return np.where((label == IGNORED)[..., None], image, blend.round().astype(np.uint8))
+
+
+def error_map(image: Image, truth: Image, prediction: Image) -> Image:
+    """uint8[H, W, 3]: wrong pixels red over a dimmed grey image, ignored pixels flat grey."""
+    dimmed = 60 + 0.45 * image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    picture = dimmed.astype(np.uint8)
+    picture[(truth != prediction) & (truth != IGNORED)] = WRONG
+    picture[truth == IGNORED] = GREY
+    return picture
+
+
+def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, names: Sequence[str]) -> Image:
+    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], truth and prediction uint8[h, w]), and a legend below.
+
+    Columns: image, truth, prediction, error. Pictures are scaled by whole factors only, so no class is invented at a border.
+    """
+    factor = _factor(max(truth.shape[1] for _, truth, _ in samples))
+    rows = []
+    for image, truth, prediction in samples:
+        tiles = [image, colorize(truth, colors), colorize(prediction, colors), error_map(image, truth, prediction)]
+        counted = truth != IGNORED
+        share = (truth != prediction)[counted].mean() if counted.any() else 0.0
+        rows.append(([_resize(tile, factor) for tile in tiles], f"{share:.1%} wrong"))
+    column = max(tiles[0].shape[1] for tiles, _ in rows)
+    width = len(TITLES) * (column + GAP) + GAP
+    edges = [GAP + i * (column + GAP) for i in range(len(TITLES))]
+    strips = [_text_strip(width, 34, dict(zip(edges, TITLES, strict=True)), size=12, color=INK, weight="bold")]
+    for tiles, caption in rows:
+        strip = np.full((tiles[0].shape[0], width, 3), 255, np.uint8)
+        for left, tile in zip(edges, tiles, strict=True):
+            strip[:, left : left + tile.shape[1]] = tile
+        strips += [strip, _text_strip(width, 24, {edges[-1]: caption}, size=9, color=MUTED)]
+    return np.concatenate([*strips, _legend(width, colors, names)])
+
+
+def _factor(width: int) -> int:
+    """Whole number to multiply a picture's sides by; negative: to divide by."""
+    return -(-TILE // width) if width < TILE else -width // MAX_TILE
+
+
+def _resize(picture: Image, factor: int) -> Image:
+    if factor > 0:
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return picture[::-factor, ::-factor]
+
+
+def _text_strip(width: int, height: int, texts: Mapping[int, str], *, size: int, color: str, weight: str = "normal") -> Image:
+    """One line of text: {left edge in pixels: text}."""
+    figure = _figure(width, height)
+    for left, text in texts.items():
+        figure.text(left / width, 0.42, text, size=size, color=color, weight=weight, va="center")
+    return _pixels(figure)
+
+
+def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
+    entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
+    entries += [(np.array(WRONG) / 255, "wrong")]
+    cell = 40 + 8 * max(len(name) for _, name in entries)
+    per_line = max(1, (width - 2 * GAP) // cell)
+    lines = -(-len(entries) // per_line)
+    height = 26 * lines + 14
+    figure = _figure(width, height)
+    for i, (color, name) in enumerate(entries):
+        x, y = GAP + (i % per_line) * cell, height - 26 * (i // per_line) - 20
+        square = Rectangle(
+            (x / width, (y - 7) / height), 14 / width, 14 / height, transform=figure.transFigure, facecolor=color, edgecolor=MUTED
+        )
+        square.set_linewidth(0.5)
+        figure.add_artist(square)
+        figure.text((x + 21) / width, y / height, name, size=9, color=INK, va="center_baseline")
+    return _pixels(figure)
+
+
+def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
+    """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU beside it."""
+    num_classes = len(names)
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
+    longest = max(len(name) for name in names)
+    cell, left, top, bottom = 46, 46 + 7 * longest, max(74, 34 + 6 * longest), 34
+    size = cell * num_classes
+    width, height = left + size + 84, top + size + bottom
+    figure = _figure(width, height)
+    axes = figure.add_axes((left / width, bottom / height, size / width, size / height))
+    axes.imshow(share, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(*counts.shape):
+        if counts[i, j]:
+            text = "<1" if share[i, j] < 0.005 else f"{100 * share[i, j]:.0f}"
+            faint = MUTED if share[i, j] < 0.05 else INK
+            axes.text(j, i, text, ha="center", va="center", size=9, color="white" if share[i, j] > 0.45 else faint)
+    for i in range(num_classes):
+        iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "–"
+        axes.text(num_classes - 0.2, i, iou, ha="left", va="center", size=10, color=INK, weight="bold")
+    axes.text(num_classes - 0.2, num_classes - 0.4, "IoU %", ha="left", va="top", size=9, color=MUTED)
+    axes.set_yticks(range(num_classes), names)
+    axes.set_xticks(range(num_classes), names, rotation=45, ha="left", rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    _bare(axes)
+    axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#e4e7eb", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    figure.text(GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top")
+    return _pixels(figure)
+
+
+def learning_curve(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Image:
+    """uint8[H, W, 3]: {name: (steps, values)} as lines over steps, each named at its end with its last value."""
+    figure = Figure(figsize=(8, 4.5), dpi=DPI, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for color, (name, (steps, values)) in zip(LINES * len(curves), curves.items(), strict=False):
+        axes.plot(steps, values, color=color, linewidth=2, label=name)
+        axes.plot(steps[-1:], values[-1:], "o", color=color, markersize=5)
+        end = (steps[-1], values[-1])
+        axes.annotate(f"{name} {values[-1]:.3g}", end, xytext=(8, 0), textcoords="offset points", color=color, va="center")
+    axes.set_xlabel("step", color=MUTED)
+    axes.set_ylabel(ylabel, color=MUTED)
+    axes.grid(color="#e4e7eb", linewidth=1)
+    _bare(axes)
+    return _pixels(figure)
+
+
+def _bare(axes: Any) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+
+
+def _figure(width: int, height: int) -> Figure:
+    """An empty figure of so many pixels."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pixels(figure: Figure) -> Image:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,84 @@
+"""Masks and overlays of images, back into storage."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import ray
+import torch
+
+from ccnet import CCNet
+from ccnet.inference import predict_classes
+from pipeline import cluster, figures, transforms, workers
+from pipeline.config import Config, ConfigError
+from pipeline.datasets import evaluation_samples
+from pipeline.evaluate import as_batch, load_network
+from pipeline.shards import Manifest, read_manifest
+from pipeline.storage import Store, open_store
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Prediction(NamedTuple):
+    """Where one image's results went."""
+
+    mask_url: str
+    """8-bit PNG at the image's size, value = class id of training."""
+    overlay_url: str
+    """The image with the class colours over it."""
+
+
+def predict(config: Config) -> list[Prediction]:
+    """Predicts `predict.images`, or the validation split, with `train.workers` Ray tasks.
+
+    Raises ConfigError when there is no image, CheckpointError when there is no network.
+    """
+    manifest = read_manifest(open_store(config.data_url, config.storage))
+    net, found = load_network(config)
+    output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
+    names = _names(config, manifest)[: config.predict.limit]
+    cluster.connect()
+    num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= config.train.workers else 0
+    task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_predict_slice)
+    shared = ray.put(net)
+    parts = [task.remote(shared, config, manifest, output, names, rank) for rank in range(min(config.train.workers, len(names)))]
+    return sorted(prediction for part in ray.get(parts) for prediction in part)
+
+
+def _names(config: Config, manifest: Manifest) -> list[str]:
+    """Keys below `predict.images`, or the positions of the validation split as text."""
+    folder = config.predict.images
+    if folder is None:
+        return [str(index) for index in range(manifest.num_images("val"))]
+    names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(SUFFIXES)]
+    if not names:
+        raise ConfigError([f"predict.images = {folder!r}: no image found; {', '.join(SUFFIXES)} are read"])
+    return names
+
+
+def _predict_slice(net: CCNet, config: Config, manifest: Manifest, output: Store, names: list[str], rank: int) -> list[Prediction]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(workers.num_threads(config.train.workers))
+    net = net.to(device)
+    done = []
+    for name, image in _images(config, manifest, names[rank :: config.train.workers]):
+        scaled = transforms.resize_image(image, config.evaluate.scale)
+        mask = predict_classes(net, as_batch(scaled, device), image.shape[:2])[0].cpu().numpy()
+        output.write(f"{name}.png", transforms.encode_png(mask))
+        output.write(f"{name}_overlay.png", transforms.encode_png(figures.overlay(image, mask, manifest.colors)))
+        done.append(Prediction(output.url(f"{name}.png"), output.url(f"{name}_overlay.png")))
+    return done
+
+
+def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, transforms.UInt8]]:
+    """(name without suffix, image uint8[H, W, 3]) of each. Raises ValueError naming an image that does not decode."""
+    if config.predict.images is None:
+        store = open_store(config.data_url, config.storage)
+        for sample in evaluation_samples(store, manifest, "val", [int(n) for n in names], scale=1.0):
+            yield sample.sample_id, sample.image
+        return
+    source = open_store(config.predict.images, config.storage)
+    for name in names:
+        try:
+            yield name.rsplit(".", 1)[0], transforms.decode_image(source.read(name))
+        except ValueError as error:
+            raise ValueError(f"{source.url(name)}: {error}") from error

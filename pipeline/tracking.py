@@ -1,0 +1,295 @@
+"""The one door to MLflow: runs, points, pictures, the registry. Only MlflowClient, never the fluent API's hidden state.
+
+Checkpoints are registered by reference: MLflow holds the URL, the SHA-256 and the protocol of the mIoU, never the weights.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import yaml
+
+from pipeline import config
+from pipeline.environment import environment as environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+RUN_KEY = "ccnet.run_key"
+CHECKPOINT_URL = "ccnet.checkpoint_url"
+CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
+MIOU = "ccnet.miou"
+PROTOCOL = "ccnet.protocol"
+ALIAS = "best"
+START = "try: python -m infra.stack up, or: mlflow server --host 127.0.0.1 --port 5000; then tracking.uri=http://127.0.0.1:5000"
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be used as asked; the message names the address and the fix."""
+
+
+class Point(NamedTuple):
+    key: str
+    value: float
+    timestamp: int
+    """Milliseconds since 1970; part of a point's identity in MLflow, so a repeated point repeats it."""
+    step: int
+
+
+def tracking_uri(tracking: config.Tracking) -> str:
+    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store."""
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
+    if scheme in ("", "file"):
+        folder = uri.removeprefix("file:")
+        folder = "/" + folder.lstrip("/") if uri.startswith("file:/") else folder
+        raise TrackingError(
+            f"tracking.uri = {uri!r}: MLflow no longer writes plain folders (try sqlite:///{Path(folder).absolute()}/mlflow.db "
+            "or the http:// address of a server)"
+        )
+    if scheme not in ("http", "https", "sqlite", "postgresql", "mysql"):
+        raise TrackingError(f"tracking.uri = {uri!r}: must start with http://, https://, sqlite:///, postgresql:// or mysql://")
+    return uri
+
+
+def check(uri: str, timeout_s: float = 5.0) -> None:
+    """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
+    parts = urllib.parse.urlsplit(uri)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password is not printed
+    try:
+        if parts.scheme in ("http", "https"):
+            request = urllib.request.Request(uri.rstrip("/") + "/health")
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+                answer = reply.read(100).decode(errors="replace").strip()
+            if answer != "OK":
+                raise TrackingError(f"tracking.uri = {shown}: answers, but not as an MLflow server does; {START}")
+            return
+        if parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or 5432), timeout=timeout_s).close()
+        elif not (folder := Path(parts.path.removeprefix("/")).absolute().parent).is_dir():
+            raise TrackingError(f"tracking.uri = {shown}: folder {folder} does not exist; create it or choose another file")
+    except OSError as error:  # URLError and HTTPError included
+        reason = getattr(error, "reason", None) or error
+        raise TrackingError(f"tracking.uri = {shown}: no MLflow server answers there ({reason}); {START}") from error
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the server and its registry that gives up in a minute; settings of the environment win."""
+    for key, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "2"), ("BACKOFF_FACTOR", "1")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the cluster unasked
+    from mlflow import MlflowClient  # takes over a second to import
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def open_run(
+    settings: config.Config,
+    *,
+    environment: Mapping[str, str],
+    run_key: str | None = None,
+    parent_run_id: str | None = None,
+    run_name: str | None = None,
+) -> str:
+    """The run id of this configuration: its earlier run reopened, or a new one.
+
+    A run is found by the tag `ccnet.run_key` (`run_key`, by default the configuration's own; a trial passes its own).
+    Parameters are every resolved setting under its dotted name. MLflow never changes a parameter, so a reopened run keeps
+    the first values; the artifact config.yaml holds the latest.
+    """
+    client = connect(tracking_uri(settings.tracking))
+    experiment_id = _experiment(client, settings.tracking.experiment, tracking_uri(settings.tracking))
+    key = run_key or settings.run_key
+    # A tag's dots need the back quotes; the oldest wins should two drivers ever have raced.
+    found = client.search_runs(
+        [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"]
+    )
+    tags = {f"ccnet.{name}": value for name, value in environment.items()}
+    if parent_run_id:
+        tags["mlflow.parentRunId"] = parent_run_id
+    if found:
+        run = found[0]
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        run = client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
+    run_id: str = run.info.run_id
+    _log_settings(client, run_id, settings, tags, known=set(run.data.params))
+    return run_id
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if uri.startswith("sqlite:"):  # without a server MLflow would put artifacts into whatever folder we happen to be in
+        location = (Path(uri.partition(":///")[2]).absolute().parent / "mlartifacts" / name).as_uri()
+    for _ in range(2):
+        if found := client.get_experiment_by_name(name):
+            if found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"tracking.experiment = {name!r}: was deleted; restore it (mlflow experiments restore) or use another name"
+                )
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another driver was quicker
+                raise
+    raise TrackingError(f"tracking.experiment = {name!r}: neither found nor created")
+
+
+def _log_settings(client: "MlflowClient", run_id: str, settings: config.Config, tags: Mapping[str, str], known: set[str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    tree = settings.model_dump(mode="json")
+    params = [Param(key, value[:6000]) for key, value in flatten(tree).items() if key not in known]
+    for start in range(0, max(len(params), 1), 100):  # 100 parameters is the server's limit for one request
+        client.log_batch(
+            run_id, params=params[start : start + 100], tags=[RunTag(k, v) for k, v in tags.items()] if not start else []
+        )
+    client.log_text(run_id, yaml.safe_dump(tree, sort_keys=False), "config.yaml")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as {dotted name: text}; lists and null as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Ends a run; a run that a killed driver left RUNNING is ended the same way, or reopened by open_run."""
+    connect(uri).set_terminated(run_id, status)
+
+
+def log_best(
+    uri: str, run_id: str, *, checkpoint_url: str, sha256: str, step: int, miou: float, protocol: Mapping[str, Any]
+) -> None:
+    """Names the run's best checkpoint so far, by reference: tags, and best_checkpoint.json. Replaces the one before."""
+    from mlflow.entities import RunTag
+
+    client = connect(uri)
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol) | {"ccnet.step": str(step)}
+    entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
+    client.log_text(run_id, json.dumps(entry, indent=2, sort_keys=True) + "\n", "best_checkpoint.json")
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any]) -> dict[str, str]:
+    # Two models compare when all but the model is the same, so the checkpoint's own hash is no part of what is compared.
+    rest = {key: value for key, value in protocol.items() if value != sha256}
+    return {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
+
+
+def register(
+    uri: str, run_id: str, name: str, *, checkpoint_url: str, sha256: str, miou: float, protocol: Mapping[str, Any]
+) -> str:
+    """The version of registered model `name` that stands for this checkpoint; made once, however often it is asked for.
+
+    Its source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
+    checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
+    The alias `best` moves to it when its mIoU is higher than the holder's under the same protocol.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol)
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((v for v in versions if v.run_id == run_id and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
+    if version is None:
+        remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
+        source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
+        version = client.create_model_version(name, source, run_id, tags=tags)
+    holder = next((v for v in versions if ALIAS in client.get_model_version(name, v.version).aliases), None)
+    if holder is None or (holder.tags.get(PROTOCOL) == tags[PROTOCOL] and miou > float(holder.tags[MIOU])):
+        client.set_registered_model_alias(name, ALIAS, version.version)
+    elif holder.tags.get(PROTOCOL) != tags[PROTOCOL]:
+        log.warning("models:/%s@%s stays at version %s: its mIoU has another protocol", name, ALIAS, holder.version)
+    return str(version.version)
+
+
+def find_checkpoint(uri: str, reference: str) -> str:
+    """URL of the checkpoint behind a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        if match := re.fullmatch(r"models:/([^@/]+)@([^@/]+)", reference):
+            tags = client.get_model_version_by_alias(*match.groups()).tags
+        elif match := re.fullmatch(r"models:/([^@/]+)/([0-9]+)", reference):
+            tags = client.get_model_version(*match.groups()).tags
+        elif re.fullmatch(r"[0-9a-f]{32}", reference):
+            tags = client.get_run(reference).data.tags
+        else:
+            raise TrackingError(f"checkpoint {reference!r}: must be a run id, models:/NAME@ALIAS or models:/NAME/VERSION")
+    except MlflowException as error:
+        raise TrackingError(f"checkpoint {reference!r}: {error.message}") from error
+    if CHECKPOINT_URL not in tags:
+        raise TrackingError(f"checkpoint {reference!r}: names no checkpoint (a run has one after its first validation)")
+    return str(tags[CHECKPOINT_URL])
+
+
+def logged_steps(client: "MlflowClient", run_id: str) -> dict[str, set[int]]:
+    """Steps the server already has, by metric."""
+    keys = client.get_run(run_id).data.metrics
+    return {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
+
+
+def logged_pictures(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
+    """(name, step) of the pictures the server already has whole."""
+    names = (Path(entry.path).name.split("+") for entry in client.list_artifacts(run_id, "images"))
+    return {(parts[0].replace("~", "/"), int(parts[2])) for parts in names if parts[-1] == "compressed.webp"}
+
+
+def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
+    """Sends at most 1000 points in one request. Sending the same points again changes nothing."""
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+
+def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, *, timestamp: int, step: int) -> None:
+    """Sends a picture so that the page of charts has a step slider for it, and as `<name>.png`, the latest.
+
+    The files are those of MlflowClient.log_image but for the last part of the name, there random, here made from
+    the rest: sent again after a lost answer, it replaces itself where log_image would show it twice.
+    """
+    from PIL import Image
+
+    stem = f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}"
+    stem += f"+{uuid.uuid5(uuid.NAMESPACE_URL, f'{run_id}/{stem}')}"
+    with tempfile.TemporaryDirectory() as folder, Image.open(png) as image:
+        full, small, latest = (
+            Path(folder, f"{stem}.png"),
+            Path(folder, f"{stem}+compressed.webp"),
+            Path(folder, f"{Path(name).name}.png"),
+        )
+        full.write_bytes(png.read_bytes())
+        latest.write_bytes(png.read_bytes())
+        image.thumbnail((256, 256))  # the size MLflow shows in its grid before a click
+        image.save(small)
+        client.set_tag(run_id, "mlflow.loggedImages", "true")
+        client.log_artifact(run_id, str(full), "images")
+        client.log_artifact(run_id, str(latest), str(Path(name).parent) if "/" in name else None)
+        client.log_artifact(run_id, str(small), "images")  # last: it marks the picture as whole

@@ -1,0 +1,249 @@
+"""The training loop of one worker, and the TorchTrainer around it."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from ccnet import build_ccnet
+from ccnet.inference import predict_classes
+from ccnet.layers import synchronise_batch_norm
+from ccnet.optim import build_optimizer, poly_learning_rate
+from ccnet.step import train_step
+from pipeline import checkpoint, evaluate, figures, tracking, workers
+from pipeline.config import Config
+from pipeline.datasets import Feed, data_config, evaluation_samples, planned_batches, resumable
+from pipeline.evaluate import Score
+from pipeline.job import Job, open_job
+from pipeline.progress import Progress
+from pipeline.spool import MetricLog
+from pipeline.storage import Store
+from pipeline.transforms import UInt8, resize_to
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(job: Job, callbacks: list[UserCallback] | None = None) -> TorchTrainer:
+    """The TorchTrainer of a job; `jobs.train` and every Tune trial run this one."""
+    train = job.config.train
+    file_system, path = job.checkpoints.arrow()
+    parent, _, name = path.rstrip("/").rpartition("/")
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= train.workers
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=name,
+            storage_path=parent,
+            storage_filesystem=file_system,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=train.keep_checkpoints + 1, checkpoint_score_attribute="miou", checkpoint_score_order="max"
+            ),
+            callbacks=callbacks or [],
+        ),
+        datasets={"train": resumable(job.feed)},
+        dataset_config=data_config(),
+    )
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One DDP worker: batches in plan order, a step each, validation and a checkpoint every `validate_every` steps."""
+    job: Job = settings["job"]
+    train = job.config.train
+    torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
+    logging.basicConfig(level=logging.INFO if workers.rank() == 0 else logging.WARNING, format="%(message)s")
+    log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
+    progress = Progress(train.steps, train.global_batch)
+    learner, batches = _start(job)
+    try:
+        for step, image, label in progress.timed(batches):
+            learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power)
+            loss = learner.step(image, label, step, learning_rate)
+            progress.step_done()
+            done = step + 1
+            if log and (done % train.log_every == 0 or done == train.steps):
+                points, text = progress.flush(done)
+                points |= {"train/loss": float(loss), "train/learning_rate": learning_rate}
+                log.metrics(points, done)
+                logger.info("step %d/%d  loss %.4f  %s", done, train.steps, points["train/loss"], text)
+            if done % train.validate_every == 0 or done == train.steps:
+                _validate_and_save(job, learner, done, log)
+    finally:
+        if log and (unsent := log.close(timeout_s=30)):
+            logger.warning("%d metric points wait in the spool until %s answers", unsent, job.tracking_uri)
+
+
+class Learner:
+    """Network, its DDP wrapper and optimizer on this worker's device."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, device
+        self.model = {"num_classes": num_classes} | config.model.model_dump()
+        net = synchronise_batch_norm(build_ccnet(**self.model), device)
+        self.net = net.to(device, memory_format=torch.channels_last)
+        train = config.train
+        self.optimizer = build_optimizer(self.net, train.learning_rate, train.momentum, train.weight_decay)
+        self.parallel = self.net
+
+    def distribute(self) -> None:
+        """Wraps the network in DDP; after the weights are final, because DDP broadcasts rank 0's."""
+        if workers.world_size() > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.parallel = torch.nn.parallel.DistributedDataParallel(
+                self.net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> torch.Tensor:
+        """One optimizer step; returns the global batch's mean loss."""
+        return train_step(
+            self.parallel, self.optimizer, image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True),
+            learning_rate=learning_rate, aux_weight=self.config.train.aux_weight, seed=self.config.seed, step=step,
+        )  # fmt: skip
+
+
+def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.Tensor]]]:
+    """The learner as it was when the feed's first step began, and the batches from there."""
+    train = job.config.train
+    shard = ray.train.get_dataset_shard("train")
+    batch = train.global_batch // train.workers
+    rows = iter(shard.iter_batches(batch_size=batch, batch_format="numpy", prefetch_batches=2))
+    plan = Feed(job.config, job.data, job.manifest, 0).plan
+    batches = planned_batches(rows, plan, rank=workers.rank(), workers=train.workers)
+    learner = Learner(job.config, len(job.manifest.class_names), ray.train.torch.get_device())
+    started = time.monotonic()
+    first = next(batches, None)
+    if first is None:
+        return learner, iter(())
+    if first[0]:
+        found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first[0]))
+        checkpoint.restore(found, learner.net, learner.optimizer)
+        logger.info("resumed at step %d from %s", found.step, found.url)
+    learner.distribute()
+    logger.info("first batch after %.1f s", time.monotonic() - started)
+    return learner, _chain(first, batches)
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | None) -> None:
+    """Scores the validation split over all workers, logs it, and reports it with a checkpoint."""
+    started = time.monotonic()
+    score = _validate(job, learner)
+    metrics = {"step": step, "miou": score.miou, "num_images": score.num_images, "run_id": job.run_id}
+    if log is None:
+        ray.train.report(metrics, checkpoint_dir_name=checkpoint.folder_name(step), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        return
+    log.metrics(score.metrics(), step)
+    log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
+    log.picture("panel", step, _panel(job, learner))
+    folder = Path(tempfile.mkdtemp(prefix="ccnet-checkpoint-"))
+    progress = {"step": step, "run_key": job.config.run_key, "run_id": job.run_id, "model": learner.model,
+                "metrics": metrics, "score": score._asdict(), "config": job.config.model_dump(mode="json")}  # fmt: skip
+    checkpoint.save(folder, learner.net, learner.optimizer, progress)
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_dir_name=checkpoint.folder_name(step),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=partial(_upload, job.checkpoints),
+    )
+    logger.info("step %d/%d  val mIoU %.4f on %d images  (%.1f s)", step, job.config.train.steps, score.miou, score.num_images,
+                time.monotonic() - started)  # fmt: skip
+
+
+def _validate(job: Job, learner: Learner) -> Score:
+    indices = list(range(workers.rank(), job.manifest.num_images("val"), workers.world_size()))
+    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
+    confusion, num_images = evaluate.evaluate_samples(learner.net, samples, len(job.manifest.class_names), learner.device)
+    return evaluate.reduced_score(confusion, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device)
+
+
+def _panel(job: Job, learner: Learner) -> UInt8:
+    """The same few validation images, spread over the split, at every validation."""
+    num_images, shown = job.manifest.num_images("val"), job.config.evaluate.panel_images
+    indices = sorted({i * num_images // shown for i in range(min(shown, num_images))})
+    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
+    triples = []
+    for sample in samples:
+        prediction = predict_classes(learner.net, evaluate.as_batch(sample.image, learner.device), sample.label.shape)[0].cpu().numpy()
+        triples.append((resize_to(sample.image, sample.label.shape), sample.label, prediction))
+    return figures.panel(triples, job.manifest.colors, job.manifest.class_names)
+
+
+def _upload(store: Store, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Ray Train's upload, by our own commit order: files, read-back, manifest last."""
+    checkpoint.upload(Path(local.path), store, name)
+    file_system, path = store.arrow()
+    return ray.train.Checkpoint(path=f"{path.rstrip('/')}/{name}", filesystem=file_system)
+
+
+class Outcome(NamedTuple):
+    """What a finished run leaves."""
+
+    run_id: str
+    best: checkpoint.Checkpoint
+    score: Score
+    seconds: float
+
+
+def run_job(job: Job) -> None:
+    """Trains to the last step, from the newest checkpoint on; returns at once when that step is done."""
+    if job.first_step() < job.config.train.steps:
+        build_trainer(job).fit()
+
+
+def best_of(job: Job) -> tuple[checkpoint.Checkpoint, Score]:
+    """The run's best checkpoint and its score."""
+    name = checkpoint.best(job.checkpoints)
+    if name is None:
+        raise checkpoint.CheckpointError(f"{job.checkpoints.url('')}: the run ended without a checkpoint")
+    best = checkpoint.load(job.checkpoints, name, with_optimizer=False)
+    return best, Score(**best.progress["score"])
+
+
+def train(config: Config) -> Outcome:
+    """Trains as configured, or goes on where the same configuration stopped; records everything in MLflow."""
+    started = time.monotonic()
+    job = open_job(config)
+    logger.info("run %s  MLflow run %s", config.run_key, job.run_id)
+    try:
+        run_job(job)
+        best, score = best_of(job)
+        record_best(job, best, score)
+    except BaseException as error:
+        tracking.finish_run(job.tracking_uri, job.run_id, ended_by(error))
+        raise
+    tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED")
+    return Outcome(job.run_id, best, score, time.monotonic() - started)
+
+
+def ended_by(error: BaseException) -> Literal["KILLED", "FAILED"]:
+    """The MLflow status of a run that this exception ended."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+def record_best(job: Job, best: checkpoint.Checkpoint, score: Score) -> None:
+    """Puts the best checkpoint into the run, by reference, and into the registry when the configuration names one."""
+    protocol = score.protocol | {"checkpoint_sha256": best.sha256}
+    facts = {"checkpoint_url": best.url, "sha256": best.sha256, "miou": score.miou, "protocol": protocol}
+    tracking.log_best(job.tracking_uri, job.run_id, step=best.step, **facts)
+    if job.config.tracking.register_as:
+        tracking.register(job.tracking_uri, job.run_id, job.config.tracking.register_as, **facts)

@@ -1,0 +1,160 @@
+"""Search space -> trials -> the same training function: learning rate, crop size and R under ASHA."""
+
+import logging
+import math
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from pipeline import tracking
+from pipeline.config import Config, ConfigError, Dimension
+from pipeline.evaluate import Score
+from pipeline.job import Job, cpus_needed, open_job
+from pipeline.spool import MetricLog
+from pipeline.storage import open_store
+from pipeline.train import best_of, build_trainer, ended_by, record_best
+
+logger = logging.getLogger(__name__)
+
+
+class Trial(NamedTuple):
+    """One trial as it ended."""
+
+    number: str
+    overrides: dict[str, Any]
+    miou: float
+    step: int
+    stopped_early: bool
+    run_id: str
+
+
+class SearchResult(NamedTuple):
+    """A finished search: the trials, best first, and where its MLflow run is."""
+
+    run_id: str
+    trials: list[Trial]
+    score: Score
+    """Of the best trial's best checkpoint."""
+
+    def table(self) -> str:
+        """One line per trial, and the overrides that reproduce the winner."""
+        keys = list(self.trials[0].overrides)
+        rows = [["trial", *keys, "mIoU", "step", "ended"]]
+        for trial in self.trials:
+            values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()]
+            rows.append([trial.number, *values, f"{trial.miou:.4f}", str(trial.step), "stopped early" if trial.stopped_early else "complete"])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        winner = " ".join(f"{key}={value}" for key, value in self.trials[0].overrides.items())
+        return "\n".join([*lines, "", f"reproduce the best: python -m jobs.train CONFIG.yaml {winner}"])
+
+
+def search(config: Config) -> SearchResult:
+    """Runs `tune.trials` trials; MLflow holds one parent run and a child for each. Raises ConfigError for an empty space."""
+    if not config.tune.space:
+        raise ConfigError(["tune.space: missing; name at least one setting, such as train.learning_rate: {log: [0.003, 0.1]}"])
+    key = f"{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
+    parent = open_job(config, run_key=key)
+    try:
+        grid = _run_trials(parent, key)
+        trials = sorted((_end_trial(parent, result) for result in grid), key=lambda trial: -trial.miou)
+        score = _crown(parent, key, trials[0])
+    except BaseException as error:
+        tracking.finish_run(parent.tracking_uri, parent.run_id, ended_by(error))
+        raise
+    tracking.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
+    return SearchResult(parent.run_id, trials, score)
+
+
+def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
+    config, settings = parent.config, parent.config.tune
+    file_system, path = open_store(config.runs_url, config.storage).arrow()
+    # One step past the last: a trial that trains to its end closes itself, instead of being stopped while it saves.
+    scheduler = ASHAScheduler(
+        time_attr="step", max_t=config.train.steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(partial(run_trial, parent=parent, key=key), {"CPU": 0.01}),
+        param_space={setting: _domain(dimension) for setting, dimension in settings.space.items()},
+        tune_config=tune.TuneConfig(
+            metric="miou",
+            mode="max",
+            num_samples=settings.trials,
+            max_concurrent_trials=settings.concurrent or concurrent_trials(config, ray.cluster_resources().get("CPU", 0)),
+            scheduler=scheduler,
+            search_alg=BasicVariantGenerator(random_state=config.seed),
+        ),
+        run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[_Lines()], verbose=0),
+    )
+    grid = tuner.fit()
+    if grid.errors:
+        raise RuntimeError(f"{len(grid.errors)} of {settings.trials} trials failed; the first: {grid.errors[0]}")
+    return grid
+
+
+def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
+    """One trial: the training of `jobs.train` under its overrides, reporting the global mIoU of every validation to Tune."""
+    job = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
+    try:
+        build_trainer(job, [TuneReportCallback()]).fit()
+    except Exception:
+        tracking.finish_run(job.tracking_uri, job.run_id, "FAILED")
+        raise
+
+
+def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> Job:
+    """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
+    config = parent.config.override(overrides)
+    run_id = tracking.open_run(
+        config,
+        environment=tracking.environment(),
+        run_key=f"{key}-{number}",
+        parent_run_id=parent.run_id,
+        run_name=f"{key}-{number}",
+    )
+    checkpoints = open_store(f"{config.runs_url}/{key}-{number}", config.storage)
+    return parent._replace(config=config, checkpoints=checkpoints, run_id=run_id)
+
+
+def concurrent_trials(config: Config, cpus: float) -> int:
+    """Trials that the cluster's CPUs hold at a time, Ray Data's share included, at least one."""
+    return max(1, math.floor(cpus / cpus_needed(config)))
+
+
+def _domain(dimension: Dimension) -> Any:
+    return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
+
+
+def _end_trial(parent: Job, result: Any) -> Trial:
+    """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
+    run_id, step = result.metrics["run_id"], int(result.metrics["step"])
+    stopped_early = step < parent.config.train.steps
+    MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
+    tracking.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
+    return Trial(result.metrics["trial_id"], dict(result.config), float(result.metrics["miou"]), step, stopped_early, run_id)
+
+
+def _crown(parent: Job, key: str, winner: Trial) -> Score:
+    """Records the best trial's best checkpoint in its own run and in the parent's, and in the registry."""
+    job = trial_job(parent, winner.overrides, key, winner.number)
+    best, score = best_of(job)
+    record_best(job._replace(run_id=parent.run_id), best, score)
+    tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED")
+    return score
+
+
+class _Lines(tune.Callback):  # type: ignore[misc]
+    """A line for each result and each end of a trial."""
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        logger.info("trial %s  step %d  mIoU %.4f  %s", trial.trial_id, result["step"], result["miou"], trial.config)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        done = sum(t.is_finished() for t in trials)
+        logger.info("trial %s  ended at step %s  (%d of %d)", trial.trial_id, trial.last_result.get("step"), done, len(trials))

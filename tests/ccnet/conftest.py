@@ -1,0 +1,54 @@
+"""Golden numbers and their tolerance, relative to max(1, max |expected|) as tests/golden/README.md gives it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    """golden(name): the arrays of one file as tensors."""
+
+    def load(name: str) -> dict[str, Tensor]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+
+    return load
+
+
+@pytest.fixture
+def within() -> Callable[[Tensor, Tensor, float], None]:
+    """within(actual, expected, tolerance): assert closeness."""
+
+    def check(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+        assert actual.shape == expected.shape
+        scale = max(1.0, expected.abs().max().item())
+        assert (actual.double() - expected.double()).abs().max().item() <= tolerance * scale
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, dict[str, Tensor]]]]:
+    """What worker.py computes: (alone on the whole batch, [worker 0 of 2, worker 1 of 2])."""
+    folder = tmp_path_factory.mktemp("workers")
+    script = Path(__file__).with_name("worker.py")
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for world in (1, 2):
+        commands = [[sys.executable, "-W", "error", str(script), str(rank), str(world), str(folder)] for rank in range(world)]
+        processes = [subprocess.Popen(command, env=environment) for command in commands]
+        try:
+            assert [process.wait(timeout=120) for process in processes] == [0] * world
+        finally:
+            for process in processes:
+                process.kill()
+    return torch.load(folder / "1_0.pt"), [torch.load(folder / f"2_{rank}.pt") for rank in range(2)]

@@ -1,0 +1,78 @@
+"""Layers over the global batch: two real gloo workers against one process with the whole batch."""
+
+import pytest
+import torch
+from torch import nn
+
+from ccnet import SampleDropout2d, SyncedBatchNorm2d, synchronise_batch_norm
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_two_workers_normalise_like_one_batch(workers, within, turn):
+    alone, both = workers[0]["batch_norm"], [worker["batch_norm"] for worker in workers[1]]
+    for name in (f"y{turn}", f"x_grad{turn}"):
+        within(torch.cat([worker[name] for worker in both]), alone[name], 1e-10)
+    for name in (f"weight_grad{turn}", f"bias_grad{turn}"):
+        within(both[0][name] + both[1][name], alone[name], 1e-10)
+
+
+def test_two_workers_keep_the_running_statistics_of_one_batch(workers, within):
+    alone = workers[0]["batch_norm"]
+    for worker in workers[1]:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            within(worker["batch_norm"][f"state/0.{name}"], alone[f"state/0.{name}"], 1e-10)
+    assert torch.equal(workers[1][0]["batch_norm"]["state/0.running_var"], workers[1][1]["batch_norm"]["state/0.running_var"])
+
+
+def test_two_workers_drop_the_channels_of_one_batch(workers):
+    alone = workers[0]["dropout"]["y"]
+    assert torch.equal(torch.cat([worker["dropout"]["y"] for worker in workers[1]]), alone)
+    assert 0 < (alone == 0).sum() < alone.numel()
+
+
+def test_alone_synced_batch_norm_is_batch_norm():
+    x = torch.randn(2, 3, 4, 4)
+    ours, theirs = SyncedBatchNorm2d(3), nn.BatchNorm2d(3)
+    assert torch.equal(ours(x), theirs(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_synchronise_batch_norm_keeps_parameters_buffers_names_and_mode():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3, momentum=0.3))).eval()
+    before = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert synchronise_batch_norm(net, "cpu") is net
+    after = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    norm = net[1][0]
+    assert (type(norm), norm.eps, norm.momentum, norm.training) == (SyncedBatchNorm2d, 1e-3, 0.3, False)
+
+
+def test_synchronise_batch_norm_uses_torchs_own_on_a_gpu():
+    net = synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(4)), "cuda")
+    assert type(net[0]) is nn.SyncBatchNorm
+
+
+def test_batch_norm_without_running_statistics_cannot_be_synchronised():
+    with pytest.raises(ValueError, match="only affine batch norm"):
+        synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)), "cpu")
+
+
+def test_dropout_drops_whole_channels_and_keeps_the_mean():
+    torch.manual_seed(0)
+    y = SampleDropout2d(0.25)(torch.ones(8, 500, 2, 3))
+    assert torch.equal(y, y[:, :, :1, :1].expand_as(y))
+    assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert y.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_dropout_is_the_identity_in_evaluation():
+    x = torch.randn(2, 3, 4, 5)
+    assert SampleDropout2d(0.5).eval()(x) is x
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0])
+def test_dropout_of_everything_or_less_than_nothing_is_an_error(p):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        SampleDropout2d(p)

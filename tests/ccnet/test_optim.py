@@ -1,0 +1,38 @@
+"""The polynomial learning rate against the published one, and SGD."""
+
+import pytest
+import torch
+from torch import nn
+
+from ccnet import build_ccnet, build_optimizer, poly_learning_rate
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_equals_the_published_schedule(case, golden):
+    z = {name: value.tolist() for name, value in golden("poly_lr").items() if name.startswith(f"c{case}_")}
+    base, steps, power = (z[f"c{case}_{name}"] for name in ("base", "max_iter", "power"))
+    rates = [poly_learning_rate(base, step, steps, power) for step in z[f"c{case}_iters"]]
+    assert rates == pytest.approx(z[f"c{case}_lr"], rel=1e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize(("step", "steps"), [(-1, 10), (11, 10), (0, 0)])
+def test_a_step_outside_the_schedule_is_an_error(step, steps):
+    with pytest.raises(ValueError, match=f"step = {step} of {steps}"):
+        poly_learning_rate(0.01, step, steps)
+
+
+def test_sgd_follows_the_textbook():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 2.0)
+    optimizer = build_optimizer(net, learning_rate=0.1, momentum=0.5, weight_decay=0.25)
+    for _ in range(2):
+        net.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    # v1 = 1 + 0.25 * 2 = 1.5, w1 = 2 - 0.15; v2 = 0.5 * v1 + 1 + 0.25 * w1, w2 = w1 - 0.1 v2
+    assert net.weight.item() == pytest.approx(1.85 - 0.1 * (0.75 + 1 + 0.25 * 1.85))
+
+
+def test_frozen_parameters_are_left_out():
+    net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=0)
+    (group,) = build_optimizer(net, learning_rate=0.1, momentum=0.9, weight_decay=0.0).param_groups
+    assert len(group["params"]) == len(list(net.parameters())) - len(list(net.head.attention.parameters()))

@@ -1,0 +1,73 @@
+"""One worker of `world`, run as a script by test_layers.py and test_step.py: python worker.py RANK WORLD FOLDER.
+
+World 1 is the reference: no process group, plain torch BatchNorm2d, the whole batch. It writes FOLDER/WORLD_RANK.pt.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ccnet import SampleDropout2d, build_ccnet, build_optimizer, synchronise_batch_norm, train_step
+
+
+def batch_norm(rows: slice) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(3).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    net = nn.Sequential(norm)
+    if dist.is_initialized():
+        synchronise_batch_norm(net, "cpu")
+    results = {}
+    for turn in range(2):
+        # The rows differ in mean by far more than they scatter: E[x^2] - E[x]^2 or an average of variances would show.
+        x = torch.randn(4, 3, 5, 6, dtype=torch.float64) + 100 * torch.arange(4).view(4, 1, 1, 1)
+        multiplier = torch.randn(4, 3, 5, 6, dtype=torch.float64)
+        x = x[rows].requires_grad_()
+        net.zero_grad()
+        y = net(x)
+        (y * multiplier[rows]).sum().backward()
+        results |= {f"y{turn}": y.detach(), f"x_grad{turn}": x.grad}
+        results |= {f"weight_grad{turn}": norm.weight.grad.clone(), f"bias_grad{turn}": norm.bias.grad.clone()}
+    return results | {f"state/{name}": value for name, value in net.state_dict().items()}
+
+
+def dropout(rows: slice) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {"y": SampleDropout2d(0.4)(torch.ones(4, 50, 2, 2)[rows])}
+
+
+def training(rows: slice) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    net = build_ccnet(backbone="resnet18", num_classes=5, recurrence=2).double()
+    nn.init.constant_(net.head.attention.gamma, 0.5)
+    image = torch.randint(0, 256, (4, 3, 33, 41), dtype=torch.uint8)
+    label = torch.randint(0, 5, (4, 33, 41), dtype=torch.uint8)
+    label[0] = label[1] = 255  # worker 0 of 2 sees no valid pixel but those of the next line
+    label[1, :3] = 2
+    wrapped: nn.Module = net
+    if dist.is_initialized():
+        wrapped = DistributedDataParallel(synchronise_batch_norm(net, "cpu"))
+    optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
+    losses = [
+        train_step(wrapped, optimizer, image[rows], label[rows], learning_rate=0.01, seed=7, step=step) for step in range(2)
+    ]
+    return {"losses": torch.stack(losses)} | {f"state/{name}": value for name, value in net.state_dict().items()}
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    rows = slice(4 // world * rank, 4 // world * (rank + 1))
+    results = {"batch_norm": batch_norm(rows), "dropout": dropout(rows), "training": training(rows)}
+    torch.save(results, f"{folder}/{world}_{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

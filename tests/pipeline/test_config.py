@@ -1,0 +1,117 @@
+"""Every mistake at once, each naming the key, what came, what is legal and the nearest fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import JOB_MARK, Config, ConfigError, load, parse
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+
+
+def tree(**change: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "t",
+        "storage": {"path": "s3://bucket"},
+        "data": {"name": "g", "layout": "generated", "crop_size": 65},
+        "model": {"backbone": "resnet18", "recurrence": 2},
+        "train": {"workers": 2, "global_batch": 8, "steps": 10},
+    }
+    for key, value in change.items():
+        section, _, field = key.partition("__")
+        if field:
+            base[section] = base.get(section, {}) | {field: value}
+        else:
+            base[section] = value
+    return base
+
+
+def mistakes(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    return caught.value.mistakes
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_legal(path: Path) -> None:
+    assert load(path).name
+
+
+def test_a_crop_off_the_grid_names_its_neighbours() -> None:
+    assert mistakes(tree(data__crop_size=700)) == ["data.crop_size = 700: must be 8k + 1 and at least 17 (try 697 or 705)"]
+
+
+def test_recurrence_has_no_default() -> None:
+    (line,) = mistakes(tree(model={"backbone": "resnet18"}))
+    assert line.startswith("model.recurrence: missing; R, passes of the criss-cross attention; the paper uses 2")
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    (line,) = mistakes(tree(train__lerning_rate=0.1))
+    assert "train.lerning_rate = 0.1: no such setting (did you mean train.learning_rate?)" in line
+
+
+def test_a_key_in_the_wrong_section_is_shown_home() -> None:
+    (line,) = mistakes(tree(recurrence=2))
+    assert "(did you mean model.recurrence?)" in line
+
+
+def test_a_wrong_word_names_the_legal_ones() -> None:
+    (line,) = mistakes(tree(model__backbone="resnet19"))
+    assert line == "model.backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101 (try resnet18)"
+
+
+def test_a_wrong_type_names_what_came() -> None:
+    (line,) = mistakes(tree(train__steps="many"))
+    assert line.startswith("train.steps = 'many': ")
+    assert "integer" in line
+
+
+def test_a_batch_that_does_not_divide_names_its_neighbours() -> None:
+    assert mistakes(tree(train__global_batch=7)) == [
+        "train.global_batch = 7: must be a multiple of train.workers = 2 (try 6 or 8)"
+    ]
+
+
+def test_all_mistakes_come_at_once() -> None:
+    assert len(mistakes(tree(data__crop_size=700, model__backbone="vgg", train__steps="many", colour="red"))) == 4
+
+
+def test_a_search_space_is_checked_value_by_value() -> None:
+    lines = mistakes(tree(tune={"space": {"data.crop_size": {"choice": [65, 70]}, "train.lerning_rate": {"log": [0.1, 0.2]}}}))
+    assert lines[0] == "tune.space: data.crop_size = 70: must be 8k + 1 and at least 17 (try 65 or 73)"
+    assert "did you mean train.learning_rate?" in lines[1]
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("name: demo")
+    with pytest.raises(ConfigError, match=r"dem\.yaml: No such file.*did you mean .*demo\.yaml"):
+        load(tmp_path / "dem.yaml")
+
+
+def test_overrides_are_yaml_and_checked() -> None:
+    config = load(CONFIGS / "demo.yaml", ["train.steps=7", "data.crop_size=[65, 73]", "train.learning_rate=1e-2"])
+    assert (config.train.steps, config.data.crop, config.train.learning_rate) == (7, (65, 73), 0.01)
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["train.steps", "train.step=3"])
+    assert len(caught.value.mistakes) == 2
+
+
+def test_the_run_key_follows_what_shapes_the_result() -> None:
+    base = parse(tree())
+    assert base.override({"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
+    assert base.override({"train.learning_rate": 0.5}).run_key != base.run_key
+    assert base.override({"seed": 1}).run_key != base.run_key
+
+
+def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_MARK, "{}")
+    (line,) = mistakes(tree(storage={"path": "outputs"}))
+    assert line.startswith("storage.path = 'outputs': a relative folder of a submitted job is lost")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config: Config = parse(tree())
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5  # type: ignore[misc]

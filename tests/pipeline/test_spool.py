@@ -1,0 +1,175 @@
+"""Points and pictures arrive exactly once whatever dies: the server, the training, or both."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import tracking
+from pipeline.spool import MetricLog
+from tests.mlflow_server import MlflowServer
+from tests.pipeline.test_tracking import ENVIRONMENT, settings
+
+NOWHERE = "http://127.0.0.1:9"
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as running:
+        yield running
+
+
+@pytest.fixture
+def run_id(server: MlflowServer, request: pytest.FixtureRequest) -> str:
+    return tracking.open_run(settings(server.uri), environment=ENVIRONMENT, run_key=request.node.name)
+
+
+def history(server: MlflowServer, run_id: str, key: str) -> list[tuple[int, float]]:
+    points = tracking.connect(server.uri).get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def pictures(server: MlflowServer, run_id: str) -> list[str]:
+    entries = tracking.connect(server.uri).list_artifacts(run_id, "images")
+    return sorted(Path(entry.path).name.split("+timestamp")[0] for entry in entries if entry.path.endswith("png"))
+
+
+def test_without_a_server_training_goes_on_and_records_stay_on_disk(tmp_path: Path) -> None:
+    log = MetricLog(NOWHERE, "a" * 32, tmp_path)
+    start = time.monotonic()
+    for step in range(1000):
+        log.metrics({"train/loss": 1.0, "val/IoU (Café)": math.inf}, step)
+    log.picture("panel", 999, PICTURE)
+    assert time.monotonic() - start < 1
+    assert log.close(timeout_s=0.1) == 1001
+    lines = next(tmp_path.glob("*/*.jsonl")).read_text().splitlines()
+    assert set(json.loads(lines[7])["metrics"]) == {"train/loss", "val/IoU _Caf__"}
+    assert json.loads(lines[1000])["picture"] == "panel"
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricLog(NOWHERE, "b" * 32, tmp_path)
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if file == log._file:
+            raise OSError(28, "No space left on device")
+        return write(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        log.metrics({"loss": 1.0}, 1)
+    log.metrics({"loss": 2.0}, 2)
+    assert log.close(timeout_s=0.1) == 2
+
+
+@pytest.mark.slow
+def test_every_value_arrives_and_nothing_is_left_on_disk(server: MlflowServer, run_id: str, tmp_path: Path) -> None:
+    log = MetricLog(server.uri, run_id, tmp_path)
+    for step in range(1500):
+        log.metrics({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step)
+    log.metrics({"nan": math.nan, "inf": math.inf}, 0)
+    log.picture("val/panel", 10, PICTURE)
+    assert log.close() == 0
+    assert history(server, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    assert math.isnan(history(server, run_id, "nan")[0][1])
+    assert math.isnan(history(server, run_id, "inf")[0][1])
+    assert pictures(server, run_id) == ["val~panel+step+10"]
+    assert [entry.name for entry in (tmp_path / run_id).iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_points_logged_while_the_server_is_down_arrive_exactly_once(server: MlflowServer, run_id: str, tmp_path: Path) -> None:
+    log = MetricLog(server.uri, run_id, tmp_path)
+    log.metrics({"loss": 0.0}, 0)
+    server.stop()
+    for step in range(1, 50):
+        log.metrics({"loss": float(step)}, step)
+    log.picture("panel", 49, PICTURE)
+    time.sleep(3)  # the sender has tried in vain
+    server.start()
+    log.metrics({"loss": 50.0}, 50)
+    assert log.close(timeout_s=90) == 0
+    assert history(server, run_id, "loss") == [(step, float(step)) for step in range(51)]
+    assert pictures(server, run_id) == ["panel+step+49"]
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_without_a_gap_or_a_repeated_point(server: MlflowServer, run_id: str, tmp_path: Path) -> None:
+    code = f"""
+import time, numpy
+from pipeline.spool import MetricLog
+log = MetricLog({server.uri!r}, {run_id!r}, {str(tmp_path)!r})
+for step in range(1, 401):
+    log.metrics({{"loss": 1 / step}}, step)
+    if step % 100 == 0:
+        log.picture("panel", step, numpy.zeros((8, 8, 3), "uint8"))
+    time.sleep(0.01)
+print("done", flush=True)
+time.sleep(600)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    journal = next((tmp_path / run_id).glob("*.jsonl"))
+    with open(journal, "a") as file:
+        file.write('{"step": 401, "time": 17')  # killed in the middle of a line
+
+    log = MetricLog(server.uri, run_id, tmp_path)  # resumed from the checkpoint of step 300
+    for step in range(301, 501):
+        log.metrics({"loss": 1 / step}, step)
+        if step % 100 == 0:
+            log.picture("panel", step, PICTURE)
+    assert log.close() == 0
+    assert history(server, run_id, "loss") == [(step, 1 / step) for step in range(1, 501)]
+    assert pictures(server, run_id) == [f"panel+step+{step}" for step in (100, 200, 300, 400, 500)]
+
+
+@pytest.mark.slow
+def test_a_gap_left_on_another_machine_is_filled_when_its_records_come(server: MlflowServer, run_id: str, tmp_path: Path) -> None:
+    lost = MetricLog(NOWHERE, run_id, tmp_path / "first")
+    for step in range(1, 6):
+        lost.metrics({"loss": float(step)}, step)
+    assert lost.close(timeout_s=0.1) == 5
+    other = MetricLog(server.uri, run_id, tmp_path / "second")  # resumed on another node from step 3
+    for step in range(4, 8):
+        other.metrics({"loss": float(step)}, step)
+    assert other.close() == 0
+    assert MetricLog(server.uri, run_id, tmp_path / "first").close() == 0
+    assert history(server, run_id, "loss") == [(step, float(step)) for step in range(1, 8)]
+
+
+@pytest.mark.slow
+def test_replay_of_points_whose_answer_was_lost_repeats_nothing(server: MlflowServer, run_id: str, tmp_path: Path) -> None:
+    log = MetricLog(NOWHERE, run_id, tmp_path)
+    log.metrics({"loss": 1.0}, 1)
+    log.close(timeout_s=0.1)
+    journal = next(tmp_path.glob("*/*.jsonl"))
+    again = journal.read_bytes()
+    for _ in range(2):
+        journal.write_bytes(again)
+        assert MetricLog(server.uri, run_id, tmp_path).close() == 0
+    client = tracking.connect(server.uri)
+    point = tracking.Point("twice", 2.0, 1_700_000_000_000, 1)
+    tracking.send_points(client, run_id, [point])
+    tracking.send_points(client, run_id, [point])
+    assert history(server, run_id, "loss") == [(1, 1.0)]
+    assert history(server, run_id, "twice") == [(1, 2.0)]
+
+
+def test_default_folder_is_in_the_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    MetricLog(NOWHERE, "c" * 32).close(timeout_s=0)
+    assert (tmp_path / "ccnet-spool" / ("c" * 32)).is_dir()

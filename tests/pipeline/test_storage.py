@@ -1,0 +1,190 @@
+"""The store against a real S3 server (moto on loopback) and a folder: the verbs, Ray Train's own uploads, and the errors."""
+
+import pickle
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage
+from pipeline.config import Storage
+from pipeline.storage import Store, StorageError, check, open_store
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
+    storage._S3.clear_instance_cache()
+
+
+@pytest.fixture(params=["s3", "folder"])
+def store(request: pytest.FixtureRequest, endpoint: str, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "new" / "store"), Storage(path="unused"))
+    return make_bucket(endpoint)
+
+
+def make_bucket(endpoint: str) -> Store:
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    store = open_store(f"s3://{bucket}/some/prefix/", Storage(path="unused", endpoint=endpoint))
+    store._fs().mkdir(bucket)
+    return store
+
+
+def test_write_read_list_delete(store: Store) -> None:
+    store.write("a/b.bin", b"one")
+    store.write("a/c/d.bin", b"two")
+    store.write("ab.bin", b"three")
+    assert store.read("a/b.bin") == b"one"
+    assert store.exists("a/c/d.bin") and not store.exists("a/nothing")
+    assert store.list() == ["a/b.bin", "a/c/d.bin", "ab.bin"]
+    assert store.list("a") == ["a/b.bin", "a/c/d.bin"]
+    store.delete("a")
+    store.delete("a")
+    assert store.list() == ["ab.bin"]
+    assert store.list("nothing") == []
+
+
+def test_a_value_is_replaced_whole_and_by_another_process_seen_at_once(store: Store) -> None:
+    store.write("key", b"old")
+    other = pickle.loads(pickle.dumps(store))
+    assert other == store and hash(other) == hash(store)
+    other.write("key", b"new")
+    other.write("later", b"")
+    assert store.read("key") == b"new"
+    assert store.list() == ["key", "later"]
+
+
+def test_ranges_of_several_keys(store: Store) -> None:
+    store.write("a", b"0123456789")
+    store.write("b", b"abcdefghij")
+    assert store.read_ranges([("a", 2, 5), ("b", 0, 1), ("a", 9, 10)]) == [b"234", b"a", b"9"]
+
+
+def test_join_and_url(store: Store) -> None:
+    below = store.join("data", "camvid")
+    below.write("manifest.json", b"{}")
+    assert store.read("data/camvid/manifest.json") == b"{}"
+    assert below.url("x/y") == f"{store.root}/data/camvid/x/y"
+
+
+def test_directory_markers_are_not_keys(endpoint: str) -> None:
+    store = make_bucket(endpoint)
+    store.write("run/file", b"x")
+    store._fs().call_s3("put_object", Bucket=store.root.split("/")[2], Key="some/prefix/run/dir/", Body=b"")
+    assert store.list() == ["run/file"]
+
+
+def test_ray_trains_own_upload_and_download(store: Store, tmp_path: Path) -> None:
+    from ray.train.v2._internal.execution import storage as train_storage
+
+    files = {"model": secrets.token_bytes(10_000_000), "optimizer": secrets.token_bytes(300_000), "small": b"x"}
+    (tmp_path / "up").mkdir()
+    for name, data in files.items():
+        (tmp_path / "up" / name).write_bytes(data)
+    fs, path = store.arrow()
+    context = train_storage.StorageContext(path, experiment_dir_name="run", storage_filesystem=fs)
+    target = f"{context.experiment_fs_path}/step-000001"
+    train_storage._upload_to_fs_path(str(tmp_path / "up"), pickle.loads(pickle.dumps(fs)), target)
+    assert {"run/step-000001/model", "run/step-000001/optimizer", "run/step-000001/small"} <= set(store.list())
+    train_storage._download_from_fs_path(fs, target, str(tmp_path / "down"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "down").iterdir()} == files
+    train_storage.delete_fs_path(fs, target)
+    assert store.list("run/step-000001") == []
+
+
+def test_checksum_defaults_are_set_but_never_overrule_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    first, second = storage.CHECKSUMS
+    monkeypatch.delenv(first, raising=False)
+    monkeypatch.setenv(second, "when_supported")
+    open_store(str(tmp_path), Storage(path="unused"))
+    assert (os.environ[first], os.environ[second]) == ("when_required", "when_supported")
+
+
+def test_check_passes_and_leaves_nothing(store: Store) -> None:
+    check(store)
+    assert store.list() == []
+
+
+def test_endpoint_comes_from_the_environment(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert open_store("s3://b/p", Storage(path="unused")).endpoint == endpoint
+    assert open_store("s3://b/p", Storage(path="unused", endpoint="http://other:1")).endpoint == "http://other:1"
+
+
+def test_missing_bucket_is_named(endpoint: str) -> None:
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/p at http.*bucket `no-such-bucket` does not exist: create it"):
+        check(open_store("s3://no-such-bucket/p", Storage(path="unused", endpoint=endpoint)))
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
+def test_unreachable_endpoint_is_reported_within_15_seconds(listens: bool) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=rf"s3://bucket/p at {url}: cannot be reached .* is the store up"):
+            check(open_store("s3://bucket/p", Storage(path="unused", endpoint=url)))
+        assert time.monotonic() - start < 15
+
+
+def test_missing_credentials_are_named(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StorageError, match="no credentials: set AWS_ACCESS_KEY_ID"):
+        check(open_store("s3://bucket/p", Storage(path="unused", endpoint=endpoint)))
+
+
+def test_refused_credentials_are_named(tmp_path: Path) -> None:
+    from botocore.exceptions import ClientError
+
+    refusal = {"Error": {"Code": "SignatureDoesNotMatch", "Message": "The signature does not match"}}
+    error = PermissionError("The signature does not match")
+    error.__cause__ = ClientError(refusal, "PutObject")
+    told = storage.explain(Store("s3://bucket/p", "http://store:9000"), error)
+    assert "s3://bucket/p at http://store:9000: access refused" in str(told) and "AWS_SECRET_ACCESS_KEY" in str(told)
+
+
+def test_lost_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def loses(source: str, destination: str, **_: object) -> None:
+        """pyarrow.fs.copy_files as it behaves towards a store that answers 411 to UploadPart: returns, stores nothing."""
+
+    monkeypatch.setattr(pyarrow.fs, "copy_files", loses)
+    with pytest.raises(StorageError, match=r"did not come back.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        check(open_store(str(tmp_path), Storage(path="unused")))
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"file/store: cannot be created or written \(Not a directory\): choose another folder"):
+        check(open_store(str(tmp_path / "file" / "store"), Storage(path="unused")))
+
+
+@pytest.mark.parametrize(("url", "fault"), [("s3://", "has no bucket"), ("gs://b/p", "must be s3://BUCKET/PREFIX or a folder")])
+def test_other_urls_are_refused(url: str, fault: str) -> None:
+    with pytest.raises(StorageError, match=fault):
+        open_store(url, Storage(path="unused"))

@@ -1,0 +1,185 @@
+"""Runs, checkpoints by reference and the registry, against a real MLflow server."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config, tracking
+from tests.mlflow_server import MlflowServer
+
+TREE = {
+    "name": "tiny",
+    "storage": {"path": "s3://ccnet"},
+    "data": {"name": "toy", "layout": "generated", "crop_size": 65},
+    "model": {"recurrence": 2},
+    "tune": {"space": {"train.learning_rate": {"log": [0.001, 0.1]}}},
+}
+PROTOCOL = {"data": "toy", "split": "val", "scales": [1.0], "flip": False, "images": 48}
+ENVIRONMENT = {"commit": "abc", "devices": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as running:
+        yield running
+
+
+def settings(uri: str | None, **overrides: object) -> config.Config:
+    return config.parse(TREE).override({"tracking.uri": uri, **overrides})
+
+
+def test_address_is_the_setting_then_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.tracking_uri(config.Tracking(uri="http://other:1")) == "http://other:1"
+    assert tracking.tracking_uri(config.Tracking()) == "http://127.0.0.1:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.tracking_uri(config.Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["file:/data/mlruns", "file:///data/mlruns", "/data/mlruns"])
+def test_file_store_is_refused_with_the_fix(uri: str) -> None:
+    with pytest.raises(tracking.TrackingError, match=r"try sqlite:////data/mlruns/mlflow\.db"):
+        tracking.tracking_uri(config.Tracking(uri=uri))
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(tracking.TrackingError, match=r"ftp://x.*must start with http://"):
+        tracking.tracking_uri(config.Tracking(uri="ftp://x"))
+
+
+def test_refused_connection_is_an_error_with_address_and_fix() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(tracking.TrackingError, match=rf"{uri}: no MLflow server answers.*infra\.stack up"):
+            tracking.check(uri)
+
+
+def test_hanging_server_is_an_error_within_ten_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        start = time.monotonic()
+        with pytest.raises(tracking.TrackingError, match="timed out"):
+            tracking.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 10
+
+
+def test_password_of_a_database_is_not_printed() -> None:
+    with pytest.raises(tracking.TrackingError) as caught:
+        tracking.check("postgresql://me:secret@127.0.0.1:1/mlflow")
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1:1" in str(caught.value)
+
+
+def test_missing_folder_of_a_database_file_is_an_error() -> None:
+    with pytest.raises(tracking.TrackingError, match="folder /nowhere does not exist"):
+        tracking.check("sqlite:////nowhere/mlflow.db")
+
+
+def test_environment_names_commit_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCNET_COMMIT", "0123abc")
+    found = tracking.environment()
+    assert found["commit"] == "0123abc"
+    assert found["dirty"] == "unknown"
+    assert found["mlflow"].startswith("3.")
+    assert set(found) == {"commit", "dirty", "python", "torch", "ray", "mlflow", "opencv", "numpy", "devices", "cpus"}
+
+
+def test_settings_become_dotted_text() -> None:
+    assert tracking.flatten({"a": {"b": 1, "c": {}}, "d": None, "e": [1, 2], "f": "x"}) == {
+        "a.b": "1",
+        "a.c": "{}",
+        "d": "null",
+        "e": "[1, 2]",
+        "f": "x",
+    }
+
+
+@pytest.mark.slow
+def test_run_is_found_again_and_keeps_its_first_parameters(server: MlflowServer, tmp_path: Path) -> None:
+    tracking.check(server.uri)
+    first = settings(server.uri)
+    run_id = tracking.open_run(first, environment=ENVIRONMENT)
+    tracking.finish_run(server.uri, run_id, "FAILED")
+    client = tracking.connect(server.uri)
+    assert client.get_run(run_id).info.status == "FAILED"
+
+    second = settings(server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
+    assert tracking.open_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["ccnet.run_key"] == first.run_key
+    assert run.data.tags["ccnet.devices"] == "1 x H100"
+    assert run.data.params["train.workers"] == "2"
+    assert run.data.params["tune.space.train.learning_rate.log"] == "[0.001, 0.1]"
+    latest = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
+    assert config.parse(yaml.safe_load(latest.read_text())) == second
+
+
+@pytest.mark.slow
+def test_trial_is_a_child_found_by_its_own_key(server: MlflowServer) -> None:
+    trial = settings(server.uri)
+    parent = tracking.open_run(trial, environment=ENVIRONMENT, run_key="search")
+    children = [
+        tracking.open_run(trial, environment=ENVIRONMENT, run_key=f"search/{i}", parent_run_id=parent, run_name=f"trial {i}")
+        for i in (0, 1, 0)
+    ]
+    assert children[0] == children[2] != children[1]
+    client = tracking.connect(server.uri)
+    experiment = client.get_experiment_by_name("ccnet")
+    found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.info.run_id for run in found} == set(children)
+
+
+@pytest.mark.slow
+def test_deleted_experiment_is_an_error_with_the_fix(server: MlflowServer) -> None:
+    client = tracking.connect(server.uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(tracking.TrackingError, match="'gone': was deleted; restore it"):
+        tracking.open_run(settings(server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["s3://ccnet/runs/tiny/{}", "/data/runs/tiny/{}"])
+def test_best_checkpoint_is_registered_by_reference_and_found(server: MlflowServer, checkpoint: str) -> None:
+    name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
+    run_id = tracking.open_run(settings(server.uri), environment=ENVIRONMENT, run_key=name)
+    with pytest.raises(tracking.TrackingError, match="names no checkpoint"):
+        tracking.find_checkpoint(server.uri, run_id)
+    versions = []
+    for step, miou in ((100, 0.5), (200, 0.7), (300, 0.6), (200, 0.7)):
+        url, sha256 = checkpoint.format(step), f"{step:064d}"
+        protocol = PROTOCOL | {"checkpoint": sha256}
+        tracking.log_best(server.uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
+        assert tracking.find_checkpoint(server.uri, run_id) == url
+        registered = {"checkpoint_url": url, "sha256": sha256, "miou": miou, "protocol": protocol}
+        versions.append(tracking.register(server.uri, run_id, name, **registered))
+    assert versions == ["1", "2", "3", "2"]
+    assert tracking.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert tracking.find_checkpoint(server.uri, f"models:/{name}/3") == checkpoint.format(300)
+
+    half = {"checkpoint_url": checkpoint.format("half"), "sha256": "0", "miou": 0.99, "protocol": PROTOCOL | {"images": 2}}
+    assert tracking.register(server.uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
+    assert tracking.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
+def test_unknown_reference_is_an_error(server: MlflowServer, reference: str) -> None:
+    with pytest.raises(tracking.TrackingError, match=f"checkpoint '{reference}'"):
+        tracking.find_checkpoint(server.uri, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's, of its own queries
+def test_database_file_without_a_server_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.check(uri)
+    run_id = tracking.open_run(settings(uri), environment=ENVIRONMENT)
+    assert (tmp_path / "mlartifacts" / "ccnet" / run_id / "artifacts" / "config.yaml").is_file()
