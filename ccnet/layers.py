@@ -70,7 +70,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean [C], biased variance [C] and number of values [] per channel over all workers, float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        # Two passes: as stable as torch.var_mean, which takes several times longer over these axes on a CPU.
+        mean = wide.mean((0, 2, 3))  # [C]
+        var = (wide - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3))  # [C]
         own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])  # [2C + 1]
         gathered = [torch.empty_like(own) for _ in range(world_size())]
         dist.all_gather(gathered, own)

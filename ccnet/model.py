@@ -38,7 +38,7 @@ def _classifier(in_channels: int, channels: int, num_classes: int, *, bias: bool
 
 
 class RCCAHead(nn.Module):
-    """Recurrent criss-cross attention and the classifier after it (CCNet section 3.3, Fig. 2).
+    """Recurrent criss-cross attention and the classifier after it (CCNet section 3.3).
 
     H = conva(x); H' = attention(... attention(H)), R times with the same weights; logits = bottleneck([x, convb(H')]).
     The width of H and H' is in_channels // 4, `channels` is the width before the last 1x1 convolution (512 and 512 as published).

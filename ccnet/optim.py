@@ -5,7 +5,7 @@ from torch.optim import SGD
 
 
 def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9) -> float:
-    """base * (1 - step / steps) ** power for the 0-based `step` of `steps` (CCNet section 4.1). ValueError outside 0 .. steps."""
+    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`. ValueError outside 0 .. steps."""
     if not 0 <= step <= steps or steps == 0:
         raise ValueError(f"step = {step} of {steps}: must be 0 to {steps}, and steps at least 1")
     rate: float = base * (1.0 - step / steps) ** power

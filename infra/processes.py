@@ -1,5 +1,9 @@
-"""Starts background processes and later ends them with all they started, by process id checked against the start time. Linux only."""
+"""Starts background processes and later ends them with all they started. Linux only.
 
+A process is known by its id and its start time, so that nothing else is ever ended.
+"""
+
+import contextlib
 import os
 import signal
 import socket
@@ -35,6 +39,7 @@ def start(command: list[str], *, environment: dict[str, str], log: Path, cwd: Pa
         process = subprocess.Popen(
             command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    process.returncode = 0  # Popen warns of a process that outlives it; these do on purpose
     entry = _entry(process.pid)
     assert entry is not None  # a child stays in /proc until its parent has waited for it
     return Identity(process.pid, entry.started)
@@ -42,10 +47,8 @@ def start(command: list[str], *, environment: dict[str, str], log: Path, cwd: Pa
 
 def alive(identity: Identity) -> bool:
     """Whether this very process still runs (a zombie does not)."""
-    try:  # a child of this process that ended is a zombie until it is waited for
+    with contextlib.suppress(ChildProcessError):  # a child of this process that ended is a zombie until it is waited for
         os.waitpid(identity.pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     entry = _entry(identity.pid)
     return entry is not None and not entry.ended and entry.started == identity.started
 
@@ -76,6 +79,8 @@ def stop(leader: Identity, mark: str, *, grace_seconds: float = 10.0) -> None:
         os.kill(leader.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while _living(known) and time.monotonic() < deadline:
+        if not alive(leader):  # its children were told by it, or never will be
+            deadline = min(deadline, time.monotonic() + 2)
         time.sleep(0.1)
         known |= members(leader, mark)
     for _ in range(50):

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cluster import ENVIRONMENT, LOOPBACK, OBJECT_STORE_BYTES
+from pipeline import ENVIRONMENT, LOOPBACK
+from pipeline.cluster import OBJECT_STORE_BYTES
 
 HOST = "127.0.0.1"
 BUCKET = "ccnet"
@@ -149,12 +149,18 @@ def _path() -> dict[str, str]:
     return {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])}
 
 
-def answers(url: str, headers: dict[str, str] | None = None) -> bool:
+def make_bucket(store: str) -> None:
+    """Makes the bucket `ccnet` if it is missing; unsigned, for this store checks no signature. Raises OSError."""
+    if not answers(f"{store}/{BUCKET}", method="HEAD") and not answers(f"{store}/{BUCKET}", method="PUT"):
+        raise OSError(f"{store} answers, but bucket {BUCKET} cannot be made: see s3.log")
+
+
+def answers(url: str, headers: dict[str, str] | None = None, method: str = "GET") -> bool:
     """Whether `url` answers 200 within 5 seconds."""
     # no proxy: HTTP_PROXY would carry loopback requests elsewhere
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=5) as reply:
+        with opener.open(urllib.request.Request(url, headers=headers or {}, method=method), timeout=5) as reply:
             return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False

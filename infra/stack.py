@@ -21,13 +21,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import botocore.exceptions
-import botocore.session
-
 from infra import processes
-from infra.environment import DEFAULT_ROOT, environment
+from infra.environment import DEFAULT_ROOT
 from infra.processes import Identity
-from infra.services import BUCKET, HOST, PREFERRED, Ports, Secrets, Service, client_environment, install_s3, services
+from infra.services import HOST, PREFERRED, Ports, Secrets, Service, client_environment, install_s3, make_bucket, services
 
 READY_SECONDS = 180.0
 """Longest wait for the three services: MLflow took over 60 s on a machine at load 27."""
@@ -56,12 +53,10 @@ def up(root: Path) -> None:
                     fresh.append(part.name)
                     _start(root, state, part)
             _wait(root, state, parts)
-            _make_bucket(environment(root))
-        except BaseException as error:
+            make_bucket(parts[0].address)
+        except BaseException:
             for name in fresh:
                 _stop(root, state, name)
-            if isinstance(error, botocore.exceptions.BotoCoreError | botocore.exceptions.ClientError):
-                raise StackError(f"s3 answers, but bucket {BUCKET} cannot be made: {error}") from error
             raise
 
 
@@ -162,19 +157,6 @@ def _wait(root: Path, state: dict[str, Any], parts: list[Service]) -> None:
         time.sleep(0.3)
 
 
-def _make_bucket(known: dict[str, str]) -> None:
-    client = botocore.session.Session().create_client(
-        "s3",
-        region_name=known["AWS_DEFAULT_REGION"],
-        endpoint_url=known["AWS_ENDPOINT_URL"],
-        aws_access_key_id=known["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=known["AWS_SECRET_ACCESS_KEY"],
-    )
-    with contextlib.closing(client):
-        if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
-            client.create_bucket(Bucket=BUCKET)
-
-
 def _secrets(root: Path) -> Secrets:
     """The token and the keys of this root, made on first use."""
     if not (root / "s3.json").exists():
@@ -242,7 +224,9 @@ def _print_status(root: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description="The local stack.")
     parser.add_argument("action", choices=["up", "down", "status"])
-    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="folder of data, ports, secrets and logs (default: .stack)")
+    parser.add_argument(
+        "--root", type=Path, default=DEFAULT_ROOT, help="folder of data, ports, secrets and logs (default: .stack)"
+    )
     arguments = parser.parse_args(argv)
     if not Path("/proc/self/stat").exists():
         print("infra.stack needs Linux (/proc): use infra/compose.yaml elsewhere", file=sys.stderr)
@@ -256,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"stopped; the data stay in {arguments.root}")
             return 0
         return _print_status(arguments.root)
-    except (StackError, subprocess.CalledProcessError) as error:
+    except (StackError, OSError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config, ConfigError, load
+from pipeline.shards import ShardError
 from pipeline.storage import StorageError
 from pipeline.tracking import TrackingError
 
 # Faults that a user can mend: the message says how, a traceback would bury it.
-KNOWN_FAULTS = (ConfigError, StorageError, TrackingError, CheckpointError)
+KNOWN_FAULTS = (ConfigError, StorageError, ShardError, TrackingError, CheckpointError)
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Runs a verb on a cluster through Ray's job API: `python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`.
 
-The folder is sent along as the working directory (what .gitignore names stays here), the log is streamed, and the exit code is the
-job's own. Ctrl-C stops the job.
+The folder is sent along as the working directory (what .gitignore names stays here), the log is streamed, and the exit code is
+the job's own. Ctrl-C stops the job.
 """
 
 import asyncio
@@ -59,12 +59,13 @@ def connect() -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     address = os.environ["RAY_API_SERVER_ADDRESS"]
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = str(error).splitlines()[0].rstrip(".")
         raise SubmitError(
             f"{address} (RAY_API_SERVER_ADDRESS) takes no jobs: {reason}\n"
             "if it is the local stack, `python -m infra.stack up` starts it; if it wants a token, set RAY_AUTH_TOKEN_PATH"
@@ -77,7 +78,10 @@ def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".
 
 
 def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:
-    """Writes the job's log as it comes until the job has ended; returns its exit code. A Ctrl-C stops the job and returns 130."""
+    """Writes the job's log as it comes until the job has ended; returns its exit code.
+
+    A Ctrl-C stops the job and returns 130; a lost connection is said, leaves the job alone and returns 1.
+    """
     try:
         asyncio.run(_stream(client, job, write))
         return _exit_code(client, job, write)
@@ -86,6 +90,9 @@ def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], objec
         client.stop_job(job)
         _wait(client, job)
         return 130
+    except (ConnectionError, RuntimeError) as error:
+        write(f"\nlost sight of {job}: {error}\nit may still run: ray job status {job}\n")
+        return 1
 
 
 async def _stream(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:

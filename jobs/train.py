@@ -14,7 +14,7 @@ def run(config: Config) -> int:
     print(outcome.score.table())
     print(f"\nbest checkpoint   step {outcome.best.step}  {outcome.best.url}  sha256 {outcome.best.sha256[:16]}")
     print(f"time              {outcome.seconds:.0f} s")
-    print(f"MLflow run        {tracking.page(config.tracking, outcome.run_id)}")
+    print(f"MLflow run        {tracking.page(tracking.tracking_uri(config.tracking), outcome.run_id)}")
     return 0
 
 

@@ -13,7 +13,7 @@ def run(config: Config) -> int:
     result = search(config)
     print(result.table())
     print(f"\n{result.score.table()}")
-    print(f"\nMLflow run        {tracking.page(config.tracking, result.run_id)}")
+    print(f"\nMLflow run        {tracking.page(tracking.tracking_uri(config.tracking), result.run_id)}")
     return 0
 
 

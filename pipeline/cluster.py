@@ -2,27 +2,13 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
 
+from pipeline import ENVIRONMENT
+
 logger = logging.getLogger(__name__)
-
-ENVIRONMENT = {
-    # Without these two, pyarrow's and boto's chunked uploads vanish on stores that answer 411 to them.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    # ray.train.report() waits for the controller's next poll: 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # The patched print shows every line of a worker twice.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONWARNINGS": "ignore",
-}
-
-# Ray binds all interfaces unless it takes the machine for a laptop: a cluster of one machine stays on loopback.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 OBJECT_STORE_BYTES = 600 * 2**20
 
@@ -30,16 +16,19 @@ OBJECT_STORE_BYTES = 600 * 2**20
 def connect(num_cpus: int | None = None) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts one on this machine's loopback; nothing when already connected.
 
-    `num_cpus` bounds a cluster started here. Workers inherit `ENVIRONMENT`.
+    `num_cpus` bounds a cluster started here. Workers inherit `pipeline.ENVIRONMENT`.
     """
     if ray.is_initialized():
         return
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    forwarded = {key: os.environ[key] for key in ENVIRONMENT}
-    options: dict[str, object] = {"log_to_driver": True, "logging_level": logging.WARNING, "runtime_env": {"env_vars": forwarded}}
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}}
     if not os.environ.get("RAY_ADDRESS"):
-        os.environ.update(LOOPBACK)
-        options |= {"include_dashboard": False, "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
+        options |= {"include_dashboard": True, "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
     ray.init(**options)
-    logger.info("Ray %s with %s", ray.__version__, {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")})
+    resources = ray.cluster_resources()
+    logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def gpus_for(num_workers: int) -> bool:
+    """Whether the cluster has a GPU for each of so many workers; otherwise they all run on CPUs."""
+    return bool(ray.cluster_resources().get("GPU", 0) >= num_workers)

@@ -80,6 +80,8 @@ def decode(sample_id: str, image: bytes, label: bytes) -> tuple[transforms.UInt8
 
 def training_data(feed: Feed) -> ray.data.Dataset:
     """Ray Dataset over the steps from `feed.first_step` to the last, in plan order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False  # the progress line says how the feed does
     train, data = feed.config.train, feed.config.data
     blocks = num_blocks(feed.first_step, train.steps, steps_per_block=data.steps_per_block, workers=train.workers)
     numbers = ray.data.range(blocks, override_num_blocks=max(1, blocks))
@@ -92,11 +94,12 @@ def data_config() -> DataConfig:
 
 
 def planned_batches(
-    rows: Iterator[Batch], plan: Plan, *, rank: int, workers: int
+    rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int, workers: int
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(step, image uint8[b, 3, h, w] channels last, label uint8[b, h, w]) of one rank, every row's position checked.
 
-    The first batch says at which step the feed starts. Raises RuntimeError when a row is not the one the plan puts there.
+    The first batch says at which step the feed starts. Raises RuntimeError when a row is not the one the plan puts there, or
+    when the rows end before step `steps`.
     """
     step = -1
     for rows_of_step in rows:
@@ -109,6 +112,8 @@ def planned_batches(
             )
         image = torch.from_numpy(np.ascontiguousarray(rows_of_step["image"])).permute(0, 3, 1, 2)  # [b, 3, h, w]
         yield step, image, torch.from_numpy(np.ascontiguousarray(rows_of_step["label"]))
+    if step >= 0 and step + 1 != steps:
+        raise RuntimeError(f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint")
 
 
 class Sample(NamedTuple):

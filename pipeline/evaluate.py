@@ -147,7 +147,7 @@ def evaluate(config: Config) -> Score:
     manifest = read_manifest(store)
     net, found = load_network(config)
     cluster.connect()
-    num_workers, num_gpus = config.train.workers, 1 if ray.cluster_resources().get("GPU", 0) >= config.train.workers else 0
+    num_workers, num_gpus = config.train.workers, int(cluster.gpus_for(config.train.workers))
     task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_evaluate_slice)
     shared = ray.put(net)
     parts = ray.get([task.remote(shared, config, manifest, rank) for rank in range(num_workers)])

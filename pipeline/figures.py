@@ -29,19 +29,21 @@ def colorize(label: Image, colors: ArrayLike) -> Image:
     palette = np.asarray(colors, np.uint8)
     table[: len(palette)] = palette
     table[IGNORED] = 0
-    return table[label]
+    picture: Image = table[label]
+    return picture
 
 
 def overlay(image: Image, label: Image, colors: ArrayLike, alpha: float = 0.5) -> Image:
     """uint8[H, W, 3]: the image with the classes' colours over it, opacity `alpha`; ignored pixels keep the image."""
     blend = (1 - alpha) * image + alpha * colorize(label, colors)
-    return np.where((label == IGNORED)[..., None], image, blend.round().astype(np.uint8))
+    blend[label == IGNORED] = image[label == IGNORED]
+    return blend.round().astype(np.uint8)
 
 
 def error_map(image: Image, truth: Image, prediction: Image) -> Image:
     """uint8[H, W, 3]: wrong pixels red over a dimmed grey image, ignored pixels flat grey."""
     dimmed = 60 + 0.45 * image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    picture = dimmed.astype(np.uint8)
+    picture: Image = dimmed.astype(np.uint8)
     picture[(truth != prediction) & (truth != IGNORED)] = WRONG
     picture[truth == IGNORED] = GREY
     return picture
@@ -62,12 +64,12 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
     column = max(tiles[0].shape[1] for tiles, _ in rows)
     width = len(TITLES) * (column + GAP) + GAP
     edges = [GAP + i * (column + GAP) for i in range(len(TITLES))]
-    strips = [_text_strip(width, 34, dict(zip(edges, TITLES, strict=True)), size=12, color=INK, weight="bold")]
+    strips = [_text_strip(width, 44, dict(zip(edges, TITLES, strict=True)), size=17, color=INK, weight="bold")]
     for tiles, caption in rows:
         strip = np.full((tiles[0].shape[0], width, 3), 255, np.uint8)
         for left, tile in zip(edges, tiles, strict=True):
             strip[:, left : left + tile.shape[1]] = tile
-        strips += [strip, _text_strip(width, 24, {edges[-1]: caption}, size=9, color=MUTED)]
+        strips += [strip, _text_strip(width, 34, {edges[-1]: caption}, size=13, color=MUTED)]
     return np.concatenate([*strips, _legend(width, colors, names)])
 
 
@@ -93,19 +95,18 @@ def _text_strip(width: int, height: int, texts: Mapping[int, str], *, size: int,
 def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
     entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
     entries += [(np.array(WRONG) / 255, "wrong")]
-    cell = 40 + 8 * max(len(name) for _, name in entries)
+    cell, line = 50 + 11 * max(len(name) for _, name in entries), 34
     per_line = max(1, (width - 2 * GAP) // cell)
-    lines = -(-len(entries) // per_line)
-    height = 26 * lines + 14
+    height = line * -(-len(entries) // per_line) + 16
     figure = _figure(width, height)
     for i, (color, name) in enumerate(entries):
-        x, y = GAP + (i % per_line) * cell, height - 26 * (i // per_line) - 20
-        square = Rectangle(
-            (x / width, (y - 7) / height), 14 / width, 14 / height, transform=figure.transFigure, facecolor=color, edgecolor=MUTED
+        x, y = GAP + (i % per_line) * cell, height - line * (i // per_line) - 25
+        corner, side = (x / width, (y - 9) / height), 18
+        box = Rectangle(
+            corner, side / width, side / height, transform=figure.transFigure, facecolor=color, edgecolor=MUTED, lw=0.5
         )
-        square.set_linewidth(0.5)
-        figure.add_artist(square)
-        figure.text((x + 21) / width, y / height, name, size=9, color=INK, va="center_baseline")
+        figure.add_artist(box)
+        figure.text((x + 27) / width, y / height, name, size=13, color=INK, va="center_baseline")
     return _pixels(figure)
 
 
@@ -128,7 +129,7 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
             faint = MUTED if share[i, j] < 0.05 else INK
             axes.text(j, i, text, ha="center", va="center", size=9, color="white" if share[i, j] > 0.45 else faint)
     for i in range(num_classes):
-        iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "–"
+        iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "n/a"
         axes.text(num_classes - 0.2, i, iou, ha="left", va="center", size=10, color=INK, weight="bold")
     axes.text(num_classes - 0.2, num_classes - 0.4, "IoU %", ha="left", va="top", size=9, color=MUTED)
     axes.set_yticks(range(num_classes), names)
@@ -139,7 +140,9 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
     axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e4e7eb", linewidth=1)
     axes.tick_params(which="both", length=0)
-    figure.text(GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top")
+    figure.text(
+        GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top"
+    )
     return _pixels(figure)
 
 
@@ -174,7 +177,6 @@ def _figure(width: int, height: int) -> Figure:
 
 
 def _pixels(figure: Figure) -> Image:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas: Any = figure.canvas  # matplotlib's canvas has no types
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]

@@ -8,6 +8,7 @@ import ray
 from pipeline import checkpoint, cluster, tracking
 from pipeline.config import Config, ConfigError
 from pipeline.datasets import Feed
+from pipeline.environment import environment
 from pipeline.shards import Manifest, read_manifest
 from pipeline.storage import Store, check, open_store
 
@@ -58,7 +59,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     cluster.connect()
     if shortage := cpu_shortage(config, ray.cluster_resources().get("CPU", 0)):
         raise ConfigError([shortage])
-    run_id = tracking.open_run(config, environment=tracking.environment(), run_key=run_key, run_name=run_key)
+    run_id = tracking.open_run(config, environment=environment(), run_key=run_key, run_name=run_key)
     return Job(config, manifest, data, checkpoints, uri, run_id)
 
 

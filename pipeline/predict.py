@@ -37,7 +37,7 @@ def predict(config: Config) -> list[Prediction]:
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     names = _names(config, manifest)[: config.predict.limit]
     cluster.connect()
-    num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= config.train.workers else 0
+    num_gpus = int(cluster.gpus_for(config.train.workers))
     task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_predict_slice)
     shared = ray.put(net)
     parts = [task.remote(shared, config, manifest, output, names, rank) for rank in range(min(config.train.workers, len(names)))]

@@ -52,11 +52,10 @@ class MetricLog:
         own = self._folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"
         self._file = os.open(own, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self._journals.append(own)
-        self._lock = open(self._folder / "lock", "w")  # closed by the thread, at its end
+        self._lock = open(self._folder / "lock", "w")  # noqa: SIM115 the thread closes it, at its end
         self._unwritten = b""
         self._client: MlflowClient | None = None
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
-        self._pictures: set[tuple[str, int]] = set()
         self._closing, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metric-log", daemon=True)
         self._thread.start()
@@ -137,7 +136,6 @@ class MetricLog:
         if self._client is None:
             client = tracking.connect(self._uri)
             self._steps.update(tracking.logged_steps(client, self._run_id))
-            self._pictures = tracking.logged_pictures(client, self._run_id)
             self._client = client
         os.fsync(self._file)
         if "picture" in records[0]:
@@ -160,11 +158,10 @@ class MetricLog:
             self._steps[key].add(step)
 
     def _send_picture(self, client: "MlflowClient", record: dict[str, Any]) -> None:
-        name, step, png = record["picture"], record["step"], self._folder / record["file"]
-        if (name, step) not in self._pictures and png.exists():
-            tracking.send_picture(client, self._run_id, name, png, timestamp=record["time"], step=step)
-            self._pictures.add((name, step))
-        png.unlink(missing_ok=True)
+        png = self._folder / record["file"]
+        if png.exists():  # else it was sent, and only the offset was not written
+            tracking.send_picture(client, self._run_id, record["picture"], png, record["step"])
+            png.unlink()
 
     def _tidy(self) -> None:
         for journal in self._journals:

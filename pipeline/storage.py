@@ -4,6 +4,7 @@ Retries have a budget (botocore's standard mode), so that a store which restarts
 error, never a hang. `check` proves a store by writing and reading back through the file system that will hold the checkpoints.
 """
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -16,7 +17,8 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 import s3fs
-from botocore import exceptions as aws
+from botocore import exceptions as aws  # type: ignore[import-untyped]
+from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
 from pipeline.config import Storage
 
@@ -25,9 +27,9 @@ from pipeline.config import Storage
 CHECKSUMS = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
 PART_BYTES = 8 * 2**20
 """Part of a multipart upload, and read-ahead of `Store.arrow`'s files."""
-RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 5}}
+RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
 """Budget of a job: about 10 s for a refused connection, about 3 minutes for a server that accepts and never answers."""
-PROBED = {"connect_timeout": 2, "read_timeout": 3, "retries": {"mode": "standard", "max_attempts": 2}}
+PROBED = {"connect_timeout": 2, "read_timeout": 2, "retries": {"mode": "standard", "total_max_attempts": 2}}
 """Budget of the first request of `check`: an unreachable endpoint is reported within 15 s."""
 
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "AuthFailure"}
@@ -40,6 +42,12 @@ class StorageError(ValueError):
 class _S3(s3fs.S3FileSystem):  # type: ignore[misc]
     # s3fs repeats each request besides botocore's own retries: 5 times the budget. 2 leaves it the reads cut off in the body.
     retries = 2
+
+    async def set_session(self, *args: Any, **kwargs: Any) -> Any:
+        client = await super().set_session(*args, **kwargs)
+        # aiohttp waits without any limit for the answer to `Expect: 100-continue`: a PUT to a silent server hangs for ever.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        return client
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,8 @@ class Store:
 
     def delete(self, prefix: str) -> None:
         """Deletes the key or the folder `prefix` with all below it; nothing there is no error."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._fs().rm(self._path(prefix), recursive=True)
-        except FileNotFoundError:
-            pass
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """(file system, path without scheme) for Ray Train's `storage_filesystem` and `storage_path`; picklable."""
@@ -135,9 +141,10 @@ def open_store(url: str, storage: Storage) -> Store:
     for name, value in CHECKSUMS.items():
         os.environ.setdefault(name, value)
     if url.startswith("s3://"):
-        if not url.removeprefix("s3://").strip("/"):
+        parts = [part for part in url.removeprefix("s3://").split("/") if part]
+        if not parts:
             raise StorageError(f"{url}: has no bucket: write s3://BUCKET/PREFIX")
-        return Store(url.rstrip("/"), storage.endpoint or os.environ.get("AWS_ENDPOINT_URL"))
+        return Store("s3://" + "/".join(parts), storage.endpoint or os.environ.get("AWS_ENDPOINT_URL"))
     if "://" in url:
         raise StorageError(f"{url}: must be s3://BUCKET/PREFIX or a folder")
     return Store(str(Path(url).expanduser().absolute()))

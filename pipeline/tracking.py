@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -256,12 +256,6 @@ def logged_steps(client: "MlflowClient", run_id: str) -> dict[str, set[int]]:
     return {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
 
 
-def logged_pictures(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    """(name, step) of the pictures the server already has whole."""
-    names = (Path(entry.path).name.split("+") for entry in client.list_artifacts(run_id, "images"))
-    return {(parts[0].replace("~", "/"), int(parts[2])) for parts in names if parts[-1] == "compressed.webp"}
-
-
 def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
     """Sends at most 1000 points in one request. Sending the same points again changes nothing."""
     from mlflow.entities import Metric
@@ -269,27 +263,13 @@ def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) ->
     client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
-def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, *, timestamp: int, step: int) -> None:
-    """Sends a picture so that the page of charts has a step slider for it, and as `<name>.png`, the latest.
+def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step: int) -> None:
+    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sent again, it replaces itself.
 
-    The files are those of MlflowClient.log_image but for the last part of the name, there random, here made from
-    the rest: sent again after a lost answer, it replaces itself where log_image would show it twice.
+    Not MlflowClient.log_image: a random part of its names shows a picture sent again twice, and MLflow's page of charts
+    covers such pictures with the text of a run's many parameters.
     """
-    from PIL import Image
-
-    stem = f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}"
-    stem += f"+{uuid.uuid5(uuid.NAMESPACE_URL, f'{run_id}/{stem}')}"
-    with tempfile.TemporaryDirectory() as folder, Image.open(png) as image:
-        full, small, latest = (
-            Path(folder, f"{stem}.png"),
-            Path(folder, f"{stem}+compressed.webp"),
-            Path(folder, f"{Path(name).name}.png"),
-        )
-        full.write_bytes(png.read_bytes())
-        latest.write_bytes(png.read_bytes())
-        image.thumbnail((256, 256))  # the size MLflow shows in its grid before a click
-        image.save(small)
-        client.set_tag(run_id, "mlflow.loggedImages", "true")
-        client.log_artifact(run_id, str(full), "images")
-        client.log_artifact(run_id, str(latest), str(Path(name).parent) if "/" in name else None)
-        client.log_artifact(run_id, str(small), "images")  # last: it marks the picture as whole
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
+            copy = shutil.copyfile(png, Path(folder, path.name))
+            client.log_artifact(run_id, str(copy), str(path.parent) if path.parent != Path() else None)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -20,7 +19,7 @@ from ccnet.inference import predict_classes
 from ccnet.layers import synchronise_batch_norm
 from ccnet.optim import build_optimizer, poly_learning_rate
 from ccnet.step import train_step
-from pipeline import checkpoint, evaluate, figures, tracking, workers
+from pipeline import checkpoint, cluster, evaluate, figures, tracking, workers
 from pipeline.config import Config
 from pipeline.datasets import Feed, data_config, evaluation_samples, planned_batches, resumable
 from pipeline.evaluate import Score
@@ -38,7 +37,7 @@ def build_trainer(job: Job, callbacks: list[UserCallback] | None = None) -> Torc
     train = job.config.train
     file_system, path = job.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= train.workers
+    use_gpu = cluster.gpus_for(train.workers)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     return TorchTrainer(
         train_worker,
@@ -64,6 +63,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     train = job.config.train
     torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line of its own for each report
     logging.basicConfig(level=logging.INFO if workers.rank() == 0 else logging.WARNING, format="%(message)s")
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     progress = Progress(train.steps, train.global_batch)
@@ -122,7 +122,7 @@ def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.T
     batch = train.global_batch // train.workers
     rows = iter(shard.iter_batches(batch_size=batch, batch_format="numpy", prefetch_batches=2))
     plan = Feed(job.config, job.data, job.manifest, 0).plan
-    batches = planned_batches(rows, plan, rank=workers.rank(), workers=train.workers)
+    batches = planned_batches(rows, plan, steps=train.steps, rank=workers.rank(), workers=train.workers)
     learner = Learner(job.config, len(job.manifest.class_names), ray.train.torch.get_device())
     started = time.monotonic()
     first = next(batches, None)
@@ -133,7 +133,8 @@ def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.T
         checkpoint.restore(found, learner.net, learner.optimizer)
         logger.info("resumed at step %d from %s", found.step, found.url)
     learner.distribute()
-    logger.info("first batch after %.1f s", time.monotonic() - started)
+    if workers.rank() == 0:
+        logger.info("first batch after %.1f s", time.monotonic() - started)
     return learner, _chain(first, batches)
 
 

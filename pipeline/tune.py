@@ -14,6 +14,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline import tracking
 from pipeline.config import Config, ConfigError, Dimension
+from pipeline.environment import environment
 from pipeline.evaluate import Score
 from pipeline.job import Job, cpus_needed, open_job
 from pipeline.spool import MetricLog
@@ -113,7 +114,7 @@ def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> 
     config = parent.config.override(overrides)
     run_id = tracking.open_run(
         config,
-        environment=tracking.environment(),
+        environment=environment(),
         run_key=f"{key}-{number}",
         parent_run_id=parent.run_id,
         run_name=f"{key}-{number}",

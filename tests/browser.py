@@ -17,15 +17,20 @@ QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component
 
 
 def screenshot(
-    base_url: str, run_id: str, experiment_id: str, folder: Path, metrics: Sequence[str] = ("train/loss",), picture: str = "panel.png"
+    base_url: str,
+    run_id: str,
+    experiment_id: str,
+    folder: Path,
+    metrics: Sequence[str] = ("train/loss",),
+    picture: str = "panel.png",
 ) -> list[Path]:
-    """PNG files of the run's charts, of its artifact `picture` and of the table of runs. Raises AssertionError, or playwright's."""
+    """PNG files of the run's charts, of its artifact `picture` and of the table of runs. Raises AssertionError."""
     folder.mkdir(parents=True, exist_ok=True)
     errors: list[str] = []
     outside: set[str] = set()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
         page.set_default_timeout(90_000)  # on two busy cores the first page takes long
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: _note_outside(request.url, outside))
@@ -47,8 +52,6 @@ def _charts(page: Page, url: str, file: Path, metrics: Sequence[str]) -> Path:
     _close_assistant(page)
     for metric in metrics:
         page.get_by_text(metric.rpartition("/")[2], exact=True).first.wait_for()
-    page.locator("img[src*='get-artifact']").first.wait_for()  # the image grid, from the same page's pictures by step
-    _wait_for_pictures(page)
     page.wait_for_timeout(1500)  # lines are animated
     page.screenshot(path=file)
     return file
@@ -56,9 +59,8 @@ def _charts(page: Page, url: str, file: Path, metrics: Sequence[str]) -> Path:
 
 def _picture(page: Page, url: str, file: Path) -> Path:
     page.goto(url)
-    page.locator("img[src^='blob:'], img[src*='artifact']").first.wait_for()
+    _wait_for_picture(page)
     _close_assistant(page)
-    _wait_for_pictures(page)
     page.screenshot(path=file)
     return file
 
@@ -74,13 +76,18 @@ def _runs(page: Page, url: str, file: Path) -> Path:
 
 def _close_assistant(page: Page) -> None:
     """Closes the panel that MLflow opens over the right third of a first visit."""
-    close = page.get_by_role("button", name="Close", exact=False)
+    close = page.get_by_role("button", name="Close", exact=True)
     if close.count():
         close.first.click()
+        close.first.wait_for(state="detached")
 
 
-def _wait_for_pictures(page: Page) -> None:
-    page.wait_for_function("() => { const all = [...document.images]; return all.length && all.every(i => i.complete && i.naturalWidth > 0) }")
+def _wait_for_picture(page: Page) -> None:
+    """Waits for a loaded picture of ours; the page's own are inlined as data:."""
+    ours = "[...document.images].filter(image => !image.src.startsWith('data:'))"
+    page.wait_for_function(
+        f"() => {{ const all = {ours}; return all.length && all.every(i => i.complete && i.naturalWidth > 0) }}"
+    )
 
 
 def _note_outside(url: str, outside: set[str]) -> None:

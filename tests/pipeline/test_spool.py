@@ -38,9 +38,8 @@ def history(server: MlflowServer, run_id: str, key: str) -> list[tuple[int, floa
     return sorted((point.step, point.value) for point in points)
 
 
-def pictures(server: MlflowServer, run_id: str) -> list[str]:
-    entries = tracking.connect(server.uri).list_artifacts(run_id, "images")
-    return sorted(Path(entry.path).name.split("+timestamp")[0] for entry in entries if entry.path.endswith("png"))
+def pictures(server: MlflowServer, run_id: str, name: str) -> list[str]:
+    return [Path(entry.path).name for entry in tracking.connect(server.uri).list_artifacts(run_id, name)]
 
 
 def test_without_a_server_training_goes_on_and_records_stay_on_disk(tmp_path: Path) -> None:
@@ -83,7 +82,8 @@ def test_every_value_arrives_and_nothing_is_left_on_disk(server: MlflowServer, r
     assert history(server, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1500)]
     assert math.isnan(history(server, run_id, "nan")[0][1])
     assert math.isnan(history(server, run_id, "inf")[0][1])
-    assert pictures(server, run_id) == ["val~panel+step+10"]
+    assert pictures(server, run_id, "val/panel") == ["step_000010.png"]
+    assert pictures(server, run_id, "val") == ["panel", "panel.png"]
     assert [entry.name for entry in (tmp_path / run_id).iterdir()] == ["lock"]
 
 
@@ -100,7 +100,7 @@ def test_points_logged_while_the_server_is_down_arrive_exactly_once(server: Mlfl
     log.metrics({"loss": 50.0}, 50)
     assert log.close(timeout_s=90) == 0
     assert history(server, run_id, "loss") == [(step, float(step)) for step in range(51)]
-    assert pictures(server, run_id) == ["panel+step+49"]
+    assert pictures(server, run_id, "panel") == ["step_000049.png"]
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ time.sleep(600)
             log.picture("panel", step, PICTURE)
     assert log.close() == 0
     assert history(server, run_id, "loss") == [(step, 1 / step) for step in range(1, 501)]
-    assert pictures(server, run_id) == [f"panel+step+{step}" for step in (100, 200, 300, 400, 500)]
+    assert pictures(server, run_id, "panel") == [f"step_{step:06d}.png" for step in (100, 200, 300, 400, 500)]
 
 
 @pytest.mark.slow

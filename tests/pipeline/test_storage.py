@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.config import Storage
-from pipeline.storage import Store, StorageError, check, open_store
+from pipeline.storage import StorageError, Store, check, open_store
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def test_write_read_list_delete(store: Store) -> None:
     store.write("a/c/d.bin", b"two")
     store.write("ab.bin", b"three")
     assert store.read("a/b.bin") == b"one"
-    assert store.exists("a/c/d.bin") and not store.exists("a/nothing")
+    assert store.exists("a/c/d.bin")
+    assert not store.exists("a/nothing")
     assert store.list() == ["a/b.bin", "a/c/d.bin", "ab.bin"]
     assert store.list("a") == ["a/b.bin", "a/c/d.bin"]
     store.delete("a")
@@ -65,7 +66,8 @@ def test_write_read_list_delete(store: Store) -> None:
 def test_a_value_is_replaced_whole_and_by_another_process_seen_at_once(store: Store) -> None:
     store.write("key", b"old")
     other = pickle.loads(pickle.dumps(store))
-    assert other == store and hash(other) == hash(store)
+    assert other == store
+    assert hash(other) == hash(store)
     other.write("key", b"new")
     other.write("later", b"")
     assert store.read("key") == b"new"
@@ -136,6 +138,7 @@ def test_missing_bucket_is_named(endpoint: str) -> None:
         check(open_store("s3://no-such-bucket/p", Storage(path="unused", endpoint=endpoint)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
 def test_unreachable_endpoint_is_reported_within_15_seconds(listens: bool) -> None:
     with socket.socket() as server:
@@ -147,6 +150,11 @@ def test_unreachable_endpoint_is_reported_within_15_seconds(listens: bool) -> No
         with pytest.raises(StorageError, match=rf"s3://bucket/p at {url}: cannot be reached .* is the store up"):
             check(open_store("s3://bucket/p", Storage(path="unused", endpoint=url)))
         assert time.monotonic() - start < 15
+
+
+def test_an_endpoint_without_scheme_is_named() -> None:
+    with pytest.raises(StorageError, match=r"storage.endpoint = 'localhost:9000': must be a URL such as http"):
+        check(open_store("s3://bucket/p", Storage(path="unused", endpoint="localhost:9000")))
 
 
 def test_missing_credentials_are_named(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,7 +174,8 @@ def test_refused_credentials_are_named(tmp_path: Path) -> None:
     error = PermissionError("The signature does not match")
     error.__cause__ = ClientError(refusal, "PutObject")
     told = storage.explain(Store("s3://bucket/p", "http://store:9000"), error)
-    assert "s3://bucket/p at http://store:9000: access refused" in str(told) and "AWS_SECRET_ACCESS_KEY" in str(told)
+    assert "s3://bucket/p at http://store:9000: access refused" in str(told)
+    assert "AWS_SECRET_ACCESS_KEY" in str(told)
 
 
 def test_lost_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -180,7 +189,9 @@ def test_lost_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match=r"file/store: cannot be created or written \(Not a directory\): choose another folder"):
+    with pytest.raises(
+        StorageError, match=r"file/store: cannot be created or written \(Not a directory\): choose another folder"
+    ):
         check(open_store(str(tmp_path / "file" / "store"), Storage(path="unused")))
 
 

@@ -1,0 +1,56 @@
+# Each target makes .venv and installs when needed, and does nothing twice.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+MINISTACK := $(shell sed -n 's/^MINISTACK = "\(.*\)"/\1/p' infra/services.py)
+
+.PHONY: install demo test check lint up down bench clean
+
+install: .venv/.installed .venv-s3/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 (found: $$(python3 --version 2>&1)); name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (some minutes the first time)"
+	$(PIP) "torch==2.13.0"
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv-s3/.installed: infra/services.py .venv/.installed
+	@test -x .venv-s3/bin/python || $(BIN)/python -m venv .venv-s3
+	.venv-s3/bin/python -m pip install --disable-pip-version-check --quiet "$(MINISTACK)"
+	@touch $@
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict ccnet pipeline
+
+check: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+up: install
+	$(BIN)/python -m infra.stack up
+
+down: install
+	$(BIN)/python -m infra.stack down
+
+# Everything the demo does can be typed by hand. Interrupted, it goes on from the last checkpoint when run again.
+demo: install
+	$(BIN)/python -m infra.stack up
+	. .stack/env && $(BIN)/python -m jobs.prepare jobs/configs/demo.yaml
+	. .stack/env && $(BIN)/python -m jobs.submit train jobs/configs/demo.yaml
+	. .stack/env && $(BIN)/python -m jobs.predict jobs/configs/demo.yaml predict.limit=4
+	$(BIN)/python -m infra.stack status
+	@echo "MLflow and the Ray dashboard (token: .stack/ray.token) stay up for browsing; make down stops them."
+
+bench: install
+	$(BIN)/python -m jobs.benchmark
+
+clean: install
+	$(BIN)/python -m infra.stack down
+	rm -rf .stack outputs

@@ -1,0 +1,122 @@
+"""A generated data set in which context decides: a lamp in a corner makes every shape elsewhere warm or cold.
+
+The pixels of a shape are the same under a warm and a cold lamp, and no shape shares a row or a column with the lamp: one
+criss-cross pass cannot carry the cue to any pixel of a shape, two can. Every sample is a pure function of (seed, index, size).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+NAMES = ("background", "disc-cold", "disc-warm", "square-cold", "square-warm", "lamp")
+COLORS = ((96, 96, 96), (0, 128, 255), (255, 128, 0), (0, 64, 128), (128, 32, 0), (255, 255, 128))
+BACKGROUND, DISC, SQUARE, LAMP = 0, 1, 3, 5
+"""Class ids; a warm shape's class is DISC + 1 or SQUARE + 1."""
+VERSION = 1
+"""Of the pictures: changing how they are drawn changes this, and prepared data sets are made again."""
+SEED = 0
+"""Of the shipped data set: fixed, so that runs of several training seeds share it."""
+
+VAL_START = 2**32
+LAMP_SHARE = 0.22  # of the side; the rest holds two by two cells for the shapes
+LAMP_COLORS = {False: (40, 110, 255), True: (255, 140, 30)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A disc or a square within the box [top, top + side) x [left, left + side)."""
+
+    kind: int
+    top: int
+    left: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; `warm` is all that the lamp's colour decides."""
+
+    warm: bool
+    lamp: tuple[int, int, int]
+    """(top, left, side)"""
+    shapes: tuple[Shape, ...]
+
+
+def split_index(split: str, position: int) -> int:
+    """Sample index of a position in `train` or `val`; the two never meet."""
+    return position + (VAL_START if split == "val" else 0)
+
+
+def sample(index: int, seed: int, size: int) -> tuple[UInt8, UInt8]:
+    """Image uint8[size, size, 3] RGB and label uint8[size, size] of class ids."""
+    return render(draw(index, seed, size), index, seed, size)
+
+
+def draw(index: int, seed: int, size: int) -> Scene:
+    """Draws a scene: the lamp in one of the corners, three or four shapes off its rows and columns, at least one of each kind."""
+    random = _generator(seed, index, stream=0)
+    warm, bottom, right = (bool(bit) for bit in random.integers(0, 2, 3))
+    side = round(LAMP_SHARE * size)
+    lamp = (size - side if bottom else 0, size - side if right else 0, side)
+    cell = (size - side) // 2
+    origin = (0 if bottom else size - 2 * cell, 0 if right else size - 2 * cell)
+    kinds = random.permutation([DISC, SQUARE, *random.choice([DISC, SQUARE], 2)])
+    cells = random.permutation(4)[: 4 if random.random() < 0.7 else 3]
+    if len(set(kinds[: len(cells)])) == 1:
+        kinds = kinds[::-1]
+    shapes = []
+    for kind, place in zip(kinds, cells, strict=False):
+        edge = int(random.integers(round(0.85 * cell), cell + 1))
+        shift = random.integers(0, cell - edge + 1, 2)
+        row, column = divmod(int(place), 2)
+        shapes.append(Shape(int(kind), origin[0] + row * cell + int(shift[0]), origin[1] + column * cell + int(shift[1]), edge))
+    return Scene(warm, lamp, tuple(shapes))
+
+
+def render(scene: Scene, index: int, seed: int, size: int) -> tuple[UInt8, UInt8]:
+    """Image uint8[size, size, 3] and label uint8[size, size]; the noise is the index's own, whatever the scene."""
+    random = _generator(seed, index, stream=1)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    image = _clouds(random, size)
+    label = np.zeros((size, size), np.uint8)
+    for shape in scene.shapes:
+        inside, look = _look(shape, rows, columns, random)
+        image[inside] = look[inside]
+        label[inside] = shape.kind + scene.warm
+    top, left, side = scene.lamp
+    image[top : top + side, left : left + side] = LAMP_COLORS[scene.warm]
+    label[top : top + side, left : left + side] = LAMP
+    image += random.normal(0, 10, image.shape).astype(np.float32)
+    image *= np.float32(random.uniform(0.75, 1.15))
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
+
+
+def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index << 1 | stream], np.uint64)))
+
+
+def _clouds(random: np.random.Generator, size: int) -> Float32:
+    """Grey texture float32[size, size, 3]: noise at two coarse scales."""
+    texture = np.full((size, size), 110, np.float32)
+    for block, strength in ((9, 18), (4, 12)):
+        coarse = random.normal(0, strength, (-(-size // block),) * 2).astype(np.float32)
+        texture += coarse.repeat(block, 0).repeat(block, 1)[:size, :size]
+    return texture[..., None].repeat(3, 2)
+
+
+def _look(shape: Shape, rows: Float32, columns: Float32, random: np.random.Generator) -> tuple[npt.NDArray[np.bool_], Float32]:
+    """Mask bool[size, size] and colours float32[size, size, 3]: discs are plain green, squares violet with stripes."""
+    y, x = rows - shape.top, columns - shape.left
+    if shape.kind == DISC:
+        centre = (shape.side - 1) / 2
+        inside = (y - centre) ** 2 + (x - centre) ** 2 <= (shape.side / 2) ** 2
+        color = np.array([60, 170, 80], np.float32) + random.normal(0, 12, 3).astype(np.float32)
+        return inside, np.broadcast_to(color, (*rows.shape, 3))
+    inside = (y >= 0) & (y < shape.side) & (x >= 0) & (x < shape.side)
+    color = np.array([150, 70, 160], np.float32) + random.normal(0, 12, 3).astype(np.float32)
+    stripes = np.where((x + y * random.choice([-1, 1])) % 6 < 3, np.float32(35), np.float32(-35))
+    return inside, color + stripes[..., None]

@@ -1,0 +1,21 @@
+"""One real stack for all tests that need Ray, MLflow and an object store together."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from infra.environment import environment
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables of a running stack; put them into the environment of a new process, for Ray reads some at its import."""
+    root = tmp_path_factory.mktemp("stack")
+    command = [sys.executable, "-m", "infra.stack"]
+    try:
+        subprocess.run([*command, "up", "--root", str(root)], check=True)
+        yield environment(root)
+    finally:
+        subprocess.run([*command, "down", "--root", str(root)], check=True)
