@@ -3,9 +3,9 @@
 import sys
 
 from jobs.cli import main
+from pipeline import tracking
 from pipeline.config import Config
 from pipeline.train import train
-from pipeline import tracking
 
 
 def run(config: Config) -> int:

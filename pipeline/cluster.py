@@ -20,7 +20,10 @@ def connect(num_cpus: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}}
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}},
+    }
     if not os.environ.get("RAY_ADDRESS"):
         # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
         options |= {"include_dashboard": True, "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}

@@ -42,7 +42,9 @@ class Storage(Section):
         if "://" in value:
             return value.rstrip("/")
         if not Path(value).expanduser().is_absolute() and os.environ.get(JOB_MARK):
-            raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
+            raise ValueError(
+                "a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)"
+            )
         return str(Path(value).expanduser().absolute())
 
 
@@ -149,7 +151,9 @@ class Train(Section):
         if self.global_batch % self.workers:
             low = self.global_batch // self.workers * self.workers
             near = " or ".join(str(v) for v in (low, low + self.workers) if v)
-            raise ValueError(f"global_batch = {self.global_batch}: must be a multiple of train.workers = {self.workers} (try {near})")
+            raise ValueError(
+                f"global_batch = {self.global_batch}: must be a multiple of train.workers = {self.workers} (try {near})"
+            )
         return self
 
 
@@ -329,7 +333,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
         home = _homes(field)
-        hint = f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else f" (did you mean {home[0]}?)" if home else ""
+        hint = (
+            f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else f" (did you mean {home[0]}?)" if home else ""
+        )
         legal = ", ".join(section.model_fields) if section else ""
         return f"{key} = {error['input']!r}: no such setting{hint}; legal here: {legal}"
     if error["type"] == "missing":

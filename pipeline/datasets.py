@@ -35,7 +35,7 @@ class Feed(NamedTuple):
     def plan(self) -> Plan:
         return Plan(self.manifest.num_images("train"), self.config.train.global_batch, self.config.seed)
 
-    def __call__(self, blocks: Batch) -> Batch:
+    def rows(self, blocks: Batch) -> Batch:
         """Rows of the blocks `id`: image uint8[n, h, w, 3], label uint8[n, h, w], position, step and rank int64[n]."""
         rows = [self._block(int(index)) for index in blocks["id"]]
         return {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
@@ -85,7 +85,7 @@ def training_data(feed: Feed) -> ray.data.Dataset:
     train, data = feed.config.train, feed.config.data
     blocks = num_blocks(feed.first_step, train.steps, steps_per_block=data.steps_per_block, workers=train.workers)
     numbers = ray.data.range(blocks, override_num_blocks=max(1, blocks))
-    return numbers.map_batches(feed, batch_size=None, batch_format="numpy", num_cpus=data.cpus_per_task)
+    return numbers.map_batches(feed.rows, batch_size=None, batch_format="numpy", num_cpus=data.cpus_per_task)
 
 
 def data_config() -> DataConfig:
@@ -113,21 +113,21 @@ def planned_batches(
         image = torch.from_numpy(np.ascontiguousarray(rows_of_step["image"])).permute(0, 3, 1, 2)  # [b, 3, h, w]
         yield step, image, torch.from_numpy(np.ascontiguousarray(rows_of_step["label"]))
     if step >= 0 and step + 1 != steps:
-        raise RuntimeError(f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint")
+        raise RuntimeError(
+            f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint"
+        )
 
 
 class Sample(NamedTuple):
     """One evaluation sample: image uint8[h, w, 3] RGB at evaluation scale, label uint8[H, W] at its own resolution."""
 
-    index: int
+    number: int
     sample_id: str
     image: transforms.UInt8
     label: transforms.UInt8
 
 
-def evaluation_samples(
-    store: Store, manifest: Manifest, split: str, indices: list[int], scale: float
-) -> Iterator[Sample]:
+def evaluation_samples(store: Store, manifest: Manifest, split: str, indices: list[int], scale: float) -> Iterator[Sample]:
     """The samples at `indices` of a split, one at a time, whole images, labels untouched but for the label map."""
     reader, label_map = ShardReader(store, manifest, split), manifest.label_lookup()
     for start in range(0, len(indices), READ_AHEAD):

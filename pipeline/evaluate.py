@@ -68,7 +68,9 @@ class Score(NamedTuple):
         return "\n".join(lines)
 
 
-def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[ConfusionMatrix, int]:
+def evaluate_samples(
+    net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device
+) -> tuple[ConfusionMatrix, int]:
     """Confusion matrix and number of images of some samples, on one device."""
     confusion, num_images = ConfusionMatrix(num_classes), 0
     for sample in samples:

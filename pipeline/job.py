@@ -76,6 +76,6 @@ def cpu_shortage(config: Config, cpus: float) -> str | None:
     room = (cpus - 2 * config.data.cpus_per_task) / config.train.workers
     fix = f"train.cpus_per_worker={room:.2g}" if room > 0 else "fewer train.workers or a larger cluster"
     return (
-        f"train.workers = {config.train.workers}: {needed:g} CPUs are needed (workers x {config.train.cpus_per_worker:g} + 2 data "
-        f"tasks x {config.data.cpus_per_task:g}), the cluster has {cpus:g} (try {fix})"
+        f"train.workers = {config.train.workers}: {needed:g} CPUs are needed (workers x {config.train.cpus_per_worker:g} + "
+        f"2 data tasks x {config.data.cpus_per_task:g}), the cluster has {cpus:g} (try {fix})"
     )

@@ -33,7 +33,7 @@ def predict(config: Config) -> list[Prediction]:
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """
     manifest = read_manifest(open_store(config.data_url, config.storage))
-    net, found = load_network(config)
+    net, _ = load_network(config)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     names = _names(config, manifest)[: config.predict.limit]
     cluster.connect()
@@ -55,7 +55,9 @@ def _names(config: Config, manifest: Manifest) -> list[str]:
     return names
 
 
-def _predict_slice(net: CCNet, config: Config, manifest: Manifest, output: Store, names: list[str], rank: int) -> list[Prediction]:
+def _predict_slice(
+    net: CCNet, config: Config, manifest: Manifest, output: Store, names: list[str], rank: int
+) -> list[Prediction]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(workers.num_threads(config.train.workers))
     net = net.to(device)

@@ -273,3 +273,10 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step
         for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
             copy = shutil.copyfile(png, Path(folder, path.name))
             client.log_artifact(run_id, str(copy), str(path.parent) if path.parent != Path() else None)
+
+
+def page(uri: str, run_id: str) -> str:
+    """Where to look at a run: its page in the MLflow UI, or the command that opens one on a database file."""
+    if not uri.startswith("http"):
+        return f"{run_id}  (mlflow ui --backend-store-uri {uri})"
+    return f"{uri.rstrip('/')}/#/experiments/{connect(uri).get_run(run_id).info.experiment_id}/runs/{run_id}"

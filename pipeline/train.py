@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ccnet import build_ccnet
@@ -32,7 +32,7 @@ from pipeline.transforms import UInt8, resize_to
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(job: Job, callbacks: list[UserCallback] | None = None) -> TorchTrainer:
+def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
     """The TorchTrainer of a job; `jobs.train` and every Tune trial run this one."""
     train = job.config.train
     file_system, path = job.checkpoints.arrow()
@@ -94,7 +94,7 @@ class Learner:
         self.config, self.device = config, device
         self.model = {"num_classes": num_classes} | config.model.model_dump()
         net = synchronise_batch_norm(build_ccnet(**self.model), device)
-        self.net = net.to(device, memory_format=torch.channels_last)
+        self.net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train = config.train
         self.optimizer = build_optimizer(self.net, train.learning_rate, train.momentum, train.weight_decay)
         self.parallel = self.net
@@ -149,7 +149,9 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
     score = _validate(job, learner)
     metrics = {"step": step, "miou": score.miou, "num_images": score.num_images, "run_id": job.run_id}
     if log is None:
-        ray.train.report(metrics, checkpoint_dir_name=checkpoint.folder_name(step), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        ray.train.report(
+            metrics, checkpoint_dir_name=checkpoint.folder_name(step), checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+        )
         return
     log.metrics(score.metrics(), step)
     log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
@@ -174,7 +176,9 @@ def _validate(job: Job, learner: Learner) -> Score:
     indices = list(range(workers.rank(), job.manifest.num_images("val"), workers.world_size()))
     samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
     confusion, num_images = evaluate.evaluate_samples(learner.net, samples, len(job.manifest.class_names), learner.device)
-    return evaluate.reduced_score(confusion, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device)
+    return evaluate.reduced_score(
+        confusion, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device
+    )
 
 
 def _panel(job: Job, learner: Learner) -> UInt8:
@@ -184,7 +188,9 @@ def _panel(job: Job, learner: Learner) -> UInt8:
     samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
     triples = []
     for sample in samples:
-        prediction = predict_classes(learner.net, evaluate.as_batch(sample.image, learner.device), sample.label.shape)[0].cpu().numpy()
+        prediction = (
+            predict_classes(learner.net, evaluate.as_batch(sample.image, learner.device), sample.label.shape)[0].cpu().numpy()
+        )
         triples.append((resize_to(sample.image, sample.label.shape), sample.label, prediction))
     return figures.panel(triples, job.manifest.colors, job.manifest.class_names)
 
@@ -244,7 +250,7 @@ def ended_by(error: BaseException) -> Literal["KILLED", "FAILED"]:
 def record_best(job: Job, best: checkpoint.Checkpoint, score: Score) -> None:
     """Puts the best checkpoint into the run, by reference, and into the registry when the configuration names one."""
     protocol = score.protocol | {"checkpoint_sha256": best.sha256}
-    facts = {"checkpoint_url": best.url, "sha256": best.sha256, "miou": score.miou, "protocol": protocol}
+    facts: dict[str, Any] = {"checkpoint_url": best.url, "sha256": best.sha256, "miou": score.miou, "protocol": protocol}
     tracking.log_best(job.tracking_uri, job.run_id, step=best.step, **facts)
     if job.config.tracking.register_as:
         tracking.register(job.tracking_uri, job.run_id, job.config.tracking.register_as, **facts)

@@ -49,7 +49,15 @@ class SearchResult(NamedTuple):
         rows = [["trial", *keys, "mIoU", "step", "ended"]]
         for trial in self.trials:
             values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()]
-            rows.append([trial.number, *values, f"{trial.miou:.4f}", str(trial.step), "stopped early" if trial.stopped_early else "complete"])
+            rows.append(
+                [
+                    trial.number,
+                    *values,
+                    f"{trial.miou:.4f}",
+                    str(trial.step),
+                    "stopped early" if trial.stopped_early else "complete",
+                ]
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         winner = " ".join(f"{key}={value}" for key, value in self.trials[0].overrides.items())
@@ -64,7 +72,7 @@ def search(config: Config) -> SearchResult:
     parent = open_job(config, run_key=key)
     try:
         grid = _run_trials(parent, key)
-        trials = sorted((_end_trial(parent, result) for result in grid), key=lambda trial: -trial.miou)
+        trials = sorted((_end_trial(parent, grid[i]) for i in range(len(grid))), key=lambda trial: -trial.miou)
         score = _crown(parent, key, trials[0])
     except BaseException as error:
         tracking.finish_run(parent.tracking_uri, parent.run_id, ended_by(error))
@@ -150,7 +158,7 @@ def _crown(parent: Job, key: str, winner: Trial) -> Score:
     return score
 
 
-class _Lines(tune.Callback):  # type: ignore[misc]
+class _Lines(tune.Callback):
     """A line for each result and each end of a trial."""
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:

@@ -16,7 +16,12 @@ DOORS = {
     "botocore": {"pipeline/storage.py"},
     "pydantic": {"pipeline/config.py"},
 }
-LAYERS = {"ccnet": {"ccnet"}, "pipeline": {"ccnet", "pipeline"}, "jobs": {"pipeline", "jobs", "infra"}, "infra": {"pipeline", "infra"}}
+LAYERS = {
+    "ccnet": {"ccnet"},
+    "pipeline": {"ccnet", "pipeline"},
+    "jobs": {"pipeline", "jobs", "infra"},
+    "infra": {"pipeline", "infra"},
+}
 
 
 def imports(path: Path) -> set[str]:
