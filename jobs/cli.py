@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config, ConfigError, load
+from pipeline.progress import show_own_lines
 from pipeline.shards import ShardError
 from pipeline.storage import StorageError
 from pipeline.tracking import TrackingError
@@ -16,7 +17,8 @@ KNOWN_FAULTS = (ConfigError, StorageError, ShardError, TrackingError, Checkpoint
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     """Loads the configuration and runs the verb. Returns 0, the verb's own code, 1 for a known fault, 2 for bad settings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    show_own_lines()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0].startswith("-"):
         name = verb.__module__ if verb.__module__ != "__main__" else "jobs.VERB"

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.environment import environment
+from pipeline.environment import describe_commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("prepare", "train", "tune", "evaluate", "predict", "export", "plan", "benchmark")
+VERBS = ("prepare", "train", "tune", "evaluate", "predict", "plan", "benchmark")
 USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
 EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
 """Never sent, whatever .gitignore says; Ray itself leaves out .git and .venv."""
@@ -59,8 +60,7 @@ def connect() -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for each file that is not sent
     address = os.environ["RAY_API_SERVER_ADDRESS"]
     try:
         return JobSubmissionClient(address)
@@ -74,7 +74,9 @@ def connect() -> "JobSubmissionClient":
 
 def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".") -> str:
     """Sends the folder and starts the shell command in it; returns the job's id."""
-    return client.submit_job(entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES})
+    # The copy has no .git: the run in MLflow still names the commit it was made from.
+    variables = {"CCNET_COMMIT": describe_commit()}
+    return client.submit_job(entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables})
 
 
 def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:

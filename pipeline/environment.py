@@ -10,20 +10,23 @@ PACKAGES = {"torch": "torch", "ray": "ray", "mlflow": "mlflow", "opencv": "openc
 
 
 def environment() -> dict[str, str]:
-    """Commit, uncommitted changes, versions and devices as text; CCNET_COMMIT stands in where a submitted job has no .git."""
+    """Commit, versions and devices as text; CCNET_COMMIT stands in where a submitted job has no .git."""
     import torch  # for the names of GPUs; slow to import
 
-    given = os.environ.get("CCNET_COMMIT")
-    changes = None if given else _git("status", "--porcelain")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "commit": given or _git("rev-parse", "HEAD") or "unknown",
-        "dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "commit": os.environ.get("CCNET_COMMIT") or describe_commit(),
         "python": platform.python_version(),
         **{name: _version(package) for name, package in PACKAGES.items()},
         "devices": ", ".join(f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)) or "cpu",
         "cpus": str(os.cpu_count()),
     }
+
+
+def describe_commit() -> str:
+    """The commit of this folder, with `-dirty` behind it when files differ from it; `unknown` outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and _git("status", "--porcelain") else commit or "unknown"
 
 
 def _git(*arguments: str) -> str | None:

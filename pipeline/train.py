@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.datasets import Feed, data_config, evaluation_samples, planned_batches, resumable
 from pipeline.evaluate import Score
 from pipeline.job import Job, open_job
-from pipeline.progress import Progress
+from pipeline.progress import Progress, show_own_lines
 from pipeline.spool import MetricLog
 from pipeline.storage import Store
 from pipeline.transforms import UInt8, resize_to
@@ -63,8 +63,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     train = job.config.train
     torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line of its own for each report
-    logging.basicConfig(level=logging.INFO if workers.rank() == 0 else logging.WARNING, format="%(message)s")
+    show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     progress = Progress(train.steps, train.global_batch)
     learner, batches = _start(job)
@@ -133,8 +132,7 @@ def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.T
         checkpoint.restore(found, learner.net, learner.optimizer)
         logger.info("resumed at step %d from %s", found.step, found.url)
     learner.distribute()
-    if workers.rank() == 0:
-        logger.info("first batch after %.1f s", time.monotonic() - started)
+    logger.info("first batch after %.1f s", time.monotonic() - started)
     return learner, _chain(first, batches)
 
 
