@@ -44,12 +44,15 @@ demo: install
 	$(BIN)/python -m infra.stack up
 	. .stack/env && $(BIN)/python -m jobs.prepare jobs/configs/demo.yaml
 	. .stack/env && $(BIN)/python -m jobs.submit train jobs/configs/demo.yaml
-	. .stack/env && $(BIN)/python -m jobs.predict jobs/configs/demo.yaml predict.limit=4
+	. .stack/env && $(BIN)/python -m jobs.predict jobs/configs/demo.yaml predict.limit=4 predict.output=outputs/demo
 	$(BIN)/python -m infra.stack status
+	@echo "overlays of four validation images: outputs/demo"
 	@echo "MLflow and the Ray dashboard (token: .stack/ray.token) stay up for browsing; make down stops them."
 
+BENCH ?= jobs/configs/demo.yaml
 bench: install
-	$(BIN)/python -m jobs.benchmark
+	$(BIN)/python -m jobs.prepare $(BENCH) storage.path=outputs
+	$(BIN)/python -m jobs.benchmark $(BENCH) storage.path=outputs
 
 clean: install
 	$(BIN)/python -m infra.stack down

@@ -21,7 +21,7 @@ from pipeline.environment import describe_commit
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("prepare", "train", "tune", "evaluate", "predict", "plan", "benchmark")
+VERBS = ("prepare", "train", "tune", "evaluate", "predict", "benchmark")
 USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
 EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
 """Never sent, whatever .gitignore says; Ray itself leaves out .git and .venv."""
@@ -76,7 +76,9 @@ def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".
     """Sends the folder and starts the shell command in it; returns the job's id."""
     # The copy has no .git: the run in MLflow still names the commit it was made from.
     variables = {"CCNET_COMMIT": describe_commit()}
-    return client.submit_job(entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables})
+    return client.submit_job(
+        entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables}
+    )
 
 
 def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:

@@ -80,7 +80,7 @@ def decode(sample_id: str, image: bytes, label: bytes) -> tuple[transforms.UInt8
         raise ValueError(f"sample {sample_id}: {error}; run jobs.prepare again") from error
 
 
-class Unhurried(ExecutionCallback):  # type: ignore[misc]
+class Unhurried(ExecutionCallback):
     """Holds Ray Data's scheduling loop to 20 rounds a second.
 
     A feed that is ahead of training is held back by leaving finished tasks unread; Ray 2.60 then finds them ready in every

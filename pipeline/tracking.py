@@ -64,10 +64,15 @@ def tracking_uri(tracking: config.Tracking) -> str:
     return uri
 
 
+def without_password(uri: str) -> str:
+    """The address without user and password: neither is printed or logged."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def check(uri: str, timeout_s: float = 5.0) -> None:
     """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
-    parts = urllib.parse.urlsplit(uri)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password is not printed
+    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
     try:
         if parts.scheme in ("http", "https"):
             request = urllib.request.Request(uri.rstrip("/") + "/health")
@@ -154,6 +159,7 @@ def _log_settings(client: "MlflowClient", run_id: str, settings: config.Config, 
     from mlflow.entities import Param, RunTag
 
     tree = settings.model_dump(mode="json")
+    tree["tracking"]["uri"] = settings.tracking.uri and without_password(settings.tracking.uri)
     params = [Param(key, value[:6000]) for key, value in flatten(tree).items() if key not in known]
     for start in range(0, max(len(params), 1), 100):  # 100 parameters is the server's limit for one request
         client.log_batch(

@@ -86,9 +86,8 @@ def test_environment_names_commit_versions_and_devices(monkeypatch: pytest.Monke
     monkeypatch.setenv("CCNET_COMMIT", "0123abc")
     found = tracking.environment()
     assert found["commit"] == "0123abc"
-    assert found["dirty"] == "unknown"
     assert found["mlflow"].startswith("3.")
-    assert set(found) == {"commit", "dirty", "python", "torch", "ray", "mlflow", "opencv", "numpy", "devices", "cpus"}
+    assert set(found) == {"commit", "python", "torch", "ray", "mlflow", "opencv", "numpy", "devices", "cpus"}
 
 
 def test_settings_become_dotted_text() -> None:

@@ -1,0 +1,260 @@
+"""The whole chain as users run it: real commands, a real cluster, a real tracking server and object store."""
+
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline import checkpoint, transforms
+from pipeline.config import Config, load
+from pipeline.storage import open_store
+from tests import browser
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "jobs/configs/demo.yaml"
+STEPS = 20
+TINY = [
+    "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
+    f"train.steps={STEPS}", "train.validate_every=5", "train.log_every=1", "tracking.experiment=tests", "tracking.register_as=tiny",
+]  # fmt: skip
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def command(stack: dict[str, str]) -> Command:
+    """command("train", "key=value", ...): runs the verb on the tiny demo and returns it finished."""
+
+    def run(verb: str, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", *(f"jobs.{word}" if i == 0 else word for i, word in enumerate(verb.split())), CONFIG]
+        environment = os.environ | stack | variables
+        return subprocess.run([*words, *TINY, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def client(stack: dict[str, str]) -> MlflowClient:
+    return MlflowClient(stack["MLFLOW_TRACKING_URI"])
+
+
+@pytest.fixture(scope="module")
+def prepared(command: Command) -> str:
+    """What jobs.prepare printed."""
+    done = command("prepare")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: str, stack: dict[str, str]) -> str:
+    """The log of two workers trained by Ray's own submit command."""
+    ray = Path(sys.executable).with_name("ray")
+    words = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", CONFIG, *map(shlex.quote, TINY)]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def access(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process reaches the stack's store."""
+    for key, value in stack.items():
+        monkeypatch.setenv(key, value)
+
+
+def tiny(*overrides: str) -> Config:
+    return load(ROOT / CONFIG, [*TINY, *overrides])
+
+
+def only_run(client: MlflowClient, config: Config) -> Run:
+    """The one MLflow run of a configuration."""
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`ccnet.run_key` = '{config.run_key}'")
+    return run
+
+
+def history(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
+    """step -> value; fails on a repeated step."""
+    points = client.get_metric_history(run.info.run_id, key)
+    assert len({point.step for point in points}) == len(points), f"{key}: a repeated point"
+    return {point.step: point.value for point in points}
+
+
+def weights(config: Config, step: int) -> str:
+    """sha256 of the weights of a checkpoint."""
+    store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+    checkpoint.load(store, checkpoint.folder_name(step))
+    return hashlib.sha256(store.read(f"{checkpoint.folder_name(step)}/{checkpoint.MODEL}")).hexdigest()
+
+
+def test_preparing_again_does_nothing_twice(prepared: str, command: Command) -> None:
+    assert "train" in prepared
+    assert "already prepared" in command("prepare").stderr
+
+
+def test_ray_job_submit_trains_and_ends_with_the_table(trained: str) -> None:
+    assert f"step {STEPS}/{STEPS}" in trained
+    assert "data wait" in trained
+    assert "mIoU" in trained
+    assert "10 images" in trained
+    assert "sha256" in trained
+
+
+def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
+    run = only_run(client, tiny())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.recurrence"] == "2"
+    assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
+    assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
+    assert any(key.startswith("val/iou/") for key in run.data.metrics)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "best_checkpoint.json", "panel.png", "confusion_matrix.png"} <= names
+    assert (
+        run.data.tags["ccnet.checkpoint_sha256"]
+        == client.get_model_version_by_alias("tiny", "best").tags["ccnet.checkpoint_sha256"]
+    )
+
+
+def test_one_worker_has_the_loss_curve_of_two(trained: str, command: Command, client: MlflowClient) -> None:
+    done = command("train", "train.workers=1", "name=alone", "tracking.register_as=null")
+    assert done.returncode == 0, done.stderr
+    two, one = (history(client, only_run(client, c), "train/loss") for c in (tiny(), tiny("train.workers=1", "name=alone")))
+    np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
+
+
+def test_a_killed_job_goes_on_from_its_checkpoint_in_the_same_run(
+    trained: str, stack: dict[str, str], client: MlflowClient, access: None
+) -> None:
+    config = tiny("name=killed")
+    words = [sys.executable, "-m", "jobs.submit", "train", CONFIG, *TINY, "name=killed"]
+    with subprocess.Popen(words, cwd=ROOT, env=os.environ | stack, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout
+        for line in job.stdout:
+            if f"step 12/{STEPS}" in line:
+                os.kill(driver_of("name=killed"), signal.SIGKILL)
+                break
+        job.stdout.read()
+        assert job.wait(timeout=60) != 0
+    again = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout
+    assert "resumed at step " in again.stdout
+    run = only_run(client, config)
+    assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
+    assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
+    assert weights(config, STEPS) == weights(tiny(), STEPS)
+
+
+def driver_of(mark: str) -> int:
+    """Process id of the job's driver: the interpreter that runs jobs.train with this argument."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"jobs.train" in words and mark.encode() in words:
+                return int(entry.name)
+    raise AssertionError(f"no driver with {mark}")
+
+
+def test_a_finished_run_is_not_trained_again(trained: str, command: Command) -> None:
+    start = time.monotonic()
+    done = command("train")
+    assert done.returncode == 0, done.stderr
+    assert "step 1/" not in done.stderr
+    assert "mIoU" in done.stdout
+    assert time.monotonic() - start < 60
+
+
+def test_evaluate_by_run_id_gives_the_miou_of_training(trained: str, command: Command, client: MlflowClient) -> None:
+    run = only_run(client, tiny())
+    done = command("evaluate", f"evaluate.checkpoint={run.info.run_id}")
+    assert done.returncode == 0, done.stderr
+    best = max(history(client, run, "val/miou").values())
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
+    assert float(line.split()[1]) == pytest.approx(best, abs=1e-4)
+    assert '"checkpoint_sha256"' in done.stdout
+
+
+def test_evaluating_at_another_recurrence_is_refused(trained: str, command: Command, client: MlflowClient) -> None:
+    reference = only_run(client, tiny()).info.run_id
+    done = command("evaluate", "model.recurrence=1", f"evaluate.checkpoint={reference}")
+    assert done.returncode == 1
+    assert "trained with recurrence 2, but model.recurrence = 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_writes_masks_and_overlays_back(trained: str, command: Command, access: None) -> None:
+    done = command("predict", "predict.limit=2")
+    assert done.returncode == 0, done.stderr
+    config = tiny()
+    store = open_store(f"{config.storage.path}/predictions/{config.run_key}", config.storage)
+    mask = transforms.decode_label(store.read("val-000000.png"))
+    assert mask.shape == (49, 49)
+    assert mask.max() < 6
+    assert transforms.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
+
+
+def test_a_search_is_one_parent_with_its_children(prepared: str, command: Command, client: MlflowClient) -> None:
+    dimensions = [
+        "train.learning_rate: {log: [0.0001, 0.1]}",
+        "data.crop_size: {choice: [41, 49]}",
+        "model.recurrence: {choice: [1, 2]}",
+    ]
+    space = f"tune.space={{{', '.join(dimensions)}}}"
+    done = command("tune", space, "tune.trials=3", "tune.grace_steps=5", "train.workers=1", "name=search", "train.steps=10")
+    assert done.returncode == 0, done.stderr
+    experiment = client.get_experiment_by_name("tests")
+    (parent,) = client.search_runs(
+        [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
+    )
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert len(children) == 3
+    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["ccnet.checkpoint_url"]
+    assert "reproduce the best: python -m jobs.train CONFIG.yaml train.learning_rate=" in done.stdout
+
+
+@pytest.mark.skipif(
+    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): the run's page not looked at"
+)
+def test_the_page_of_the_run_shows_its_charts_and_panel(
+    trained: str, stack: dict[str, str], client: MlflowClient, tmp_path: Path
+) -> None:
+    run = only_run(client, tiny())
+    uri = stack["MLFLOW_TRACKING_URI"]
+    shots = browser.screenshot(uri, run.info.run_id, run.info.experiment_id, tmp_path, ("train/loss", "val/miou"))
+    assert all(shot.stat().st_size > 20_000 for shot in shots)
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, (), "cannot be reached"),
+        ({}, ("storage.path=s3://no-such-bucket",), "bucket `no-such-bucket` does not exist"),
+        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, (), "no MLflow server answers there"),
+        ({}, ("data.name=never-made",), "run python -m jobs.prepare CONFIG first"),
+        ({}, ("train.workers=20", "train.global_batch=20"), "CPUs are needed"),
+    ],
+)
+def test_what_is_missing_is_named_before_a_worker_starts(
+    prepared: str, command: Command, variables: dict[str, str], overrides: tuple[str, ...], said: str
+) -> None:
+    done = command("train", "name=faulty", *overrides, **variables)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
