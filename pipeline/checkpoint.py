@@ -106,12 +106,15 @@ def latest(store: Store) -> Checkpoint | None:
     return None
 
 
+def newest_progress(store: Store) -> dict[str, Any] | None:
+    """What the newest checkpoint recorded, its weights not verified. None when there is none."""
+    done = steps(store)
+    return _progress(store, done[-1]) if done else None
+
+
 def best(store: Store) -> str | None:
     """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when there is none."""
-    scored = []
-    for step in steps(store):
-        progress = json.loads(_read(store, f"{folder_name(step)}/{PROGRESS}"))
-        scored.append((progress["metrics"]["miou"], step))
+    scored = [(_progress(store, step)["metrics"]["miou"], step) for step in steps(store)]
     return folder_name(max(scored)[1]) if scored else None
 
 
@@ -128,6 +131,11 @@ def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim
 def _momentum(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     states = {name: optimizer.state[p].get("momentum_buffer") for name, p in net.named_parameters() if p in optimizer.state}
     return {name: buffer.contiguous() for name, buffer in states.items() if buffer is not None}
+
+
+def _progress(store: Store, step: int) -> dict[str, Any]:
+    progress: dict[str, Any] = json.loads(_read(store, f"{folder_name(step)}/{PROGRESS}"))
+    return progress
 
 
 def _read(store: Store, key: str) -> bytes:

@@ -56,11 +56,25 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
         mistakes.append(str(error))
     if mistakes or manifest is None:
         raise ConfigError(mistakes)
+    if changed := data_changed(checkpoints, manifest):
+        raise ConfigError([changed])
     cluster.connect()
     if shortage := cpu_shortage(config, ray.cluster_resources().get("CPU", 0)):
         raise ConfigError([shortage])
     run_id = tracking.open_run(config, environment=environment(), run_key=run_key, run_name=run_key)
     return Job(config, manifest, data, checkpoints, uri, run_id)
+
+
+def data_changed(checkpoints: Store, manifest: Manifest) -> str | None:
+    """Why the run cannot go on with this data, with the fix; None when it can."""
+    progress = checkpoint.newest_progress(checkpoints)
+    before = progress and progress["score"]["protocol"]["data_fingerprint"]
+    if not before or before == manifest.fingerprint:
+        return None
+    return (
+        f"{checkpoints.url('')}: step {progress['step']} was trained on data {before[:16]}, the data set is now "
+        f"{manifest.fingerprint[:16]}; give the new run another name (name=...)"
+    )
 
 
 def cpus_needed(config: Config) -> float:

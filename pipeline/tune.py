@@ -12,13 +12,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import tracking
+from pipeline import checkpoint, tracking
 from pipeline.config import Config, ConfigError, Dimension
 from pipeline.environment import environment
 from pipeline.evaluate import Score
 from pipeline.job import Job, cpus_needed, open_job
 from pipeline.spool import MetricLog
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 from pipeline.train import best_of, build_trainer, ended_by, record_best
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def search(config: Config) -> SearchResult:
     try:
         grid = _run_trials(parent, key)
         trials = sorted((_end_trial(parent, grid[i]) for i in range(len(grid))), key=lambda trial: -trial.miou)
-        score = _crown(parent, key, trials[0])
+        score = _crown(parent, key, trials)
     except BaseException as error:
         tracking.finish_run(parent.tracking_uri, parent.run_id, ended_by(error))
         raise
@@ -127,8 +127,11 @@ def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> 
         parent_run_id=parent.run_id,
         run_name=f"{key}-{number}",
     )
-    checkpoints = open_store(f"{config.runs_url}/{key}-{number}", config.storage)
-    return parent._replace(config=config, checkpoints=checkpoints, run_id=run_id)
+    return parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
+
+
+def _checkpoints(config: Config, key: str, number: str) -> Store:
+    return open_store(f"{config.runs_url}/{key}-{number}", config.storage)
 
 
 def concurrent_trials(config: Config, cpus: float) -> int:
@@ -149,13 +152,19 @@ def _end_trial(parent: Job, result: Any) -> Trial:
     return Trial(result.metrics["trial_id"], dict(result.config), float(result.metrics["miou"]), step, stopped_early, run_id)
 
 
-def _crown(parent: Job, key: str, winner: Trial) -> Score:
-    """Records the best trial's best checkpoint in its own run and in the parent's, and in the registry."""
-    job = trial_job(parent, winner.overrides, key, winner.number)
-    best, score = best_of(job)
-    record_best(job._replace(run_id=parent.run_id), best, score)
-    tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED")
-    return score
+def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
+    """Records the best checkpoint of the best trial that has one, in the parent's run and in the registry.
+
+    ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
+    """
+    for trial in trials:
+        job = parent._replace(checkpoints=_checkpoints(parent.config, key, trial.number))
+        if checkpoint.best(job.checkpoints):
+            best, score = best_of(job)
+            record_best(job, best, score)
+            return score
+        logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
+    raise checkpoint.CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")
 
 
 class _Lines(tune.Callback):
