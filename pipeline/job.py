@@ -68,8 +68,10 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
 def data_changed(checkpoints: Store, manifest: Manifest) -> str | None:
     """Why the run cannot go on with this data, with the fix; None when it can."""
     progress = checkpoint.newest_progress(checkpoints)
-    before = progress and progress["score"]["protocol"]["data_fingerprint"]
-    if not before or before == manifest.fingerprint:
+    if progress is None:
+        return None
+    before = progress["score"]["protocol"]["data_fingerprint"]
+    if before == manifest.fingerprint:
         return None
     return (
         f"{checkpoints.url('')}: step {progress['step']} was trained on data {before[:16]}, the data set is now "
