@@ -114,7 +114,8 @@ def _s3(root: Path, ports: Ports, secrets: Secrets) -> Service:
 def _mlflow(root: Path, ports: Ports) -> Service:
     url = f"http://{HOST}:{ports.mlflow}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}", "--artifacts-destination", str(root / "artifacts")]
+    backend = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    command += ["--backend-store-uri", backend, "--artifacts-destination", str(root / "artifacts")]
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | _path()
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return Service("mlflow", url, command, environment, lambda: answers(f"{url}/health"))

@@ -14,9 +14,8 @@ from ccnet import build_ccnet
 from ccnet.optim import build_optimizer
 from ccnet.step import train_step
 from pipeline.config import Config
-from pipeline.datasets import Feed, decode
-from pipeline.shards import Row, ShardReader, read_manifest
-from pipeline.storage import open_store
+from pipeline.datasets import Feed, decode, open_data
+from pipeline.shards import Row, ShardReader
 
 ROUNDS = 5
 
@@ -36,8 +35,7 @@ class Figure(NamedTuple):
 
 def benchmark(config: Config) -> list[Figure]:
     """Measures each stage in turn, `ROUNDS` times; the first round warms up and does not count."""
-    store = open_store(config.data_url, config.storage)
-    manifest = read_manifest(store)
+    store, manifest = open_data(config)
     feed = Feed(config, store, manifest, 0)
     num_images = min(4 * config.train.global_batch, manifest.num_images("train"))
     rows = ShardReader(store, manifest, "train").read(list(range(num_images)))

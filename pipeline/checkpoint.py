@@ -74,7 +74,7 @@ def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads and verifies `<store>/<name>`. Raises CheckpointError naming the file that is missing or differs."""
     manifest = _read(store, f"{name}/{MANIFEST}")
     files = {}
-    for file, entry in json.loads(manifest).items():
+    for file, entry in _json(store, f"{name}/{MANIFEST}", manifest).items():
         if file == OPTIMIZER and not with_optimizer:
             continue
         data = _read(store, f"{name}/{file}")
@@ -108,13 +108,13 @@ def latest(store: Store) -> Checkpoint | None:
 
 def newest_progress(store: Store) -> dict[str, Any] | None:
     """What the newest checkpoint recorded, its weights not verified. None when there is none."""
-    done = steps(store)
-    return _progress(store, done[-1]) if done else None
+    recorded = _recorded(store)
+    return recorded[-1][1] if recorded else None
 
 
 def best(store: Store) -> str | None:
     """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when there is none."""
-    scored = [(_progress(store, step)["metrics"]["miou"], step) for step in steps(store)]
+    scored = [(progress["metrics"]["miou"], step) for step, progress in _recorded(store)]
     return folder_name(max(scored)[1]) if scored else None
 
 
@@ -133,9 +133,24 @@ def _momentum(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return {name: buffer.contiguous() for name, buffer in states.items() if buffer is not None}
 
 
-def _progress(store: Store, step: int) -> dict[str, Any]:
-    progress: dict[str, Any] = json.loads(_read(store, f"{folder_name(step)}/{PROGRESS}"))
-    return progress
+def _recorded(store: Store) -> list[tuple[int, dict[str, Any]]]:
+    """(step, progress) of every checkpoint, oldest first; those without a readable one are passed over with a warning."""
+    found = []
+    for step in steps(store):
+        key = f"{folder_name(step)}/{PROGRESS}"
+        try:
+            found.append((step, _json(store, key, _read(store, key))))
+        except CheckpointError as error:
+            logger.warning("checkpoint passed over: %s", error)
+    return found
+
+
+def _json(store: Store, key: str, data: bytes) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{store.url(key)}: not valid JSON ({len(data)} bytes)") from error
+    return tree
 
 
 def _read(store: Store, key: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from typing import Any
 
 import ray
@@ -25,8 +26,16 @@ def connect(num_cpus: int | None = None) -> None:
         "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}},
     }
     if not os.environ.get("RAY_ADDRESS"):
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            # Otherwise Ray writes a token of its own into the home folder, readable by everybody.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
-        options |= {"include_dashboard": True, "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {
+            "address": "local",
+            "include_dashboard": True,
+            "num_cpus": num_cpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
     ray.init(**options)
     resources = ray.cluster_resources()
     logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
@@ -34,4 +43,9 @@ def connect(num_cpus: int | None = None) -> None:
 
 def gpus_for(num_workers: int) -> bool:
     """Whether the cluster has a GPU for each of so many workers; otherwise they all run on CPUs."""
-    return bool(ray.cluster_resources().get("GPU", 0) >= num_workers)
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if 0 < gpus < num_workers:
+        logger.warning(
+            "%d workers share %g GPUs: they run on CPUs; set train.workers=%d to use the GPUs", num_workers, gpus, gpus
+        )
+    return bool(gpus >= num_workers)

@@ -7,7 +7,9 @@ dotted paths. Mistakes are collected and reported together, each with the key, w
 import difflib
 import hashlib
 import json
+import math
 import os
+import urllib.parse
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -30,6 +32,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _absolute_url(value: str) -> str:
+    if "://" in value:
+        return value.rstrip("/")
+    path = Path(value).expanduser()
+    if not path.is_absolute() and os.environ.get(JOB_MARK):
+        raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
+    return str(path.absolute())
+
+
 class Storage(Section):
     path: str
     """Where shards, checkpoints and predictions live: `s3://bucket/prefix` or a folder."""
@@ -39,13 +50,7 @@ class Storage(Section):
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        if "://" in value:
-            return value.rstrip("/")
-        if not Path(value).expanduser().is_absolute() and os.environ.get(JOB_MARK):
-            raise ValueError(
-                "a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)"
-            )
-        return str(Path(value).expanduser().absolute())
+        return _absolute_url(value)
 
 
 class Generated(Section):
@@ -114,7 +119,7 @@ class Data(Section):
 class Model(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101"
     """Dilated deep-stem ResNet, output stride 8."""
-    recurrence: int = Field(ge=0, le=8)
+    recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
 
 
@@ -174,6 +179,11 @@ class Predict(Section):
     output: str | None = None
     """Where masks and overlays go; by default `<storage.path>/predictions/<run key>`."""
 
+    @field_validator("images", "output")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and _absolute_url(value)
+
 
 class Tracking(Section):
     uri: str | None = None
@@ -199,6 +209,10 @@ class Dimension(Section):
         if self.choice is not None and not self.choice:
             raise ValueError("choice = []: needs at least one value")
         return self
+
+    def examples(self) -> tuple[Any, ...]:
+        """All choices, or the ends and the middle of the range: what the setting must accept."""
+        return self.choice if self.choice else (*(self.log or ()), math.sqrt(math.prod(self.log or (1,))))
 
 
 class Tune(Section):
@@ -236,6 +250,7 @@ class Config(Section):
         floating-point sums): number of workers, resources, cadence of logs, tracking, evaluation, prediction, search.
         """
         shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train"})
+        shaping["data"]["crop_size"] = self.data.crop
         for key in ("steps_per_block", "cpus_per_task", "source", "shard_rows"):
             del shaping["data"][key]
         for key in ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "validate_every"):
@@ -253,12 +268,24 @@ class Config(Section):
         """Folder of all runs; each has one of its own, named by its run key."""
         return f"{self.storage.path}/runs"
 
+    def record(self) -> dict[str, Any]:
+        """Every setting, as runs and checkpoints record it: without the tracking server's password."""
+        tree = self.model_dump(mode="json")
+        tree["tracking"]["uri"] = self.tracking.uri and without_password(self.tracking.uri)
+        return tree
+
     def override(self, values: dict[str, Any]) -> "Config":
         """This configuration with dotted keys replaced. Raises ConfigError."""
         tree = self.model_dump(mode="json")
         for key, value in values.items():
             _put(tree, key, value)
         return parse(tree)
+
+
+def without_password(uri: str) -> str:
+    """The address without user and password: neither is printed or stored."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -299,7 +326,7 @@ def parse(tree: dict[str, Any]) -> Config:
         raise ConfigError([_explain(e) for e in error.errors()]) from None
     mistakes = []
     for key, dimension in config.tune.space.items():
-        for value in dimension.choice or dimension.log or ():
+        for value in dimension.examples():
             candidate = config.model_dump(mode="json")
             candidate["tune"]["space"] = {}
             try:

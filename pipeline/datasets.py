@@ -17,12 +17,19 @@ from ray.train import DataConfig
 from pipeline import transforms
 from pipeline.config import Config
 from pipeline.plan import Plan, block, num_blocks
-from pipeline.shards import Manifest, ShardReader
-from pipeline.storage import Store
+from pipeline.shards import Manifest, ShardReader, read_manifest
+from pipeline.storage import Store, check, open_store
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, npt.NDArray[Any]]
+
+
+def open_data(config: Config) -> tuple[Store, Manifest]:
+    """The packed data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
+    check(open_store(config.storage.path, config.storage))
+    store = open_store(config.data_url, config.storage)
+    return store, read_manifest(store)
 
 
 class Feed(NamedTuple):

@@ -10,8 +10,8 @@ from ccnet import CCNet, ConfusionMatrix, build_ccnet
 from ccnet.step import evaluate_step
 from pipeline import checkpoint, cluster, tracking, workers
 from pipeline.config import Config
-from pipeline.datasets import Sample, evaluation_samples
-from pipeline.shards import Manifest, read_manifest
+from pipeline.datasets import Sample, evaluation_samples, open_data
+from pipeline.shards import Manifest
 from pipeline.storage import open_store
 from pipeline.transforms import UInt8
 
@@ -116,10 +116,10 @@ def describe(config: Config, manifest: Manifest, split: str = "val") -> dict[str
     }
 
 
-def load_network(config: Config) -> tuple[CCNet, checkpoint.Checkpoint]:
+def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.Checkpoint]:
     """The network of `evaluate.checkpoint`, or of the best checkpoint of this configuration's run, on the CPU.
 
-    Raises CheckpointError when there is none, or when it was trained at another recurrence than the configuration says.
+    Raises CheckpointError when there is none, or when it was trained at another recurrence or for other classes.
     """
     if reference := config.evaluate.checkpoint:
         is_folder = "/" in reference and not reference.startswith("models:/")
@@ -138,6 +138,12 @@ def load_network(config: Config) -> tuple[CCNet, checkpoint.Checkpoint]:
             f"{found.url}: trained with recurrence {model['recurrence']}, but model.recurrence = {config.model.recurrence}; "
             f"add model.recurrence={model['recurrence']}"
         )
+    classes = found.progress["score"]["class_names"]
+    if tuple(classes) != manifest.class_names:
+        raise checkpoint.CheckpointError(
+            f"{found.url}: trained for the {len(classes)} classes {', '.join(classes[:3])}, ...; data set {manifest.name} has "
+            f"{len(manifest.class_names)}: {', '.join(manifest.class_names[:3])}, ..."
+        )
     net = build_ccnet(**model)
     checkpoint.restore(found, net)
     return net, found
@@ -145,9 +151,8 @@ def load_network(config: Config) -> tuple[CCNet, checkpoint.Checkpoint]:
 
 def evaluate(config: Config) -> Score:
     """Scores the checkpoint on the validation split with `train.workers` Ray tasks, each image exactly once."""
-    store = open_store(config.data_url, config.storage)
-    manifest = read_manifest(store)
-    net, found = load_network(config)
+    _, manifest = open_data(config)
+    net, found = load_network(config, manifest)
     cluster.connect()
     num_workers, num_gpus = config.train.workers, int(cluster.gpus_for(config.train.workers))
     task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_evaluate_slice)
@@ -159,7 +164,7 @@ def evaluate(config: Config) -> Score:
 
 
 def _evaluate_slice(net: CCNet, config: Config, manifest: Manifest, rank: int) -> tuple[list[list[int]], int]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     torch.set_num_threads(workers.num_threads(config.train.workers))
     store = open_store(config.data_url, config.storage)
     indices = list(range(rank, manifest.num_images("val"), config.train.workers))

@@ -1,16 +1,16 @@
 """What a run is told, and the checks before it takes a worker: every fault at once, each with its fix."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
-from pipeline import checkpoint, cluster, tracking
+from pipeline import checkpoint, cluster, evaluate, tracking
 from pipeline.config import Config, ConfigError
-from pipeline.datasets import Feed
+from pipeline.datasets import Feed, open_data
 from pipeline.environment import environment
-from pipeline.shards import Manifest, read_manifest
-from pipeline.storage import Store, check, open_store
+from pipeline.shards import Manifest
+from pipeline.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,10 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all that is wrong.
     """
     mistakes: list[str] = []
-    data = open_store(config.data_url, config.storage)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-    manifest, uri = None, ""
+    opened, uri = None, ""
     try:
-        check(checkpoints)
-        manifest = read_manifest(data)
+        opened = open_data(config)
     except (ValueError, OSError) as error:
         mistakes.append(str(error))
     try:
@@ -54,29 +52,29 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
         tracking.check(uri)
     except tracking.TrackingError as error:
         mistakes.append(str(error))
-    if mistakes or manifest is None:
+    if mistakes or opened is None:
         raise ConfigError(mistakes)
-    if changed := data_changed(checkpoints, manifest):
-        raise ConfigError([changed])
+    data, manifest = opened
+    newest = checkpoint.newest_progress(checkpoints)
+    if newest and (changed := protocol_change(newest, evaluate.describe(config, manifest))):
+        raise ConfigError([f"{checkpoints.url('')}: {changed}"])
     cluster.connect()
     if shortage := cpu_shortage(config, ray.cluster_resources().get("CPU", 0)):
         raise ConfigError([shortage])
-    run_id = tracking.open_run(config, environment=environment(), run_key=run_key, run_name=run_key)
+    # A finished run is only looked at again: it keeps the commit and the versions that made it.
+    finished = newest is not None and newest["step"] >= config.train.steps
+    made_by = {} if finished else environment()
+    run_id = tracking.open_run(config, environment=made_by, run_key=run_key, run_name=run_key)
     return Job(config, manifest, data, checkpoints, uri, run_id)
 
 
-def data_changed(checkpoints: Store, manifest: Manifest) -> str | None:
-    """Why the run cannot go on with this data, with the fix; None when it can."""
-    progress = checkpoint.newest_progress(checkpoints)
-    if progress is None:
+def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str | None:
+    """What of the data or the way of scoring differs from the run's newest checkpoint, with the fix; None when nothing does."""
+    before = progress["score"]["protocol"]
+    changed = [f"{key} was {before.get(key)!r} and is {value!r}" for key, value in protocol.items() if before.get(key) != value]
+    if not changed:
         return None
-    before = progress["score"]["protocol"]["data_fingerprint"]
-    if before == manifest.fingerprint:
-        return None
-    return (
-        f"{checkpoints.url('')}: step {progress['step']} was trained on data {before[:16]}, the data set is now "
-        f"{manifest.fingerprint[:16]}; give the new run another name (name=...)"
-    )
+    return f"at step {progress['step']} {'; '.join(changed)}; a run keeps both, so give the new one another name (name=...)"
 
 
 def cpus_needed(config: Config) -> float:

@@ -10,10 +10,10 @@ from ccnet import CCNet
 from ccnet.inference import predict_classes
 from pipeline import cluster, figures, transforms, workers
 from pipeline.config import Config, ConfigError
-from pipeline.datasets import evaluation_samples
+from pipeline.datasets import evaluation_samples, open_data
 from pipeline.evaluate import as_batch, load_network
-from pipeline.shards import Manifest, read_manifest
-from pipeline.storage import Store, open_store
+from pipeline.shards import Manifest
+from pipeline.storage import Store, check, open_store
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -32,9 +32,10 @@ def predict(config: Config) -> list[Prediction]:
 
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """
-    manifest = read_manifest(open_store(config.data_url, config.storage))
-    net, _ = load_network(config)
+    _, manifest = open_data(config)
+    net, _ = load_network(config, manifest)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
+    check(output)
     names = _names(config, manifest)[: config.predict.limit]
     cluster.connect()
     num_gpus = int(cluster.gpus_for(config.train.workers))
@@ -58,7 +59,7 @@ def _names(config: Config, manifest: Manifest) -> list[str]:
 def _predict_slice(
     net: CCNet, config: Config, manifest: Manifest, output: Store, names: list[str], rank: int
 ) -> list[Prediction]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     torch.set_num_threads(workers.num_threads(config.train.workers))
     net = net.to(device)
     done = []

@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import time
+import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ Item = Pair | int
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One shard to write: the unit of work of Ray Data."""
 
     store: Store
@@ -84,7 +85,8 @@ def prepare(config: Config) -> Manifest:
     if found:
         logger.info("%s: already prepared from this source with these settings", store.root)
         return found
-    prefix = source[:16]
+    # An attempt of its own, so that a failing one never deletes the shards of another or of the manifest in force.
+    prefix = f"{source[:16]}-{uuid.uuid4().hex[:8]}"
     jobs = list(_jobs(config, store, prefix, items, known))
     try:
         done = _run(jobs, config)
@@ -116,12 +118,16 @@ def _items(config: Config) -> dict[str, Sequence[Item]]:
 
 
 def _source_hash(config: Config, items: dict[str, Sequence[Item]], known: Classes) -> str:
-    """sha256 of the names and sizes of all files and of every setting that shapes the shards."""
+    """sha256 of the names, sizes and times of all files and of every setting that shapes the shards."""
     data = config.data
     listing: object = [data.generated.model_dump(), generated.VERSION, generated.SEED]
     if data.layout != "generated":
         pairs = [(split, pair) for split in SPLITS for pair in items[split] if isinstance(pair, Pair)]
-        listing = [[s, p.sample_id, *(Path(f).stat().st_size for f in (p.image, p.label))] for s, p in pairs]
+        stats = [[Path(f).stat() for f in (p.image, p.label)] for _, p in pairs]
+        listing = [
+            [split, pair.sample_id, *((s.st_size, s.st_mtime_ns) for s in stat)]
+            for (split, pair), stat in zip(pairs, stats, strict=True)
+        ]
     content = [SHARD_VERSION, data.name, data.layout, data.shard_rows, asdict(known), listing]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -132,18 +138,18 @@ def _already(store: Store, source: str) -> Manifest | None:
     except ShardError:
         return None
     keys = {shard.key for split in manifest.splits.values() for shard in split.shards}
-    return manifest if manifest.source == source and keys <= set(store.list(source[:16])) else None
+    return manifest if manifest.source == source and keys <= set(store.list()) else None
 
 
-def _jobs(config: Config, store: Store, prefix: str, items: dict[str, Sequence[Item]], known: Classes) -> Iterator[Job]:
+def _jobs(config: Config, store: Store, prefix: str, items: dict[str, Sequence[Item]], known: Classes) -> Iterator[ShardJob]:
     rows, size = config.data.shard_rows, config.data.generated.size
     for split in SPLITS:
         for number, start in enumerate(range(0, len(items[split]), rows)):
             key = f"{prefix}/{split}-{number:06d}.parquet"
-            yield Job(store, key, split, items[split][start : start + rows], size, known.label_map)
+            yield ShardJob(store, key, split, items[split][start : start + rows], size, known.label_map)
 
 
-def _run(jobs: list[Job], config: Config) -> list[Done]:
+def _run(jobs: list[ShardJob], config: Config) -> list[Done]:
     """The jobs' outcomes, in the order of the jobs; logs progress."""
     cluster.connect()
     import ray.data  # reads its settings at import: connect() sets them
@@ -167,7 +173,7 @@ def _work(row: dict[str, object]) -> dict[str, object]:
     return {"number": row["number"], "done": pickle.dumps(pack(job))}
 
 
-def pack(job: Job) -> Done:
+def pack(job: ShardJob) -> Done:
     """Reads and checks the job's samples and writes their shard; faults are returned, not raised."""
     rows, faults, histogram = [], [], np.zeros(256, np.int64)
     for item in job.items:
@@ -185,7 +191,7 @@ def pack(job: Job) -> Done:
     return Done(job.split, shard, tuple(faults), histogram, tuple((row.height, row.width) for row in rows))
 
 
-def _load(item: Item, job: Job) -> tuple[Row | None, npt.NDArray[np.int64], list[str]]:
+def _load(item: Item, job: ShardJob) -> tuple[Row | None, npt.NDArray[np.int64], list[str]]:
     if isinstance(item, int):
         index = generated.split_index(job.split, item)
         image, label = generated.sample(index, generated.SEED, job.size)
@@ -228,7 +234,7 @@ def inspect(
 
 
 def check_encoding(data: bytes) -> None:
-    """Raises ValueError for anything but a whole PNG or JPEG: OpenCV fills what is missing with grey and says nothing."""
+    """Raises ValueError for anything but a whole PNG or JPEG: some decoders fill what is missing with grey and say nothing."""
     if not data:
         raise ValueError("empty file")
     if data.startswith(PNG):

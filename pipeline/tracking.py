@@ -50,7 +50,14 @@ class Point(NamedTuple):
 
 def tracking_uri(tracking: config.Tracking) -> str:
     """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store."""
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        if os.environ.get(config.JOB_MARK):
+            raise TrackingError(
+                f"tracking.uri = {uri!r}: a database in the folder of a submitted job is lost with the job; set tracking.uri or "
+                "MLFLOW_TRACKING_URI to the http:// address of a server"
+            )
+        uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
     scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
     if scheme in ("", "file"):
         folder = uri.removeprefix("file:")
@@ -64,15 +71,9 @@ def tracking_uri(tracking: config.Tracking) -> str:
     return uri
 
 
-def without_password(uri: str) -> str:
-    """The address without user and password: neither is printed or logged."""
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def check(uri: str, timeout_s: float = 5.0) -> None:
     """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
-    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
+    parts, shown = urllib.parse.urlsplit(uri), config.without_password(uri)
     try:
         if parts.scheme in ("http", "https"):
             request = urllib.request.Request(uri.rstrip("/") + "/health")
@@ -158,8 +159,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 def _log_settings(client: "MlflowClient", run_id: str, settings: config.Config, tags: Mapping[str, str], known: set[str]) -> None:
     from mlflow.entities import Param, RunTag
 
-    tree = settings.model_dump(mode="json")
-    tree["tracking"]["uri"] = settings.tracking.uri and without_password(settings.tracking.uri)
+    tree = settings.record()
     params = [Param(key, value[:6000]) for key, value in flatten(tree).items() if key not in known]
     for start in range(0, max(len(params), 1), 100):  # 100 parameters is the server's limit for one request
         client.log_batch(
@@ -252,7 +252,9 @@ def find_checkpoint(uri: str, reference: str) -> str:
     except MlflowException as error:
         raise TrackingError(f"checkpoint {reference!r}: {error.message}") from error
     if CHECKPOINT_URL not in tags:
-        raise TrackingError(f"checkpoint {reference!r}: names no checkpoint (a run has one after its first validation)")
+        raise TrackingError(
+            f"checkpoint {reference!r}: names no checkpoint: a run has one when it has ended, until then give its folder"
+        )
     return str(tags[CHECKPOINT_URL])
 
 
@@ -284,5 +286,14 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step
 def page(uri: str, run_id: str) -> str:
     """Where to look at a run: its page in the MLflow UI, or the command that opens one on a database file."""
     if not uri.startswith("http"):
-        return f"{run_id}  (mlflow ui --backend-store-uri {uri})"
+        return f"{run_id}  (mlflow ui --backend-store-uri {config.without_password(uri)})"
     return f"{uri.rstrip('/')}/#/experiments/{connect(uri).get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED"]) -> None:
+    """Ends every run below the parent that still counts as running."""
+    client = connect(uri)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    for run in client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"):
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, status)

@@ -82,7 +82,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 _validate_and_save(job, learner, done, log)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
-            logger.warning("%d metric points wait in the spool until %s answers", unsent, job.tracking_uri)
+            logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
 
 
 class Learner:
@@ -156,7 +156,7 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
     log.picture("panel", step, _panel(job, learner))
     folder = Path(tempfile.mkdtemp(prefix="ccnet-checkpoint-"))
     progress = {"step": step, "run_key": job.config.run_key, "run_id": job.run_id, "model": learner.model,
-                "metrics": metrics, "score": score._asdict(), "config": job.config.model_dump(mode="json")}  # fmt: skip
+                "metrics": metrics, "score": score._asdict(), "config": job.config.record()}  # fmt: skip
     checkpoint.save(folder, learner.net, learner.optimizer, progress)
     ray.train.report(
         metrics,
@@ -181,8 +181,9 @@ def _validate(job: Job, learner: Learner) -> Score:
 
 def _panel(job: Job, learner: Learner) -> UInt8:
     """The same few validation images, spread over the split, at every validation."""
-    num_images, shown = job.manifest.num_images("val"), job.config.evaluate.panel_images
-    indices = sorted({i * num_images // shown for i in range(min(shown, num_images))})
+    num_images = job.manifest.num_images("val")
+    shown = min(job.config.evaluate.panel_images, num_images)
+    indices = [i * num_images // shown for i in range(shown)]
     samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
     triples = []
     for sample in samples:
@@ -231,24 +232,36 @@ def train(config: Config) -> Outcome:
     logger.info("run %s  MLflow run %s", config.run_key, job.run_id)
     try:
         run_job(job)
+        MetricLog(job.tracking_uri, job.run_id).close()  # sends what an earlier attempt had to leave behind
         best, score = best_of(job)
         record_best(job, best, score)
     except BaseException as error:
-        tracking.finish_run(job.tracking_uri, job.run_id, ended_by(error))
+        end_run(job, error)
         raise
     tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED")
     return Outcome(job.run_id, best, score, time.monotonic() - started)
 
 
-def ended_by(error: BaseException) -> Literal["KILLED", "FAILED"]:
-    """The MLflow status of a run that this exception ended."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+def end_run(job: Job, error: BaseException) -> None:
+    """Marks the run and its children as ended by this exception, which a tracking server that is down must not hide."""
+    status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+    try:
+        tracking.end_children(job.tracking_uri, job.run_id, status)
+        tracking.finish_run(job.tracking_uri, job.run_id, status)
+    except Exception as fault:
+        logger.warning("the run in MLflow still says RUNNING: %s", fault)
 
 
 def record_best(job: Job, best: checkpoint.Checkpoint, score: Score) -> None:
     """Puts the best checkpoint into the run, by reference, and into the registry when the configuration names one."""
-    protocol = score.protocol | {"checkpoint_sha256": best.sha256}
-    facts: dict[str, Any] = {"checkpoint_url": best.url, "sha256": best.sha256, "miou": score.miou, "protocol": protocol}
-    tracking.log_best(job.tracking_uri, job.run_id, step=best.step, **facts)
+    facts = best_facts(best, score)
+    tracking.log_best(job.tracking_uri, job.run_id, **facts)
     if job.config.tracking.register_as:
+        del facts["step"]
         tracking.register(job.tracking_uri, job.run_id, job.config.tracking.register_as, **facts)
+
+
+def best_facts(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
+    """What MLflow is told of a checkpoint."""
+    protocol = score.protocol | {"checkpoint_sha256": best.sha256}
+    return {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou, "protocol": protocol}

@@ -1,7 +1,9 @@
 """Search space -> trials -> the same training function: learning rate, crop size and R under ASHA."""
 
+import json
 import logging
 import math
+import shlex
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from pipeline.evaluate import Score
 from pipeline.job import Job, cpus_needed, open_job
 from pipeline.spool import MetricLog
 from pipeline.storage import Store, open_store
-from pipeline.train import best_of, build_trainer, ended_by, record_best
+from pipeline.train import best_facts, best_of, build_trainer, end_run, record_best
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,8 @@ class SearchResult(NamedTuple):
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        winner = " ".join(f"{key}={value}" for key, value in self.trials[0].overrides.items())
-        return "\n".join([*lines, "", f"reproduce the best: python -m jobs.train CONFIG.yaml {winner}"])
+        winner = shlex.join(f"{key}={json.dumps(value)}" for key, value in self.trials[0].overrides.items())
+        return "\n".join([*lines, "", f"reproduce the best: the search's configuration and overrides, and\n{winner}"])
 
 
 def search(config: Config) -> SearchResult:
@@ -72,10 +74,10 @@ def search(config: Config) -> SearchResult:
     parent = open_job(config, run_key=key)
     try:
         grid = _run_trials(parent, key)
-        trials = sorted((_end_trial(parent, grid[i]) for i in range(len(grid))), key=lambda trial: -trial.miou)
+        trials = sorted((_end_trial(parent, key, grid[i]) for i in range(len(grid))), key=lambda trial: -trial.miou)
         score = _crown(parent, key, trials)
     except BaseException as error:
-        tracking.finish_run(parent.tracking_uri, parent.run_id, ended_by(error))
+        end_run(parent, error)
         raise
     tracking.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
     return SearchResult(parent.run_id, trials, score)
@@ -88,6 +90,7 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
     scheduler = ASHAScheduler(
         time_attr="step", max_t=config.train.steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction
     )
+    lines = _Lines()
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, parent=parent, key=key), {"CPU": 0.01}),
         param_space={setting: _domain(dimension) for setting, dimension in settings.space.items()},
@@ -95,13 +98,15 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
             metric="miou",
             mode="max",
             num_samples=settings.trials,
-            max_concurrent_trials=settings.concurrent or concurrent_trials(config, ray.cluster_resources().get("CPU", 0)),
+            max_concurrent_trials=settings.concurrent or concurrent_trials(config, ray.cluster_resources()),
             scheduler=scheduler,
             search_alg=BasicVariantGenerator(random_state=config.seed),
         ),
-        run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[_Lines()], verbose=0),
+        run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
     )
     grid = tuner.fit()
+    if len(lines.ended) < len(grid) and not grid.errors:
+        raise KeyboardInterrupt  # Tune swallows the first one and returns what there is
     if grid.errors:
         raise RuntimeError(f"{len(grid.errors)} of {settings.trials} trials failed; the first: {grid.errors[0]}")
     return grid
@@ -134,22 +139,30 @@ def _checkpoints(config: Config, key: str, number: str) -> Store:
     return open_store(f"{config.runs_url}/{key}-{number}", config.storage)
 
 
-def concurrent_trials(config: Config, cpus: float) -> int:
-    """Trials that the cluster's CPUs hold at a time, Ray Data's share included, at least one."""
-    return max(1, math.floor(cpus / cpus_needed(config)))
+def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
+    """Trials that the cluster's CPUs, Ray Data's share included, and its GPUs hold at a time; at least one."""
+    by_gpu = resources.get("GPU", 0) // config.train.workers or math.inf  # too few GPUs for one trial: all run on CPUs
+    return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config), by_gpu)))
 
 
 def _domain(dimension: Dimension) -> Any:
     return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
 
 
-def _end_trial(parent: Job, result: Any) -> Trial:
+def _end_trial(parent: Job, key: str, result: Any) -> Trial:
     """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
-    run_id, step = result.metrics["run_id"], int(result.metrics["step"])
-    stopped_early = step < parent.config.train.steps
+    run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
+    config = parent.config.override(dict(result.config))
+    stopped_early = step < config.train.steps
     MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
+    job = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
+    miou = float(result.metrics["miou"])
+    if checkpoint.best(job.checkpoints):
+        best, score = best_of(job)
+        tracking.log_best(job.tracking_uri, run_id, **best_facts(best, score))
+        miou = max(miou, score.miou)
     tracking.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
-    return Trial(result.metrics["trial_id"], dict(result.config), float(result.metrics["miou"]), step, stopped_early, run_id)
+    return Trial(number, dict(result.config), miou, step, stopped_early, run_id)
 
 
 def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
@@ -170,9 +183,12 @@ def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
 class _Lines(tune.Callback):
     """A line for each result and each end of a trial."""
 
+    def __init__(self) -> None:
+        self.ended: set[str] = set()
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         logger.info("trial %s  step %d  mIoU %.4f  %s", trial.trial_id, result["step"], result["miou"], trial.config)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        done = sum(t.is_finished() for t in trials)
-        logger.info("trial %s  ended at step %s  (%d of %d)", trial.trial_id, trial.last_result.get("step"), done, len(trials))
+        self.ended.add(trial.trial_id)
+        logger.info("trial %s  ended at step %s", trial.trial_id, trial.last_result.get("step"))

@@ -227,7 +227,10 @@ def test_a_search_is_one_parent_with_its_children(prepared: str, command: Comman
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["ccnet.checkpoint_url"]
-    assert "reproduce the best: python -m jobs.train CONFIG.yaml train.learning_rate=" in done.stdout
+    assert all("ccnet.checkpoint_url" in child.data.tags for child in children if child.info.status == "FINISHED")
+    assert "KILLED" in {child.info.status for child in children}, "no trial was stopped early"
+    assert "reproduce the best: " in done.stdout
+    assert "\ntrain.learning_rate=" in done.stdout
 
 
 @pytest.mark.skipif(

@@ -48,7 +48,7 @@ def test_weights_and_momentum_come_back_bit_for_bit(store: Store, tmp_path: Path
         assert torch.equal(optimizer.state[mine]["momentum_buffer"], its_optimizer.state[theirs]["momentum_buffer"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "missing file"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "empty manifest", "missing file"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     store: Store, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -64,12 +64,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     elif damage == "missing file":
         model.unlink()
     else:
-        Path(store.root, "step-000020", checkpoint.MANIFEST).unlink()
+        manifest = Path(store.root, "step-000020", checkpoint.MANIFEST)
+        manifest.write_text("") if damage == "empty manifest" else manifest.unlink()
     with caplog.at_level(logging.WARNING):
         found = checkpoint.latest(store)
     assert found is not None
     assert found.step == 10
-    assert damage == "no manifest" or "step-000020/model.safetensors" in caplog.text
+    assert damage == "no manifest" or "checkpoint passed over: " in caplog.text
+    assert damage == "no manifest" or "step-000020/" in caplog.text
 
 
 def test_nothing_saved_is_no_checkpoint(store: Store) -> None:
@@ -81,6 +83,16 @@ def test_the_best_is_the_highest_miou(store: Store, tmp_path: Path) -> None:
     for step, miou in ((10, 0.4), (20, 0.6), (30, 0.5)):
         saved(store, tmp_path, step, miou)
     assert checkpoint.best(store) == "step-000020"
+
+
+def test_a_checkpoint_without_its_record_does_not_block_the_best(store: Store, tmp_path: Path) -> None:
+    saved(store, tmp_path, 10)
+    saved(store, tmp_path, 20, miou=0.9)
+    Path(store.root, "step-000020", checkpoint.PROGRESS).unlink()
+    assert checkpoint.best(store) == "step-000010"
+    newest = checkpoint.newest_progress(store)
+    assert newest is not None
+    assert newest["step"] == 10
 
 
 def test_a_store_that_keeps_less_than_it_was_given_is_an_error(store: Store, tmp_path: Path) -> None:

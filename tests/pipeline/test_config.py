@@ -111,6 +111,16 @@ def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.Mon
     assert line.startswith("storage.path = 'outputs': a relative folder of a submitted job is lost")
 
 
+def test_what_is_recorded_has_no_password() -> None:
+    config = parse(tree(tracking={"uri": "postgresql://me:secret@db:5432/mlflow"}))
+    assert config.record()["tracking"]["uri"] == "postgresql://db:5432/mlflow"
+
+
+def test_a_range_that_the_setting_refuses_is_a_mistake() -> None:
+    (line, *_) = mistakes(tree(tune={"space": {"train.global_batch": {"log": [4, 32]}}}))
+    assert line.startswith("tune.space: train.global_batch = 11.3")
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     config: Config = parse(tree())
     with pytest.raises(ValueError, match="frozen"):
