@@ -90,6 +90,8 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
     scheduler = ASHAScheduler(
         time_attr="step", max_t=config.train.steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction
     )
+    # Tune ignores max_concurrent_trials beside a search algorithm of this class; more trials than fit starve one another's data.
+    concurrent = settings.concurrent or concurrent_trials(config, ray.cluster_resources())
     lines = _Lines()
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, parent=parent, key=key), {"CPU": 0.01}),
@@ -98,9 +100,8 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
             metric="miou",
             mode="max",
             num_samples=settings.trials,
-            max_concurrent_trials=settings.concurrent or concurrent_trials(config, ray.cluster_resources()),
             scheduler=scheduler,
-            search_alg=BasicVariantGenerator(random_state=config.seed),
+            search_alg=BasicVariantGenerator(max_concurrent=concurrent, random_state=config.seed),
         ),
         run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def prepared(command: Command) -> str:
 def trained(prepared: str, stack: dict[str, str]) -> str:
     """The log of two workers trained by Ray's own submit command."""
     ray = Path(sys.executable).with_name("ray")
-    words = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", CONFIG, *map(shlex.quote, TINY)]
+    words = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", CONFIG, *TINY]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
