@@ -99,16 +99,18 @@ class CCNet(nn.Module):
         return Output(self.head(layer4), None if self.auxiliary is None else self.auxiliary(layer3))
 
 
-def build_ccnet(*, backbone: str, num_classes: int, recurrence: int, auxiliary: bool = True) -> CCNet:
+def build_ccnet(
+    *, backbone: str, num_classes: int, recurrence: int, auxiliary: bool = True, zero_init_residual: bool = False
+) -> CCNet:
     """CCNet with random weights: `backbone` resnet18, resnet34, resnet50 or resnet101; `recurrence` R >= 0, without a default.
 
     The widths follow the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives the
     published 512 and 512 for resnet50 and resnet101. Convolutions of the backbone start from kaiming_normal (see ResNet), the
-    heads from PyTorch's defaults as published. ValueError names the setting that is out of range.
+    heads from PyTorch's defaults as published; `zero_init_residual` starts every residual block as the identity. ValueError names the setting that is out of range.
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes = {num_classes}: must be 1 to 255 (labels are uint8 and 255 means ignore)")
-    net = ResNet(backbone)
+    net = ResNet(backbone, zero_init_residual)
     layer3, layer4 = net.num_layer3_channels, net.num_layer4_channels
     head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence)
     # As published, this convolution has a bias although batch norm follows.

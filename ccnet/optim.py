@@ -4,12 +4,15 @@ from torch import nn
 from torch.optim import SGD
 
 
-def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9) -> float:
-    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`. ValueError outside 0 .. steps."""
+def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9, warmup_steps: int = 0) -> float:
+    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`, times (step + 1) / warmup_steps until that is 1.
+
+    The published recipe has no warm-up. ValueError for a step outside 0 .. steps.
+    """
     if not 0 <= step <= steps or steps == 0:
         raise ValueError(f"step = {step} of {steps}: must be 0 to {steps}, and steps at least 1")
     rate: float = base * (1.0 - step / steps) ** power
-    return rate
+    return rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps else rate
 
 
 def build_optimizer(net: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> SGD:

@@ -121,6 +121,8 @@ class Model(Section):
     """Dilated deep-stem ResNet, output stride 8."""
     recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
+    zero_init_residual: bool = False
+    """Start residual blocks as the identity; for training from random weights."""
 
 
 class Train(Section):
@@ -140,6 +142,8 @@ class Train(Section):
     """SGD weight decay (README of the published code: 1e-4)."""
     power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the auxiliary loss."""
     validate_every: int = Field(1000, ge=1)

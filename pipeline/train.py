@@ -69,7 +69,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     learner, batches = _start(job)
     try:
         for step, image, label in progress.timed(batches):
-            learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power)
+            learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
             loss = learner.step(image, label, step, learning_rate)
             progress.step_done()
             done = step + 1

@@ -36,3 +36,9 @@ def test_frozen_parameters_are_left_out():
     net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=0)
     (group,) = build_optimizer(net, learning_rate=0.1, momentum=0.9, weight_decay=0.0).param_groups
     assert len(group["params"]) == len(list(net.parameters())) - len(list(net.head.attention.parameters()))
+
+
+def test_the_rate_rises_to_the_schedule() -> None:
+    rates = [poly_learning_rate(0.1, step, 100, warmup_steps=4) for step in range(6)]
+    plain = [poly_learning_rate(0.1, step, 100) for step in range(6)]
+    assert rates == pytest.approx([r * f for r, f in zip(plain, (0.25, 0.5, 0.75, 1, 1, 1), strict=True)])

@@ -28,3 +28,10 @@ def test_every_3x3_convolution_of_layer3_and_layer4_is_dilated(backbone):
 def test_an_unknown_backbone_is_an_error():
     with pytest.raises(ValueError, match="backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101"):
         ResNet("resnet19")
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_blocks_can_start_as_the_identity(backbone: str) -> None:
+    net = ResNet(backbone, zero_init_residual=True).eval()
+    block, x = net.layer1[1], torch.rand(1, net.layer1[1].conv1.in_channels, 5, 5)
+    assert torch.equal(block(x), x)
