@@ -106,7 +106,8 @@ def build_ccnet(
 
     The widths follow the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives the
     published 512 and 512 for resnet50 and resnet101. Convolutions of the backbone start from kaiming_normal (see ResNet), the
-    heads from PyTorch's defaults as published; `zero_init_residual` starts every residual block as the identity. ValueError names the setting that is out of range.
+    heads from PyTorch's defaults as published; `zero_init_residual` starts every residual block as the identity.
+    ValueError names the setting that is out of range.
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes = {num_classes}: must be 1 to 255 (labels are uint8 and 255 means ignore)")
