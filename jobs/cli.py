@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 
 from pipeline.checkpoint import CheckpointError
-from pipeline.config import Config, ConfigError, load
+from pipeline.config import Config
+from pipeline.loading import ConfigError, load
 from pipeline.progress import show_own_lines
 from pipeline.shards import ShardError
 from pipeline.storage import StorageError

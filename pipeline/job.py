@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import ray
 
 from pipeline import checkpoint, cluster, evaluate, tracking
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config
 from pipeline.datasets import Feed, open_data
 from pipeline.environment import environment
+from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.storage import Store, open_store
 

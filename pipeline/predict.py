@@ -9,9 +9,10 @@ import torch
 from ccnet import CCNet
 from ccnet.inference import predict_classes
 from pipeline import cluster, figures, transforms, workers
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config
 from pipeline.datasets import evaluation_samples, open_data
 from pipeline.evaluate import as_batch, load_network
+from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.storage import Store, check, open_store
 

@@ -15,10 +15,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline import checkpoint, tracking
-from pipeline.config import Config, ConfigError, Dimension
+from pipeline.config import Config, Dimension
 from pipeline.environment import environment
 from pipeline.evaluate import Score
 from pipeline.job import Job, cpus_needed, open_job
+from pipeline.loading import ConfigError, override
 from pipeline.spool import MetricLog
 from pipeline.storage import Store, open_store
 from pipeline.train import best_facts, best_of, build_trainer, end_run, record_best
@@ -125,7 +126,7 @@ def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
 
 def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> Job:
     """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
-    config = parent.config.override(overrides)
+    config = override(parent.config, overrides)
     run_id = tracking.open_run(
         config,
         environment=environment(),
@@ -153,7 +154,7 @@ def _domain(dimension: Dimension) -> Any:
 def _end_trial(parent: Job, key: str, result: Any) -> Trial:
     """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
     run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
-    config = parent.config.override(dict(result.config))
+    config = override(parent.config, dict(result.config))
     stopped_early = step < config.train.steps
     MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
     job = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)

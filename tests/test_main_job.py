@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline import checkpoint, transforms
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.loading import load
 from pipeline.storage import open_store
 from tests import browser
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import JOB_MARK, Config, ConfigError, load, parse
+from pipeline.config import JOB_MARK, Config
+from pipeline.loading import ConfigError, load, override, parse
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
@@ -100,9 +101,9 @@ def test_overrides_are_yaml_and_checked() -> None:
 
 def test_the_run_key_follows_what_shapes_the_result() -> None:
     base = parse(tree())
-    assert base.override({"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
-    assert base.override({"train.learning_rate": 0.5}).run_key != base.run_key
-    assert base.override({"seed": 1}).run_key != base.run_key
+    assert override(base, {"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
+    assert override(base, {"train.learning_rate": 0.5}).run_key != base.run_key
+    assert override(base, {"seed": 1}).run_key != base.run_key
 
 
 def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.config import parse
 from pipeline.job import cpu_shortage, cpus_needed, protocol_change
+from pipeline.loading import parse
 from pipeline.tune import concurrent_trials
 
 

@@ -13,8 +13,9 @@ from moto.server import ThreadedMotoServer
 
 from jobs import prepare as job
 from pipeline import cluster, generated, storage, transforms
-from pipeline.config import Config, parse
+from pipeline.config import Config
 from pipeline.layouts import CAMVID, LayoutError, Pair
+from pipeline.loading import parse
 from pipeline.prepare import PrepareError, check_encoding, check_grey, inspect, prepare
 from pipeline.shards import MANIFEST, ShardReader, read_manifest
 from pipeline.storage import StorageError, Store, open_store

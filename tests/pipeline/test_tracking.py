@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, tracking
+from pipeline import config, loading, tracking
 from tests.mlflow_server import MlflowServer
 
 TREE = {
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 def settings(uri: str | None, **overrides: object) -> config.Config:
-    return config.parse(TREE).override({"tracking.uri": uri, **overrides})
+    return loading.override(loading.parse(TREE), {"tracking.uri": uri, **overrides})
 
 
 def test_address_is_the_setting_then_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
