@@ -27,7 +27,7 @@ CONFIG = "jobs/configs/demo.yaml"
 STEPS = 20
 TINY = [
     "train.learning_rate=0.01",
-    "train.warmup_steps=50",
+    "train.warmup_steps=200",
     "model.zero_init_residual=true",
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
     f"train.steps={STEPS}", "train.validate_every=5", "train.log_every=1", "tracking.experiment=tests",
