@@ -26,9 +26,6 @@ def connect(num_cpus: int | None = None) -> None:
         "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}},
     }
     if not os.environ.get("RAY_ADDRESS"):
-        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            # Otherwise Ray writes a token of its own into the home folder, readable by everybody.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
         options |= {
             "address": "local",
@@ -36,7 +33,14 @@ def connect(num_cpus: int | None = None) -> None:
             "num_cpus": num_cpus,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-    ray.init(**options)
+    own_token = "address" in options and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if own_token:  # otherwise Ray writes one into the home folder, readable by everybody
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        ray.init(**options)
+    finally:
+        if own_token:  # the cluster has it now; a later command of this process may speak to another cluster
+            del os.environ["RAY_AUTH_TOKEN"]
     resources = ray.cluster_resources()
     logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
 

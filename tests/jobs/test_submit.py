@@ -25,7 +25,7 @@ def test_the_command_is_the_verb_with_every_override_quoted() -> None:
 
 
 def test_an_absolute_path_under_the_folder_becomes_relative(folder: Path) -> None:
-    assert submit.entrypoint("plan", str(folder / "demo.yaml"), []) == "python -m jobs.plan demo.yaml"
+    assert submit.entrypoint("predict", str(folder / "demo.yaml"), []) == "python -m jobs.predict demo.yaml"
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,11 @@ def test_a_folder_is_packed_whole_and_its_bytes_untouched(
 
 
 @pytest.mark.slow
-def test_bad_files_are_all_named_and_nothing_is_left(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_all_named_and_nothing_is_left(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's log handler keeps the stream that pytest captured at ray.init and has closed since; it would say so on stderr.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     folder = source(tmp_path / "source")
     made = config(path, folder)
     (folder / "train" / "001.png").write_bytes(IMAGE[:-30])
@@ -224,8 +228,9 @@ def test_lost_shards_are_packed_again(path: str, tmp_path: Path) -> None:
     made = config(path, source(tmp_path / "source"))
     manifest = prepare(made)
     data_store(made).delete(manifest.splits["val"].shards[0].key)
-    assert prepare(made) == manifest
-    assert len(ShardReader(data_store(made), manifest, "val").read([0, 1, 2])) == 3
+    again = prepare(made)
+    assert again.fingerprint == manifest.fingerprint
+    assert len(ShardReader(data_store(made), again, "val").read([0, 1, 2])) == 3
 
 
 @pytest.mark.slow

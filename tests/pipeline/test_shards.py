@@ -152,8 +152,8 @@ def test_the_same_from_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        store = open_store("s3://bucket/data/toy", Storage(path="unused", endpoint=f"http://{host}:{port}"))
-        store._fs().mkdir("bucket")
+        store = open_store("s3://shards/data/toy", Storage(path="unused", endpoint=f"http://{host}:{port}"))
+        store._fs().mkdir("shards")
         reader = ShardReader(store, pack(store, ROWS[:4], ROWS[4:]), "train")
         assert reader.read([9, 0, 4]) == [ROWS[9], ROWS[0], ROWS[4]]
         assert read_manifest(store).num_images("train") == 10

@@ -118,7 +118,7 @@ def test_run_is_found_again_and_keeps_its_first_parameters(server: MlflowServer,
     assert run.data.params["train.workers"] == "2"
     assert run.data.params["tune.space.train.learning_rate.log"] == "[0.001, 0.1]"
     latest = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
-    assert config.parse(yaml.safe_load(latest.read_text())) == second
+    assert loading.parse(yaml.safe_load(latest.read_text())) == second
 
 
 @pytest.mark.slow
