@@ -11,6 +11,7 @@ import numpy.typing as npt
 import ray.data
 import torch
 from ray.data import ExecutionOptions
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
@@ -112,7 +113,12 @@ def training_data(feed: Feed) -> ray.data.Dataset:
     context.custom_execution_callback_classes = [Unhurried]
     train, data = feed.config.train, feed.config.data
     blocks = num_blocks(feed.first_step, train.steps, steps_per_block=data.steps_per_block, workers=train.workers)
-    numbers = ray.data.range(blocks, override_num_blocks=max(1, blocks))
+    # ray.data.range would ask for a whole CPU a task, which a small cluster full of training workers never has.
+    numbers: ray.data.Dataset = ray.data.read_datasource(
+        RangeDatasource(n=blocks, block_format="arrow", column_name="id"),
+        num_cpus=data.cpus_per_task,
+        override_num_blocks=max(1, blocks),
+    )
     return numbers.map_batches(feed.rows, batch_size=None, batch_format="numpy", num_cpus=data.cpus_per_task)
 
 
