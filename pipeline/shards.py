@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.layouts import IGNORE, Classes, Color
+from pipeline.layouts import IGNORE, Color
 from pipeline.storage import Store
 
 VERSION = 1
@@ -92,10 +92,6 @@ class Manifest:
         table = np.full(256, IGNORE, np.uint8)
         table[list(self.label_map)] = list(self.label_map.values())
         return table
-
-    @property
-    def classes(self) -> Classes:
-        return Classes(self.class_names, self.colors, self.label_map)
 
     def sealed(self) -> "Manifest":
         """This manifest with its fingerprint."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import yaml
 
 from pipeline import config
-from pipeline.environment import environment as environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline import config, loading, tracking
+from pipeline.environment import environment
 from tests.mlflow_server import MlflowServer
 
 TREE = {
@@ -84,7 +85,7 @@ def test_missing_folder_of_a_database_file_is_an_error() -> None:
 
 def test_environment_names_commit_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCNET_COMMIT", "0123abc")
-    found = tracking.environment()
+    found = environment()
     assert found["commit"] == "0123abc"
     assert found["mlflow"].startswith("3.")
     assert set(found) == {"commit", "python", "torch", "ray", "mlflow", "opencv", "numpy", "devices", "cpus"}
