@@ -1,6 +1,6 @@
 """CCNet: dilated ResNet, recurrent criss-cross attention head, auxiliary head; raw pixels in."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -18,10 +18,14 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Output(NamedTuple):
-    """Class scores at stride 8: `logits` of the main head, `aux_logits` of the auxiliary head, None when built without it."""
+    """Class scores at stride 8: `logits` of the main head, `aux_logits` of the auxiliary head, None when built without it.
+
+    `embedding` is what the category-consistent loss works on, None when built without it.
+    """
 
     logits: Float[Tensor, "B K h w"]
     aux_logits: Float[Tensor, "B K h w"] | None
+    embedding: Float[Tensor, "B D h w"] | None = None
 
 
 def _conv_norm_act(in_channels: int, out_channels: int, *, bias: bool = False) -> list[nn.Module]:
@@ -58,18 +62,25 @@ class RCCAHead(nn.Module):
         self.convb = nn.Sequential(*_conv_norm_act(inner, inner))
         self.bottleneck = _classifier(in_channels + inner, channels, num_classes)
 
-    def context(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        """H' of the equation: the reduced feature map after R passes of attention."""
-        context: Tensor = self.conva(x)
+    def recur(self, reduced: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """R passes of attention over the reduced feature map: H' of H."""
         for _ in range(self.recurrence):
-            context = self.attention(context)
-        return context
+            reduced = self.attention(reduced)
+        return reduced
+
+    def context(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        """H' of the backbone features."""
+        return self.recur(self.conva(x))
+
+    def classify(self, x: Float[Tensor, "B C h w"], context: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
+        """Backbone features and H' -> class scores."""
+        fused = torch.cat([x, self.convb(context)], dim=1)  # [B, C + D, h, w]
+        logits: Tensor = self.bottleneck(fused)
+        return logits
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K h w"]:
         """Backbone features -> class scores of the same size."""
-        fused = torch.cat([x, self.convb(self.context(x))], dim=1)  # [B, C + C // 4, h, w]
-        logits: Tensor = self.bottleneck(fused)
-        return logits
+        return self.classify(x, self.context(x))
 
 
 class CCNet(nn.Module):
@@ -78,11 +89,15 @@ class CCNet(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, backbone: ResNet, head: RCCAHead, auxiliary: nn.Module | None) -> None:
+    def __init__(
+        self, backbone: ResNet, head: RCCAHead, auxiliary: nn.Module | None, embedding: nn.Module | None, embedding_layer: str
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.auxiliary = auxiliary
+        self.embedding = embedding
+        self.embedding_layer = embedding_layer
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
 
@@ -92,21 +107,43 @@ class CCNet(nn.Module):
         ValueError for another dtype or number of channels: normalisation happens here and nowhere else. The auxiliary scores are
         computed in evaluation too.
         """
+        return self.scores(self.normalise(image))
+
+    def normalise(self, image: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
+        """uint8[B, 3, H, W] RGB -> (image - pixel_mean) / pixel_std in the dtype of the buffers. ValueError as in `forward`."""
         if image.dtype != torch.uint8 or image.shape[1] != 3:
             raise ValueError(f"image is {image.dtype}{list(image.shape)}: must be torch.uint8[B, 3, H, W], RGB, not normalised")
-        x = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    def scores(self, x: Float[Tensor, "B 3 H W"]) -> Output:
+        """Normalised image -> Output; for inference that resizes or pads what is normalised already."""
         layer3, layer4 = self.backbone(x)
-        return Output(self.head(layer4), None if self.auxiliary is None else self.auxiliary(layer3))
+        reduced = self.head.conva(layer4)
+        context = self.head.recur(reduced)
+        embedding = None
+        if self.embedding is not None:
+            embedding = self.embedding(context if self.embedding_layer == "rcca_output" else reduced)
+        logits = self.head.classify(layer4, context)
+        return Output(logits, None if self.auxiliary is None else self.auxiliary(layer3), embedding)
 
 
 def build_ccnet(
-    *, backbone: str, num_classes: int, recurrence: int, auxiliary: bool = True, zero_init_residual: bool = False
+    *,
+    backbone: str,
+    num_classes: int,
+    recurrence: int,
+    auxiliary: bool = True,
+    zero_init_residual: bool = False,
+    embedding_channels: int | None = None,
+    embedding_layer: Literal["rcca_output", "rcca_input"] = "rcca_output",
 ) -> CCNet:
     """CCNet with random weights: `backbone` resnet18, resnet34, resnet50 or resnet101; `recurrence` R >= 0, without a default.
 
     The widths follow the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives the
     published 512 and 512 for resnet50 and resnet101. Convolutions of the backbone start from kaiming_normal (see ResNet), the
     heads from PyTorch's defaults as published; `zero_init_residual` starts every residual block as the identity.
+    `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input, by `embedding_layer`, for the
+    category-consistent loss (16 in the TPAMI paper); None leaves it out.
     ValueError names the setting that is out of range.
     """
     if not 1 <= num_classes <= 255:
@@ -116,4 +153,5 @@ def build_ccnet(
     head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence)
     # As published, this convolution has a bias although batch norm follows.
     auxiliary_head = _classifier(layer3, layer3 // 2, num_classes, bias=True) if auxiliary else None
-    return CCNet(net, head, auxiliary_head)
+    embedding = None if embedding_channels is None else nn.Conv2d(layer4 // 4, embedding_channels, 1)
+    return CCNet(net, head, auxiliary_head, embedding, embedding_layer)

@@ -130,8 +130,6 @@ class Train(Section):
     """Exponent of the poly schedule."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
-    aux_weight: float = Field(0.4, ge=0)
-    """Weight of the auxiliary loss."""
     validate_every: int = Field(1000, ge=1)
     """Steps between validations; each one reports and saves a checkpoint. The last step always validates."""
     log_every: int = Field(10, ge=1)
@@ -152,11 +150,52 @@ class Train(Section):
         return self
 
 
+class Ohem(Section):
+    thresh: float = Field(0.7, gt=0, le=1)
+    """Pixels predicted right with more than this probability are left out (README of the published code: 0.7; its script: 0.6)."""
+    min_kept: int = Field(100_000, ge=0)
+    """Pixels of the global batch kept at least (published: 100,000, or 200,000 in its script, for each GPU's two images)."""
+    factor: int = Field(8, ge=1)
+    """The threshold is found on every so many-th row and column; 1 looks at every pixel."""
+
+
+class Consistency(Section):
+    weight: float = Field(1.0, gt=0)
+    """Weight of the category-consistent loss beside cross-entropy."""
+    channels: int = Field(16, ge=1)
+    """Width to which a 1x1 convolution reduces the features (TPAMI paper: 16)."""
+    layer: Literal["rcca_output", "rcca_input"] = "rcca_output"
+    """Features it works on: after the attention, or before."""
+
+
+class Loss(Section):
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the auxiliary head's cross-entropy."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the cross-entropy of both heads."""
+    ohem: Ohem | None = None
+    """Hard-pixel cross-entropy for the main head; `{}` takes the published values."""
+    consistency: Consistency | None = None
+    """Category-consistent loss of the TPAMI paper; `{}` takes its values."""
+    dice_weight: float = Field(0.0, ge=0)
+    """Weight of a Dice loss beside cross-entropy."""
+    lovasz_weight: float = Field(0.0, ge=0)
+    """Weight of a Lovasz-softmax loss beside cross-entropy."""
+
+
 class Evaluate(Section):
     checkpoint: str | None = None
     """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
+    recurrence: int | None = Field(None, ge=0, le=8, strict=True)
+    """R to run the checkpoint at, when it is meant to differ from the R it was trained with."""
     scale: float = Field(1.0, gt=0)
     """Image scale before the network; scores are resized to the label's own resolution, where IoU is counted."""
+    window: int | tuple[int, int] | None = None
+    """Sliding window in pixels, one number or [height, width] (published: 769); none looks at the whole image."""
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Scales, relative to `evaluate.scale`, whose scores are averaged."""
+    flip: bool = False
+    """Average with the scores of the mirrored image."""
     panel_images: int = Field(4, ge=1)
     """Fixed validation images shown in MLflow."""
 
@@ -170,6 +209,18 @@ class Predict(Section):
     """Where masks and overlays go; by default `<storage.path>/predictions/<run key>`."""
 
     @field_validator("images", "output")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and _absolute_url(value)
+
+
+class Export(Section):
+    output: str | None = None
+    """File or `s3://` address of the ONNX model; by default `<storage.path>/exports/<run key>.onnx`."""
+    result: Literal["logits", "classes"] = "logits"
+    """What the model returns: scores at stride 8, or the class of every pixel of the image."""
+
+    @field_validator("output")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value and _absolute_url(value)
@@ -227,8 +278,10 @@ class Config(Section):
     data: Data
     model: Model
     train: Train = Train()
+    loss: Loss = Loss()
     evaluate: Evaluate = Evaluate()
     predict: Predict = Predict()
+    export: Export = Export()
     tracking: Tracking = Tracking()
     tune: Tune = Tune()
 
@@ -239,7 +292,7 @@ class Config(Section):
         Left out of the hash are the settings that leave the trained model as it is (bit for bit, or up to the order of
         floating-point sums): number of workers, resources, cadence of logs, tracking, evaluation, prediction, search.
         """
-        shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train"})
+        shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train", "loss"})
         shaping["data"]["crop_size"] = self.data.crop
         for key in ("steps_per_block", "cpus_per_task", "source", "shard_rows"):
             del shaping["data"][key]

@@ -110,7 +110,7 @@ class Learner:
         """One optimizer step; returns the global batch's mean loss."""
         return train_step(
             self.parallel, self.optimizer, image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True),
-            learning_rate=learning_rate, aux_weight=self.config.train.aux_weight, seed=self.config.seed, step=step,
+            learning_rate=learning_rate, aux_weight=self.config.loss.aux_weight, seed=self.config.seed, step=step,
         )  # fmt: skip
 
 
