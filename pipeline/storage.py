@@ -20,7 +20,7 @@ import s3fs
 from botocore import exceptions as aws  # type: ignore[import-untyped]
 from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
-from pipeline.config import Storage
+from pipeline.settings import Storage
 
 # Without these two, pyarrow and botocore send trailing checksums which older stores answer with 411; pyarrow.fs.copy_files
 # then returns normally and stores nothing: checkpoints lost in silence.

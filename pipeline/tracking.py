@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
-from pipeline import config
+from pipeline.config import Config, without_password
+from pipeline.settings import JOB_MARK, Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,11 +48,11 @@ class Point(NamedTuple):
     step: int
 
 
-def tracking_uri(tracking: config.Tracking) -> str:
+def tracking_uri(tracking: Tracking) -> str:
     """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store."""
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        if os.environ.get(config.JOB_MARK):
+        if os.environ.get(JOB_MARK):
             raise TrackingError(
                 f"tracking.uri = {uri!r}: a database in the folder of a submitted job is lost with the job; set tracking.uri or "
                 "MLFLOW_TRACKING_URI to the http:// address of a server"
@@ -72,7 +73,7 @@ def tracking_uri(tracking: config.Tracking) -> str:
 
 def check(uri: str, timeout_s: float = 5.0) -> None:
     """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
-    parts, shown = urllib.parse.urlsplit(uri), config.without_password(uri)
+    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
     try:
         if parts.scheme in ("http", "https"):
             request = urllib.request.Request(uri.rstrip("/") + "/health")
@@ -101,7 +102,7 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def open_run(
-    settings: config.Config,
+    settings: Config,
     *,
     environment: Mapping[str, str],
     run_key: str | None = None,
@@ -155,7 +156,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     raise TrackingError(f"tracking.experiment = {name!r}: neither found nor created")
 
 
-def _log_settings(client: "MlflowClient", run_id: str, settings: config.Config, tags: Mapping[str, str], known: set[str]) -> None:
+def _log_settings(client: "MlflowClient", run_id: str, settings: Config, tags: Mapping[str, str], known: set[str]) -> None:
     from mlflow.entities import Param, RunTag
 
     tree = settings.record()
@@ -285,7 +286,7 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step
 def page(uri: str, run_id: str) -> str:
     """Where to look at a run: its page in the MLflow UI, or the command that opens one on a database file."""
     if not uri.startswith("http"):
-        return f"{run_id}  (mlflow ui --backend-store-uri {config.without_password(uri)})"
+        return f"{run_id}  (mlflow ui --backend-store-uri {without_password(uri)})"
     return f"{uri.rstrip('/')}/#/experiments/{connect(uri).get_run(run_id).info.experiment_id}/runs/{run_id}"
 
 

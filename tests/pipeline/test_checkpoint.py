@@ -9,7 +9,7 @@ import torch
 
 from ccnet.optim import build_optimizer
 from pipeline import checkpoint
-from pipeline.config import Storage
+from pipeline.settings import Storage
 from pipeline.storage import Store, open_store
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import JOB_MARK, Config
+from pipeline.config import Config
 from pipeline.loading import ConfigError, load, override, parse
+from pipeline.settings import JOB_MARK
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage
-from pipeline.config import Storage
+from pipeline.settings import Storage
 from pipeline.shards import MANIFEST, Manifest, Row, ShardError, ShardReader, Split, read_manifest, write_manifest, write_shard
 from pipeline.storage import Store, open_store
 

@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage
-from pipeline.config import Storage
+from pipeline.settings import Storage
 from pipeline.storage import StorageError, Store, check, open_store
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, loading, tracking
+from pipeline import loading, tracking
+from pipeline.config import Config
 from pipeline.environment import environment
+from pipeline.settings import Tracking
 from tests.mlflow_server import MlflowServer
 
 TREE = {
@@ -29,28 +31,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
         yield running
 
 
-def settings(uri: str | None, **overrides: object) -> config.Config:
+def settings(uri: str | None, **overrides: object) -> Config:
     return loading.override(loading.parse(TREE), {"tracking.uri": uri, **overrides})
 
 
 def test_address_is_the_setting_then_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri(config.Tracking(uri="http://other:1")) == "http://other:1"
-    assert tracking.tracking_uri(config.Tracking()) == "http://127.0.0.1:5000"
+    assert tracking.tracking_uri(Tracking(uri="http://other:1")) == "http://other:1"
+    assert tracking.tracking_uri(Tracking()) == "http://127.0.0.1:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.tracking_uri(config.Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.tracking_uri(Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["file:/data/mlruns", "file:///data/mlruns", "/data/mlruns"])
 def test_file_store_is_refused_with_the_fix(uri: str) -> None:
     with pytest.raises(tracking.TrackingError, match=r"try sqlite:////data/mlruns/mlflow\.db"):
-        tracking.tracking_uri(config.Tracking(uri=uri))
+        tracking.tracking_uri(Tracking(uri=uri))
 
 
 def test_unknown_scheme_is_refused() -> None:
     with pytest.raises(tracking.TrackingError, match=r"ftp://x.*must start with http://"):
-        tracking.tracking_uri(config.Tracking(uri="ftp://x"))
+        tracking.tracking_uri(Tracking(uri="ftp://x"))
 
 
 def test_refused_connection_is_an_error_with_address_and_fix() -> None:

@@ -1,0 +1,266 @@
+"""The sections of a configuration: each setting typed, frozen, with its legal values and what it means."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+OUTPUT_STRIDE = 8
+JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in a submitted job, whose folder is a temporary copy
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _absolute_url(value: str) -> str:
+    if "://" in value:
+        return value.rstrip("/")
+    path = Path(value).expanduser()
+    if not path.is_absolute() and os.environ.get(JOB_MARK):
+        raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
+    return str(path.absolute())
+
+
+class Storage(Section):
+    path: str
+    """Where shards, checkpoints and predictions live: `s3://bucket/prefix` or a folder."""
+    endpoint: str | None = None
+    """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return _absolute_url(value)
+
+
+class Generated(Section):
+    num_train: int = Field(192, ge=1)
+    """Training images to generate."""
+    num_val: int = Field(48, ge=1)
+    """Validation images to generate."""
+    size: int = Field(65, ge=33)
+    """Height and width in pixels."""
+
+
+class Data(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the packed data set; its shards lie under `<storage.path>/data/<name>`."""
+    layout: Literal["generated", "camvid"]
+    """How the source is laid out."""
+    source: str | None = None
+    """Folder of the original images and labels; none for `generated`."""
+    shard_rows: int = Field(64, ge=1)
+    """Images in one Parquet shard."""
+    crop_size: int | tuple[int, int]
+    """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
+    scale: tuple[float, float] = (0.75, 2.0)
+    """Range of the random scale (Cityscapes recipe of the paper)."""
+    flip: bool = True
+    """Mirror left-right with probability 1/2."""
+    steps_per_block: int = Field(8, ge=1)
+    """Training steps in one Ray Data block of a worker; larger blocks cost less per image and more memory."""
+    cpus_per_task: float = Field(0.25, gt=0)
+    """Logical CPUs of one Ray Data task."""
+    generated: Generated = Generated()
+
+    @field_validator("crop_size")
+    @classmethod
+    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        for side in (value,) if isinstance(value, int) else value:
+            if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
+                low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
+                raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be [low, high] with 0 < low <= high (try {sorted(max(v, 0.1) for v in value)})")
+        return value
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.layout != "generated" and not self.source:
+            raise ValueError(f"source is missing: layout `{self.layout}` reads a folder; add data.source=FOLDER")
+        return self
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Crop height and width in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
+
+
+class Model(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101"
+    """Dilated deep-stem ResNet, output stride 8."""
+    recurrence: int = Field(ge=0, le=8, strict=True)
+    """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
+    zero_init_residual: bool = False
+    """Start residual blocks as the identity; for training from random weights."""
+
+
+class Train(Section):
+    workers: int = Field(2, ge=1)
+    """Data-parallel training processes; one GPU each where the cluster has GPUs."""
+    cpus_per_worker: float = Field(0.5, gt=0)
+    """Logical CPUs reserved by each worker; what is left feeds Ray Data."""
+    global_batch: int = Field(8, ge=1)
+    """Images per step over all workers."""
+    steps: int = Field(60_000, ge=1)
+    """Optimizer steps (Cityscapes: 60,000)."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Base of the poly schedule."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """SGD weight decay (README of the published code: 1e-4)."""
+    power: float = Field(0.9, gt=0)
+    """Exponent of the poly schedule."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
+    validate_every: int = Field(1000, ge=1)
+    """Steps between validations; each one reports and saves a checkpoint. The last step always validates."""
+    log_every: int = Field(10, ge=1)
+    """Steps between progress lines and metric points."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept besides the best."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures survived before the run fails."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.global_batch % self.workers:
+            low = self.global_batch // self.workers * self.workers
+            near = " or ".join(str(v) for v in (low, low + self.workers) if v)
+            raise ValueError(
+                f"global_batch = {self.global_batch}: must be a multiple of train.workers = {self.workers} (try {near})"
+            )
+        return self
+
+
+class Ohem(Section):
+    thresh: float = Field(0.7, gt=0, le=1)
+    """Pixels predicted right with more than this probability are left out (published: 0.7 in the README, 0.6 in its script)."""
+    min_kept: int = Field(100_000, ge=0)
+    """Pixels of the global batch kept at least (published: 100,000, or 200,000 in its script, for each GPU's two images)."""
+    factor: int = Field(8, ge=1)
+    """The threshold is found on every so many-th row and column; 1 looks at every pixel."""
+
+
+class Consistency(Section):
+    weight: float = Field(1.0, gt=0)
+    """Weight of the category-consistent loss beside cross-entropy."""
+    channels: int = Field(16, ge=1)
+    """Width to which a 1x1 convolution reduces the features (TPAMI paper: 16)."""
+    layer: Literal["rcca_output", "rcca_input"] = "rcca_output"
+    """Features it works on: after the attention, or before."""
+
+
+class Loss(Section):
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the auxiliary head's cross-entropy."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the cross-entropy of both heads."""
+    ohem: Ohem | None = None
+    """Hard-pixel cross-entropy for the main head; `{}` takes the published values."""
+    consistency: Consistency | None = None
+    """Category-consistent loss of the TPAMI paper; `{}` takes its values."""
+    dice_weight: float = Field(0.0, ge=0)
+    """Weight of a Dice loss beside cross-entropy."""
+    lovasz_weight: float = Field(0.0, ge=0)
+    """Weight of a Lovasz-softmax loss beside cross-entropy."""
+
+
+class Evaluate(Section):
+    checkpoint: str | None = None
+    """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
+    recurrence: int | None = Field(None, ge=0, le=8, strict=True)
+    """R to run the checkpoint at, when it is meant to differ from the R it was trained with."""
+    scale: float = Field(1.0, gt=0)
+    """Image scale before the network; scores are resized to the label's own resolution, where IoU is counted."""
+    window: int | tuple[int, int] | None = None
+    """Sliding window in pixels, one number or [height, width] (published: 769); none looks at the whole image."""
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Scales, relative to `evaluate.scale`, whose scores are averaged."""
+    flip: bool = False
+    """Average with the scores of the mirrored image."""
+    panel_images: int = Field(4, ge=1)
+    """Fixed validation images shown in MLflow."""
+
+
+class Predict(Section):
+    images: str | None = None
+    """Folder or `s3://` prefix of images; by default the validation split."""
+    limit: int | None = Field(None, ge=1)
+    """Predict only the first so many images."""
+    output: str | None = None
+    """Where masks and overlays go; by default `<storage.path>/predictions/<run key>`."""
+
+    @field_validator("images", "output")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and _absolute_url(value)
+
+
+class Export(Section):
+    output: str | None = None
+    """File or `s3://` address of the ONNX model; by default `<storage.path>/exports/<run key>.onnx`."""
+    result: Literal["logits", "classes"] = "logits"
+    """What the model returns: scores at stride 8, or the class of every pixel of the image."""
+
+    @field_validator("output")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and _absolute_url(value)
+
+
+class Tracking(Section):
+    uri: str | None = None
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in this folder."""
+    experiment: str = "ccnet"
+    """MLflow experiment."""
+    register_as: str | None = None
+    """Name in the model registry for the best checkpoint; none leaves it out."""
+
+
+class Dimension(Section):
+    log: tuple[float, float] | None = None
+    """Log-uniform range [low, high]."""
+    choice: tuple[Any, ...] | None = None
+    """Values to choose from."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.log is None) == (self.choice is None):
+            raise ValueError("needs exactly one of log: [low, high] and choice: [a, b, ...]")
+        if self.log and not 0 < self.log[0] < self.log[1]:
+            raise ValueError(f"log = {list(self.log)}: needs 0 < low < high")
+        if self.choice is not None and not self.choice:
+            raise ValueError("choice = []: needs at least one value")
+        return self
+
+    def examples(self) -> tuple[Any, ...]:
+        """All choices, or the ends and the middle of the range: what the setting must accept."""
+        return self.choice if self.choice else (*(self.log or ()), math.sqrt(math.prod(self.log or (1,))))
+
+
+class Tune(Section):
+    space: dict[str, Dimension] = {}
+    """Search space: dotted setting -> {log: [low, high]} or {choice: [...]}."""
+    trials: int = Field(4, ge=1)
+    """Trials in all."""
+    concurrent: int | None = Field(None, ge=1)
+    """Trials at a time; by default what the cluster's CPUs and GPUs hold."""
+    grace_steps: int = Field(100, ge=1)
+    """Steps before ASHA may stop a trial."""
+    reduction: int = Field(2, ge=2)
+    """ASHA keeps one in so many trials at each rung."""
