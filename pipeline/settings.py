@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -22,6 +22,14 @@ def _absolute_url(value: str) -> str:
     if not path.is_absolute() and os.environ.get(JOB_MARK):
         raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
     return str(path.absolute())
+
+
+def _aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
+    for side in (value,) if isinstance(value, int) else value:
+        if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
+            low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
+            raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
+    return value
 
 
 class Storage(Section):
@@ -57,7 +65,9 @@ class Data(Section):
     crop_size: int | tuple[int, int]
     """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
     scale: tuple[float, float] = (0.75, 2.0)
-    """Range of the random scale (Cityscapes recipe of the paper)."""
+    """Range of the random scale (Cityscapes recipe of the paper; the published code draws from 0.7, 0.8, ... 2.1)."""
+    scale_step: float | None = Field(None, gt=0)
+    """Draw from low, low + step, ... high instead of the whole range (published code: 0.1)."""
     flip: bool = True
     """Mirror left-right with probability 1/2."""
     steps_per_block: int = Field(8, ge=1)
@@ -69,11 +79,7 @@ class Data(Section):
     @field_validator("crop_size")
     @classmethod
     def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        for side in (value,) if isinstance(value, int) else value:
-            if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
-                low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
-                raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
-        return value
+        return _aligned(value)
 
     @field_validator("source")
     @classmethod
@@ -86,6 +92,17 @@ class Data(Section):
         if not 0 < value[0] <= value[1]:
             raise ValueError(f"must be [low, high] with 0 < low <= high (try {sorted(max(v, 0.1) for v in value)})")
         return value
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.scale_step is not None:
+            steps = (self.scale[1] - self.scale[0]) / self.scale_step
+            if abs(steps - round(steps)) > 1e-6:
+                high = self.scale[0] + max(1, round(steps)) * self.scale_step
+                raise ValueError(
+                    f"scale_step = {self.scale_step}: must divide scale {list(self.scale)} (try [{self.scale[0]}, {high:g}])"
+                )
+        return self
 
     @model_validator(mode="after")
     def _has_source(self) -> Self:
@@ -168,7 +185,7 @@ class Consistency(Section):
 class Loss(Section):
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the auxiliary head's cross-entropy."""
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weight of each class in the cross-entropy of both heads."""
     ohem: Ohem | None = None
     """Hard-pixel cross-entropy for the main head; `{}` takes the published values."""
@@ -188,13 +205,18 @@ class Evaluate(Section):
     scale: float = Field(1.0, gt=0)
     """Image scale before the network; scores are resized to the label's own resolution, where IoU is counted."""
     window: int | tuple[int, int] | None = None
-    """Sliding window in pixels, one number or [height, width] (published: 769); none looks at the whole image."""
-    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Sliding window in pixels, one number or [height, width], each 8k + 1 (published: 769); none looks at the whole image."""
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     """Scales, relative to `evaluate.scale`, whose scores are averaged."""
     flip: bool = False
     """Average with the scores of the mirrored image."""
     panel_images: int = Field(4, ge=1)
     """Fixed validation images shown in MLflow."""
+
+    @field_validator("window")
+    @classmethod
+    def _aligned(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        return value and _aligned(value)
 
 
 class Predict(Section):

@@ -64,12 +64,26 @@ class Augmentation(NamedTuple):
 
 
 def draw(
-    size: tuple[int, int], *, crop: tuple[int, int], scale: tuple[float, float], flip: bool, seed: int, epoch: int, sample: int
+    size: tuple[int, int],
+    *,
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    scale_step: float | None = None,
+    flip: bool,
+    seed: int,
+    epoch: int,
+    sample: int,
 ) -> Augmentation:
-    """Draws an augmentation for an image of `size` (height, width) from (seed, epoch, sample) alone (law 1)."""
+    """Draws an augmentation for an image of `size` (height, width) from (seed, epoch, sample) alone (law 1).
+
+    The scale is uniform over the range `scale`, or over low, low + scale_step, ... up to high.
+    """
     random = np.random.Generator(np.random.Philox(key=np.array([seed, epoch << 40 | sample], np.uint64)))
     factor, down, across, mirror = random.random(4)
-    factor = scale[0] + (scale[1] - scale[0]) * factor
+    if scale_step is None:
+        factor = scale[0] + (scale[1] - scale[0]) * factor
+    else:
+        factor = scale[0] + scale_step * int(factor * (round((scale[1] - scale[0]) / scale_step) + 1))
     height, width = (max(1, round(side * factor)) for side in size)
     top = int(down * (max(height - crop[0], 0) + 1))
     left = int(across * (max(width - crop[1], 0) + 1))

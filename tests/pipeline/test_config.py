@@ -127,3 +127,29 @@ def test_a_configuration_cannot_be_changed() -> None:
     config: Config = parse(tree())
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 5  # type: ignore[misc]
+
+
+def test_losses_come_with_the_published_values() -> None:
+    config = parse(tree(loss={"ohem": {}, "consistency": {}}))
+    assert (config.loss.ohem.thresh, config.loss.ohem.min_kept, config.loss.ohem.factor) == (0.7, 100_000, 8)
+    assert (config.loss.consistency.weight, config.loss.consistency.channels) == (1.0, 16)
+
+
+def test_a_loss_shapes_the_run() -> None:
+    assert parse(tree(loss={"ohem": {}})).run_key != parse(tree()).run_key
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("loss.ohem.thresh=2", "loss.ohem.thresh = 2: input should be less than or equal to 1"),
+        ("evaluate.window=700", "evaluate.window = 700: must be 8k + 1 and at least 17 (try 697 or 705)"),
+        ("evaluate.scales=[1.0, -1]", "evaluate.scales.1 = -1: input should be greater than 0"),
+        ("data.scale_step=0.2", "data.scale_step = 0.2: must divide scale [0.75, 2.0] (try [0.75, 1.95])"),
+        ("evaluate.recurrence=true", "evaluate.recurrence = True: input should be a valid integer"),
+    ],
+)
+def test_bad_loss_and_inference_settings_are_explained(setting: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["data.scale=[0.75, 2.0]", setting])
+    assert caught.value.mistakes == [line]

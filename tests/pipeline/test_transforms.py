@@ -1,12 +1,15 @@
 """Image and label move together; the draw depends on (seed, epoch, sample) alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import transforms
+from pipeline import layouts, transforms
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 FILL = np.array([1, 2, 3], np.uint8)
 
 
@@ -64,3 +67,34 @@ def test_a_crop_lies_inside_a_larger_image(sample: int) -> None:
     drawn = transforms.draw((100, 90), crop=(65, 65), scale=(0.75, 2.0), flip=True, seed=0, epoch=0, sample=sample)
     assert 0 <= drawn.top <= max(0, drawn.height - 65)
     assert 0 <= drawn.left <= max(0, drawn.width - 65)
+
+
+def test_stepped_scales_are_the_published_fifteen() -> None:
+    heights = set()
+    for sample in range(400):
+        key = {"crop": (65, 65), "scale": (0.7, 2.1), "scale_step": 0.1, "flip": True, "seed": 0, "epoch": 0}
+        heights.add(transforms.draw((100, 200), sample=sample, **key).height)
+    assert heights == set(range(70, 211, 10))
+
+
+@pytest.mark.parametrize("case", ["prep_pad", "prep_pad_flip"])
+def test_preparation_equals_the_published_one(case: str) -> None:
+    """The image exactly, once the mean is taken off; its padding, uint8 here, is the mean rounded: at most 0.5 of 255 away."""
+    with np.load(GOLDEN / f"{case}.npz") as z:
+        size, crop, mean = z["label_ids"].shape, tuple(map(int, z["crop"])), z["mean_bgr"][::-1]
+        train_ids = np.vectorize(layouts.CITYSCAPES_LABEL_MAP.get, otypes=[np.uint8])(z["label_ids"])
+        drawn = transforms.Augmentation(*size, 0, 0, bool(z["flipped"]))
+        image, label = transforms.apply(z["rgb"], train_ids, drawn, crop, np.round(mean).astype(np.uint8))
+        assert np.array_equal(label, z["labels_out"])
+        difference = np.abs((image - mean).transpose(2, 0, 1)[::-1] - z["image_out"])
+    columns = np.arange(crop[1]) < size[1]
+    inside = np.outer(np.arange(crop[0]) < size[0], columns[::-1] if drawn.mirror else columns)
+    assert difference[:, inside].max() == 0
+    assert 0 < difference[:, ~inside].max() <= 0.5
+
+
+def test_cityscapes_ids_map_as_published() -> None:
+    """But for 34 to 254, which the published code passes on as classes: here they are not in the map, and refused."""
+    with np.load(GOLDEN / "prep_pad.npz") as z:
+        published = z["id_to_train"]
+    assert {stored: published[stored] for stored in (*range(34), 255)} == layouts.CITYSCAPES_LABEL_MAP
