@@ -1,4 +1,4 @@
-"""Criss-cross attention: every pixel looks along its own column and its own row."""
+"""Criss-cross attention: every pixel looks along its own column and its own row, every voxel along its three lines."""
 
 import torch
 from jaxtyping import Float
@@ -20,12 +20,9 @@ class CrissCrossAttention(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
-        if channels < reduction:
-            raise ValueError(
-                f"channels = {channels}: must be at least reduction = {reduction}, query and key are channels // reduction"
-            )
-        self.query = nn.Conv2d(channels, channels // reduction, kernel_size=1)
-        self.key = nn.Conv2d(channels, channels // reduction, kernel_size=1)
+        reduced = _reduced(channels, reduction)
+        self.query = nn.Conv2d(channels, reduced, kernel_size=1)
+        self.key = nn.Conv2d(channels, reduced, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
@@ -36,10 +33,8 @@ class CrissCrossAttention(nn.Module):
         """
         query, key = self.query(x), self.key(x)
         height = x.shape[-2]
-        column = torch.einsum("bchw,bcjw->bhwj", query, key)  # [B, H, W, H]
+        column = _without_self(torch.einsum("bchw,bcjw->bhwj", query, key), axis=1)  # [B, H, W, H]
         row = torch.einsum("bchw,bchj->bhwj", query, key)  # [B, H, W, W]
-        own_row = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # [H, 1, H]
-        column = column.masked_fill(own_row, float("-inf"))
         weights = torch.cat([column, row], dim=-1).softmax(dim=-1)  # [B, H, W, H + W]
         return weights[..., :height], weights[..., height:]
 
@@ -50,3 +45,69 @@ class CrissCrossAttention(nn.Module):
         attended = torch.einsum("bhwj,bcjw->bchw", column, value)  # [B, C, H, W]
         attended = attended + torch.einsum("bhwj,bchj->bchw", row, value)  # [B, C, H, W]
         return self.gamma * attended + x
+
+
+class CrissCrossAttention3d(nn.Module):
+    """One pass of criss-cross attention over time, height and width (CCNet's TPAMI version, arXiv 1811.11721v2).
+
+    The equations of `CrissCrossAttention` with Omega(u) the T + H + W - 2 voxels that differ from u in at most one coordinate.
+    The operator treats the axes alike: permute those of the input and those of the output are permuted. R passes carry a voxel
+    to every voxel that differs in at most R coordinates, so R = 3 covers the volume.
+
+    `num_self` is how often the soft-max counts the voxel itself: 1 as in the paper, 2 as in the published code, where it runs
+    over T + H + W - 1 entries. That code besides scrambles the attention along one axis, which is not offered here.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8, *, num_self: int = 1) -> None:
+        super().__init__()
+        reduced = _reduced(channels, reduction)
+        if num_self not in (1, 2):
+            raise ValueError(f"num_self = {num_self}: must be 1 (the paper) or 2 (the published code)")
+        self.num_self = num_self
+        self.query = nn.Conv3d(channels, reduced, kernel_size=1)
+        self.key = nn.Conv3d(channels, reduced, kernel_size=1)
+        self.value = nn.Conv3d(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def attention(
+        self, x: Float[Tensor, "B C T H W"]
+    ) -> tuple[Float[Tensor, "B T H W T"], Float[Tensor, "B T H W H"], Float[Tensor, "B T H W W"]]:
+        """The attention of voxel (t, h, w) to the voxels (j, h, w), (t, j, w) and (t, h, j), in this order.
+
+        The T + H + W entries of a voxel sum to 1. Those to itself are 0 but for the last axis, or the last two if num_self = 2.
+        """
+        query, key = self.query(x), self.key(x)
+        along_t = _without_self(torch.einsum("bcthw,bcjhw->bthwj", query, key), axis=1)  # [B, T, H, W, T]
+        along_h = torch.einsum("bcthw,bctjw->bthwj", query, key)  # [B, T, H, W, H]
+        if self.num_self == 1:
+            along_h = _without_self(along_h, axis=2)
+        along_w = torch.einsum("bcthw,bcthj->bthwj", query, key)  # [B, T, H, W, W]
+        weights = torch.cat([along_t, along_h, along_w], dim=-1).softmax(dim=-1)  # [B, T, H, W, T + H + W]
+        time, time_height = x.shape[2], x.shape[2] + x.shape[3]
+        return weights[..., :time], weights[..., time:time_height], weights[..., time_height:]
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
+        """One pass; apply the same module R times for recurrence R. Any device, any floating dtype."""
+        along_t, along_h, along_w = self.attention(x)
+        value = self.value(x)
+        attended = torch.einsum("bthwj,bcjhw->bcthw", along_t, value)  # [B, C, T, H, W]
+        attended = attended + torch.einsum("bthwj,bctjw->bcthw", along_h, value)  # [B, C, T, H, W]
+        attended = attended + torch.einsum("bthwj,bcthj->bcthw", along_w, value)  # [B, C, T, H, W]
+        return self.gamma * attended + x
+
+
+def _reduced(channels: int, reduction: int) -> int:
+    """Width of query and key."""
+    if channels < reduction:
+        raise ValueError(
+            f"channels = {channels}: must be at least reduction = {reduction}, query and key are channels // reduction"
+        )
+    return channels // reduction
+
+
+def _without_self(energy: Tensor, axis: int) -> Tensor:
+    """Energy [B, ..., n at `axis`, ..., n] between the positions of one line, -inf where a position meets itself."""
+    shape = [1] * energy.ndim
+    shape[axis] = shape[-1] = energy.shape[-1]
+    own = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device).view(shape)
+    return energy.masked_fill(own, float("-inf"))

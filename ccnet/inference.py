@@ -1,4 +1,8 @@
-"""From images to class maps, within bounded memory."""
+"""From images to class scores and class maps: whole or in windows, over scales and mirrors, within bounded memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import ceil, inf
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -6,35 +10,221 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Rows of full-resolution scores alive at once: 150 classes at 2048 pixels make 79 MB of float32, where a whole image is 1.3 GB.
-ROWS_PER_TILE = 64
+from ccnet.losses import resize_logits
+from ccnet.model import Output
+
+# Full-resolution scores alive at once: a whole image of 150 classes at 1024 x 2048 pixels would be 1.3 GB of float32.
+BLOCK_BYTES = 2**24
 
 
-def predict_classes(net: nn.Module, image: Shaped[Tensor, "B 3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
-    """Class of every pixel at `size` (height, width): arg max of the logits resized as in training.
+@runtime_checkable
+class Scorer(Protocol):
+    """What predicts: a CCNet, or anything that normalises an image and scores the result, as CCNet's methods describe."""
 
-    `image` is uint8[B, 3, h, w] RGB, of any size; the net is put into evaluation mode. ValueError for a net wrapped in
-    DistributedDataParallel, whose forward is a collective even in evaluation: workers with unequal shares would hang.
+    def normalise(self, image: Tensor) -> Tensor: ...
+    def scores(self, x: Tensor) -> Output: ...
+
+
+class _Bare:
+    """A module that knows no normalisation, as a Scorer: its images are normalised already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def normalise(self, image: Tensor) -> Tensor:
+        return image
+
+    def scores(self, x: Tensor) -> Output:
+        output = self.module(x)
+        return output if isinstance(output, Output) else Output(output, None)
+
+
+class _Scheme(NamedTuple):
+    """In which windows, scales and orientations to score an image; `window` and `stride` as (height, width)."""
+
+    window: tuple[int, int] | None
+    stride: tuple[int, int]
+    scales: Sequence[float]
+    flip: bool
+
+
+class _View(NamedTuple):
+    """Scores of one view at the net's resolution, and per axis the weights that make output pixels of them.
+
+    Resizing, placing windows and averaging their overlaps all work along each axis separately, and so the view's scores at the
+    output size are, for each class, rows @ scores @ cols.T. Windows lie side by side in `scores`.
     """
+
+    scores: Float[Tensor, "K a b"]
+    rows: Float[Tensor, "H a"]
+    cols: Float[Tensor, "W b"]
+
+
+def predict_logits(
+    net: nn.Module,
+    image: Shaped[Tensor, "B 3 h w"],
+    *,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    size: tuple[int, int] | None = None,
+) -> Float[Tensor, "B K H W"]:
+    """Raw class scores of every pixel at `size` (height, width; the image's own by default), float32 or wider.
+
+    `net` is a CCNet and `image` uint8[B, 3, h, w] RGB of any size; or it is any module from images to scores (a tensor or an
+    `Output`) and `image` what it takes, normalised already, for it may be padded with zeros. The net is put into evaluation mode.
+    For each scale s the normalised image is resized to (round(s * h), round(s * w)), at least 1, and scored
+    - whole (window None): the logits are resized straight to `size`;
+    - in windows of `window` pixels (one number or height, width), `stride` apart (`published_stride` by default):
+      ceil((h - window) / stride) + 1 of them on an axis and at least one, the last one shifted back inside; a smaller image is
+      padded with zeros (the mean colour) at the bottom and right. Logits are resized to the window, averaged where windows
+      overlap, cropped, and resized from the scaled image's size to `size`;
+    with `flip` once more on the left-right mirrored image, mirrored back. The result is the mean over scales and mirrors, without
+    soft-max. All resizing is bilinear with corners aligned, images included: that is what the published code does (branch
+    pytorch-1.5, evaluate.py: ndimage.zoom of order 1), where mmsegmentation resizes the uint8 image by pixel centres.
+
+    Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
+    range and for a net wrapped in DistributedDataParallel, whose forward is a collective.
+    """
+    return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block)
+
+
+def predict_classes(
+    net: nn.Module,
+    image: Shaped[Tensor, "B 3 h w"],
+    size: tuple[int, int] | None = None,
+    *,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> UInt8[Tensor, "B H W"]:
+    """Class of every pixel: arg max of what `predict_logits` gives for the same arguments, without a map of all scores.
+
+    Alive at once are the scores at the net's resolution, of all views of one image, and BLOCK_BYTES of those at `size`.
+    """
+    return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block.max(0).indices.to(torch.uint8))
+
+
+def published_stride(window: tuple[int, int]) -> tuple[int, int]:
+    """Two thirds of the window's height, rounded up, on both axes, but no more than its width: the published code's stride."""
+    # To the bit as published: in floating point 33 * (1 - 1/3) is above 22, and the stride therefore 23.
+    stride = ceil(window[0] * (1 - 1 / 3))
+    return stride, min(stride, window[1])
+
+
+def _checked(
+    window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None, scales: Sequence[float], flip: bool
+) -> _Scheme:
+    if not scales or not all(0 < scale < inf for scale in scales):
+        raise ValueError(f"scales = {tuple(scales)}: must be one or more numbers > 0 (try (1.0,))")
+    if window is None:
+        if stride is not None:
+            raise ValueError(f"stride = {stride} without a window: give window too (the published one is 769), or neither")
+        return _Scheme(None, (1, 1), scales, flip)
+    height, width = window if isinstance(window, tuple) else (window, window)
+    if min(height, width) < 1:
+        raise ValueError(f"window = {window}: must be at least 1 (the published one is 769)")
+    if stride is None:
+        stride = published_stride((height, width))
+    down, right = stride if isinstance(stride, tuple) else (stride, stride)
+    legal = (min(max(down, 1), height), min(max(right, 1), width))
+    if (down, right) != legal:
+        raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window, or pixels are left out (try {legal})")
+    return _Scheme((height, width), (down, right), scales, flip)
+
+
+def _predict(
+    net: nn.Module,
+    image: Shaped[Tensor, "B 3 h w"],
+    size: tuple[int, int] | None,
+    scheme: _Scheme,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`finish` of each block of rows of each image's scores, put together."""
     if isinstance(net, DistributedDataParallel):
         raise ValueError("net is wrapped in DistributedDataParallel: pass net.module, its forward would wait for all workers")
     net.eval()
+    scorer = net if isinstance(net, Scorer) else _Bare(net)
+    height, width = size or image.shape[-2:]
     with torch.no_grad():
-        logits = net(image).logits
-        return torch.stack([_resized_argmax(one, size) for one in logits])  # [B, H, W]
+        predictions = []
+        for one in torch.split(image, 1):
+            blocks = _blocks(_score_views(scorer, one, (height, width), scheme))
+            predictions.append(torch.cat([finish(block) for block in blocks], dim=-2))
+        return torch.stack(predictions)
 
 
-def _resized_argmax(logits: Float[Tensor, "K h w"], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """`resize_logits` and arg max in one, a tile of rows at a time: bilinear resizing works along each axis separately."""
-    height, (new_height, new_width) = logits.shape[1], size
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    wide = F.interpolate(logits[None], size=(height, new_width), mode="bilinear", align_corners=True)[0]  # [K, h, W]
-    step = (height - 1) / (new_height - 1) if new_height > 1 else 0.0
-    tiles = []
-    for rows in torch.split(torch.arange(new_height, device=logits.device), ROWS_PER_TILE):
-        position = rows.to(wide.dtype) * step
-        above = position.long().clamp(max=height - 1)
-        below = (above + 1).clamp(max=height - 1)
-        weight = (position - above)[None, :, None]  # [1, rows, 1]
-        tiles.append(torch.lerp(wide[:, above], wide[:, below], weight).argmax(0).to(torch.uint8))  # [rows, W]
-    return torch.cat(tiles)  # [H, W]
+def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int, int], scheme: _Scheme) -> list[_View]:
+    """All views of one image: each scale, and its mirror."""
+    x = net.normalise(image)
+    scored = []
+    for scale in scheme.scales:
+        scaled = (max(1, round(scale * x.shape[-2])), max(1, round(scale * x.shape[-1])))
+        # Of the same size it would be a copy, and the image in float32 is the largest thing here.
+        x_scaled = x if scaled == x.shape[-2:] else F.interpolate(x, size=scaled, mode="bilinear", align_corners=True)
+        scored.append(_score_view(net, x_scaled, size, scheme))
+        if scheme.flip:
+            mirrored = _score_view(net, x_scaled.flip(-1), size, scheme)
+            scored.append(mirrored._replace(cols=mirrored.cols.flip(0)))
+    return scored
+
+
+def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int], scheme: _Scheme) -> _View:
+    """Score one normalised image, whole or in windows."""
+    extent = (x.shape[-2], x.shape[-1])
+    height, width = scheme.window or extent
+    tops, lefts = _starts(extent[0], height, scheme.stride[0]), _starts(extent[1], width, scheme.stride[1])
+    if height > extent[0] or width > extent[1]:
+        x = F.pad(x, (0, max(0, width - extent[1]), 0, max(0, height - extent[0])))
+    rows_of_tiles = ([net.scores(x[..., i : i + height, j : j + width]).logits[0] for j in lefts] for i in tops)
+    scores = torch.cat([torch.cat(tiles, dim=-1) for tiles in rows_of_tiles], dim=-2)  # [K, tops * rows, lefts * cols]
+    if scheme.window is None:
+        # As if the net had been shown `size`: one resizing from its scores, where by way of the scaled image it would be two.
+        (height, width), extent = size, size
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    rows = _axis_weights(scores.shape[-2] // len(tops), tops, height, extent[0], size[0], dtype)
+    cols = _axis_weights(scores.shape[-1] // len(lefts), lefts, width, extent[1], size[1], dtype)
+    return _View(scores, rows.to(scores.device), cols.to(scores.device))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where the windows on an axis begin; the last one is shifted back inside, one that is longer than the axis begins at 0."""
+    return [max(0, min(i * stride, length - window)) for i in range(max(0, ceil((length - window) / stride)) + 1)]
+
+
+def _axis_weights(
+    num_scores: int, starts: list[int], window: int, length: int, size: int, dtype: torch.dtype
+) -> Float[Tensor, "size n"]:
+    """Weight of each of n = len(starts) * num_scores scores on each output pixel of an axis, found by resizing unit vectors.
+
+    In the dtype of the result, so that positions are rounded as `resize_logits` rounds them in training.
+    """
+    units = torch.eye(num_scores, dtype=dtype)
+    tile = resize_logits(units[None, None], (window, num_scores))[0, 0]  # [window, num_scores]
+    placed = torch.zeros(length, len(starts), num_scores, dtype=dtype)
+    for i, start in enumerate(starts):
+        inside = min(window, length - start)
+        placed[start : start + inside, i] = tile[:inside]
+    # A window's weights on a pixel add up to one, all weights therefore to the number of windows that cover the pixel.
+    placed /= placed.sum((1, 2), keepdim=True)
+    mean = placed.flatten(1)  # [length, n]
+    return resize_logits(mean[None, None], (size, mean.shape[1]))[0, 0]  # [size, n]
+
+
+def _blocks(views: list[_View]) -> Iterator[Float[Tensor, "K rows W"]]:
+    """Mean score over the views, a block of rows at a time, from the top; only the scores that weigh on a block are touched."""
+    cols = views[0].cols
+    num_classes, height, width = len(views[0].scores), len(views[0].rows), len(cols)
+    num_rows = max(1, BLOCK_BYTES // (num_classes * width * cols.element_size()))
+    for block_rows in torch.split(torch.arange(height, device=cols.device), num_rows):
+        block = cols.new_zeros(num_classes, len(block_rows), width)
+        # Under autocast the products would be rounded to 8 bits.
+        with torch.autocast(cols.device.type, enabled=False):
+            for view in views:
+                weights = view.rows[block_rows]  # [rows, a]
+                used = weights.any(0).nonzero()[:, 0]
+                wide = view.scores[:, used].to(cols.dtype) @ view.cols.T  # [K, used, W]
+                block.baddbmm_(weights[:, used].expand(num_classes, -1, -1), wide, alpha=1 / len(views))
+        yield block

@@ -1,7 +1,7 @@
 """The confusion matrix and what follows from it."""
 
 import torch
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int64, Integer
 from torch import Tensor
 
 
@@ -9,7 +9,9 @@ class ConfusionMatrix:
     """Pixel counts int64[K, K], row = class of the label, column = predicted class; pixels labelled `ignore_index` are left out.
 
     Counts only ever add up: `merge` two, or all-reduce `counts`, then read the figures. `counts` lives on the CPU; move it for a
-    reduction on another device and assign it back.
+    reduction on another device and assign it back. Accuracies and frequency-weighted IoU are those of Long et al., "Fully
+    Convolutional Networks for Semantic Segmentation", section 5 (https://arxiv.org/abs/1411.4038): there n_ij is counts[i, j]
+    and t_i the sum of row i.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -23,18 +25,10 @@ class ConfusionMatrix:
         """Count the pixels of one batch, any shape. ValueError for an id outside 0 .. K-1 in the label or, where the label is
         not ignored, in the prediction."""
         valid = label != self.ignore_index
-        truth, guess = label[valid].long(), prediction[valid].long()
-        self._check("label", truth)
-        self._check("prediction", guess)
-        pairs = torch.bincount(truth * self.num_classes + guess, minlength=self.num_classes**2)  # [K * K]
-        self.counts += pairs.view(self.num_classes, self.num_classes).to(self.counts.device)
-
-    def _check(self, name: str, ids: Tensor) -> None:
-        outside = ids[(ids < 0) | (ids >= self.num_classes)]
-        if outside.numel():
-            found = torch.unique(outside).tolist()
-            ignored = f" or {self.ignore_index}, which is ignored" if name == "label" else ""
-            raise ValueError(f"{name} holds class id {found}: must be 0 to {self.num_classes - 1}{ignored}; check the label map")
+        check_ids("label", label, valid, self.num_classes, self.ignore_index)
+        check_ids("prediction", prediction, valid, self.num_classes)
+        pairs = label.long() * self.num_classes + prediction  # [*shape], 0 .. K * K - 1
+        self.counts += count_ids(pairs, valid, self.num_classes**2).view_as(self.counts).to(self.counts.device)
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """Add the counts of `other`; returns self."""
@@ -46,10 +40,15 @@ class ConfusionMatrix:
         self.counts += other.counts.to(self.counts.device)
         return self
 
+    def intersection_and_union(self) -> tuple[Int64[Tensor, " K"], Int64[Tensor, " K"]]:
+        """Pixels per class that label and prediction share, and that either has."""
+        intersection = self.counts.diagonal()
+        return intersection, self.counts.sum(0) + self.counts.sum(1) - intersection
+
     def iou(self) -> Float64[Tensor, " K"]:
         """Intersection over union per class, 0 to 1; NaN for a class in neither label nor prediction."""
-        correct, union = self._correct_and_union()
-        return correct / union
+        intersection, union = self.intersection_and_union()
+        return intersection.double() / union
 
     def miou(self) -> float:
         """Mean IoU over the classes that occur in label or prediction; NaN when none does."""
@@ -57,14 +56,42 @@ class ConfusionMatrix:
 
     def miou_all_classes(self) -> float:
         """Mean IoU over all K classes, absent ones counting 0: the figure of the published code."""
-        correct, union = self._correct_and_union()
-        return (correct / union.clamp(min=1)).mean().item()
+        return self.iou().nan_to_num(0.0).mean().item()
+
+    def class_accuracy(self) -> Float64[Tensor, " K"]:
+        """Share of a class's labelled pixels that are predicted right (recall), 0 to 1; NaN for a class no pixel is labelled."""
+        return self.counts.diagonal().double() / self.counts.sum(1)
+
+    def mean_accuracy(self) -> float:
+        """Mean of the class accuracies over the classes that occur in the label; NaN when none does."""
+        return self.class_accuracy().nanmean().item()
 
     def pixel_accuracy(self) -> float:
         """Share of the valid pixels that are predicted right; NaN without any."""
-        return (self.counts.diagonal().sum().double() / self.counts.sum().double()).item()
+        return (self.counts.diagonal().sum().double() / self.counts.sum()).item()
 
-    def _correct_and_union(self) -> tuple[Tensor, Tensor]:
-        correct = self.counts.diagonal()
-        union = self.counts.sum(0) + self.counts.sum(1) - correct
-        return correct.double(), union.double()
+    def frequency_weighted_iou(self) -> float:
+        """Mean of the IoUs, each weighted by its class's share of the valid pixels; NaN without any."""
+        labelled = self.counts.sum(1)
+        return ((labelled * self.iou().nan_to_num(0.0)).sum() / labelled.sum()).item()
+
+
+def check_ids(
+    name: str,
+    ids: Integer[Tensor, "*shape"],
+    valid: Bool[Tensor, "*shape"],
+    num_classes: int,
+    ignore_index: int | None = None,
+) -> None:
+    """ValueError naming the ids outside 0 .. K-1 among the valid pixels; `ignore_index` is only said to be legal."""
+    outside = valid & ((ids < 0) | (ids >= num_classes))
+    if outside.any():
+        found = torch.unique(ids[outside]).tolist()
+        ignored = "" if ignore_index is None else f" or {ignore_index}, which is ignored"
+        raise ValueError(f"{name} holds class id {found}: must be 0 to {num_classes - 1}{ignored}; check the label map")
+
+
+def count_ids(ids: Integer[Tensor, "*shape"], where: Bool[Tensor, "*shape"], num_ids: int) -> Int64[Tensor, " num_ids"]:
+    """How often each of 0 .. num_ids - 1 occurs where `where`."""
+    # One more bin for the rest: picking pixels by a mask takes ten times as long.
+    return torch.bincount(ids.masked_fill(~where, num_ids).flatten(), minlength=num_ids + 1)[:num_ids]

@@ -1,6 +1,14 @@
-"""CCNet: dilated ResNet, recurrent criss-cross attention head, auxiliary head; raw pixels in."""
+"""CCNet: dilated ResNet, recurrent criss-cross attention head, auxiliary head; raw pixels in.
 
-from typing import Literal, NamedTuple
+Where the published code (github.com/speedinghzl/CCNet) and the paper part, or the paper is silent:
+recurrence  2 in the paper, 0 (no attention at all) by default in the published train.py: here without a default.
+gamma       not in the paper; as in the published code (see CrissCrossAttention). Filled with 1 and frozen it leaves the paper's.
+activation  of the heads: the paper names none; leaky ReLU 0.01 as published, ReLU with variant="mmseg".
+batch norm  InPlace-ABN scales by |weight| + 1e-5, plain batch norm, which is ours, by weight: ccnet.weights.plain_norm converts.
+pixels      published: minus the mean, BGR, not divided. Ours are RGB and divided by `pixel_std`, which is 1 for such weights.
+"""
+
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -8,13 +16,38 @@ from torch import Tensor, nn
 
 from ccnet.attention import CrissCrossAttention
 from ccnet.layers import SampleDropout2d
-from ccnet.resnet import ResNet
+from ccnet.resnet import Init, ResNet, Stem
 
 # The published mean, in RGB order (the published code feeds BGR). The published code does not divide, its backbone was trained
 # so; from random weights values of up to 150 train badly, hence ImageNet's deviation here. A converted published checkpoint
 # brings its own pixel_std of 1 in the state dict: both are buffers.
 PIXEL_MEAN = (122.67891434, 116.66876762, 104.00698793)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+EmbeddingLayer = Literal["rcca_output", "rcca_input"]
+
+
+class Variant(NamedTuple):
+    """What the two families of published CCNets compute differently."""
+
+    stem: Stem
+    ceil_mode: bool
+    contract_dilation: bool
+    negative_slope: float  # of the heads' activation, leaky ReLU
+    auxiliary_reduction: int  # the auxiliary head has 1 / this of the layer3 channels
+    auxiliary_bias: bool  # whether its 3x3 convolution has a bias, although batch norm follows
+
+
+# mmseg: configs/_base_/models/ccnet_r50-d8.py, models/backbones/resnet.py and models/decode_heads of mmsegmentation 1.2.2.
+VARIANTS = {
+    "official": Variant(
+        "deep", ceil_mode=True, contract_dilation=False, negative_slope=0.01, auxiliary_reduction=2, auxiliary_bias=True
+    ),
+    "mmseg": Variant(
+        "slim", ceil_mode=False, contract_dilation=True, negative_slope=0.0, auxiliary_reduction=4, auxiliary_bias=False
+    ),
+}
 
 
 class Output(NamedTuple):
@@ -28,15 +61,15 @@ class Output(NamedTuple):
     embedding: Float[Tensor, "B D h w"] | None = None
 
 
-def _conv_norm_act(in_channels: int, out_channels: int, *, bias: bool = False) -> list[nn.Module]:
+def _conv_norm_act(in_channels: int, out_channels: int, negative_slope: float, *, bias: bool = False) -> list[nn.Module]:
     # Leaky ReLU 0.01 is what the published in-place batch norm applies; its heads have no other activation.
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
-    return [conv, nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.01, inplace=True)]
+    return [conv, nn.BatchNorm2d(out_channels), nn.LeakyReLU(negative_slope, inplace=True)]
 
 
-def _classifier(in_channels: int, channels: int, num_classes: int, *, bias: bool = False) -> nn.Sequential:
+def _classifier(in_channels: int, channels: int, num_classes: int, negative_slope: float, *, bias: bool = False) -> nn.Sequential:
     """3x3 convolution, batch norm, leaky ReLU, dropout, 1x1 convolution to class scores."""
-    conv, norm, act = _conv_norm_act(in_channels, channels, bias=bias)
+    conv, norm, act = _conv_norm_act(in_channels, channels, negative_slope, bias=bias)
     # Activation and dropout share a place, so that the last convolution is number 3 as in published checkpoints.
     return nn.Sequential(conv, norm, nn.Sequential(act, SampleDropout2d(0.1)), nn.Conv2d(channels, num_classes, 1))
 
@@ -46,21 +79,24 @@ class RCCAHead(nn.Module):
 
     H = conva(x); H' = attention(... attention(H)), R times with the same weights; logits = bottleneck([x, convb(H')]).
     The width of H and H' is in_channels // 4, `channels` is the width before the last 1x1 convolution (512 and 512 as published).
-    R = 0 is the baseline without attention: its parameters stay in the state dict but are frozen.
+    R = 0 is the baseline without attention: its parameters stay in the state dict but are frozen. `negative_slope` is that of the
+    three leaky ReLUs; 0 makes them ReLUs.
     """
 
-    def __init__(self, in_channels: int, channels: int, num_classes: int, recurrence: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, recurrence: int, *, negative_slope: float = 0.01
+    ) -> None:
         super().__init__()
         if not isinstance(recurrence, int) or isinstance(recurrence, bool) or recurrence < 0:
             raise ValueError(f"recurrence = {recurrence!r}: must be an integer >= 0 (the paper uses 2)")
         self.recurrence = recurrence
         inner = in_channels // 4
-        self.conva = nn.Sequential(*_conv_norm_act(in_channels, inner))
+        self.conva = nn.Sequential(*_conv_norm_act(in_channels, inner, negative_slope))
         self.attention = CrissCrossAttention(inner)
         # DistributedDataParallel stops at trainable parameters that never get a gradient.
         self.attention.requires_grad_(recurrence > 0)
-        self.convb = nn.Sequential(*_conv_norm_act(inner, inner))
-        self.bottleneck = _classifier(in_channels + inner, channels, num_classes)
+        self.convb = nn.Sequential(*_conv_norm_act(inner, inner, negative_slope))
+        self.bottleneck = _classifier(in_channels + inner, channels, num_classes, negative_slope)
 
     def recur(self, reduced: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
         """R passes of attention over the reduced feature map: H' of H."""
@@ -132,26 +168,55 @@ def build_ccnet(
     backbone: str,
     num_classes: int,
     recurrence: int,
+    variant: Literal["official", "mmseg"] = "official",
+    stem: Stem | None = None,
     auxiliary: bool = True,
+    init: Init = "kaiming",
     zero_init_residual: bool = False,
     embedding_channels: int | None = None,
-    embedding_layer: Literal["rcca_output", "rcca_input"] = "rcca_output",
+    embedding_layer: EmbeddingLayer = "rcca_output",
 ) -> CCNet:
     """CCNet with random weights: `backbone` resnet18, resnet34, resnet50 or resnet101; `recurrence` R >= 0, without a default.
 
     The widths follow the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives the
-    published 512 and 512 for resnet50 and resnet101. Convolutions of the backbone start from kaiming_normal (see ResNet), the
-    heads from PyTorch's defaults as published; `zero_init_residual` starts every residual block as the identity.
+    published 512 and 512 for resnet50 and resnet101. `variant` "mmseg" is the network of mmsegmentation, which differs as
+    VARIANTS says (auxiliary head 256 wide); `stem` None is the variant's own, "plain" the one that torchvision's weights need.
+    `init` "kaiming" and `zero_init_residual` concern the backbone (see ResNet); the heads start from PyTorch's defaults as
+    published, and with `init` "published" everything does.
     `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input, by `embedding_layer`, for the
     category-consistent loss (16 in the TPAMI paper); None leaves it out.
     ValueError names the setting that is out of range.
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes = {num_classes}: must be 1 to 255 (labels are uint8 and 255 means ignore)")
-    net = ResNet(backbone, zero_init_residual)
-    layer3, layer4 = net.num_layer3_channels, net.num_layer4_channels
-    head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence)
-    # As published, this convolution has a bias although batch norm follows.
-    auxiliary_head = _classifier(layer3, layer3 // 2, num_classes, bias=True) if auxiliary else None
+    choices = {
+        "variant": (variant, tuple(VARIANTS)),
+        "stem": (stem, (None, *get_args(Stem))),
+        "init": (init, get_args(Init)),
+        "embedding_layer": (embedding_layer, get_args(EmbeddingLayer)),
+    }
+    for name, (value, legal) in choices.items():
+        if value not in legal:
+            raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, legal))}")
+    if embedding_channels is not None and embedding_channels < 1:
+        raise ValueError(f"embedding_channels = {embedding_channels}: must be at least 1, or None for no embedding")
+    if variant == "mmseg" and backbone in ("resnet18", "resnet34"):
+        # There only the first convolution of such a block is dilated, and no CCNet with one is published.
+        raise ValueError(
+            f"backbone = {backbone!r}: variant 'mmseg' needs resnet50 or resnet101 (variant 'official' takes this one)"
+        )
+    v = VARIANTS[variant]
+    net = ResNet(
+        backbone,
+        zero_init_residual,
+        stem=stem or v.stem,
+        ceil_mode=v.ceil_mode,
+        contract_dilation=v.contract_dilation,
+        init=init,
+    )
+    layer3, layer4, slope = net.num_layer3_channels, net.num_layer4_channels, v.negative_slope
+    head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence, negative_slope=slope)
+    width = layer3 // v.auxiliary_reduction
+    auxiliary_head = _classifier(layer3, width, num_classes, slope, bias=v.auxiliary_bias) if auxiliary else None
     embedding = None if embedding_channels is None else nn.Conv2d(layer4 // 4, embedding_channels, 1)
     return CCNet(net, head, auxiliary_head, embedding, embedding_layer)

@@ -1,4 +1,6 @@
-"""Dilated deep-stem ResNets with output stride 8."""
+"""Dilated ResNets with output stride 8."""
+
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,11 @@ BLOCKS_PER_STAGE: dict[str, tuple[int, int, int, int]] = {
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
 }
+
+Stem = Literal["deep", "slim", "plain"]
+STEM_WIDTHS: dict[Stem, tuple[int, int, int]] = {"deep": (64, 64, 128), "slim": (32, 32, 64)}
+
+Init = Literal["kaiming", "published"]
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -70,43 +77,72 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet as in the published CCNet: three-convolution stem, ceil-mode pooling, layer3 at dilation 2, layer4 at dilation 4.
+    """ResNet that keeps its resolution after layer2: layer3 has dilation 2, layer4 dilation 4.
 
-    The output stride is 8: an edge of n pixels gives floor(n / 8) + 1 features for n = 8k + 1, which is the aligned input size.
-    Convolutions start from kaiming_normal (fan_out, relu). The published code keeps PyTorch's defaults there because it always
-    loads an ImageNet backbone; we also train from random weights, where the default's variance, 1 / (3 fan_in), fades out the
-    residual branches. With `zero_init_residual` the last batch norm of each block starts at scale 0, so that a block starts as
-    the identity (Goyal et al. 2017, section 5.1): from random weights training starts faster and amplifies rounding less.
+    An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. The defaults are the published CCNet; what its
+    relatives do otherwise:
+    stem: "deep" is three 3x3 convolutions of 64, 64, 128 channels, "slim" the same with 32, 32, 64 (ResNetV1c of mmsegmentation),
+    "plain" one 7x7 convolution of 64 (torchvision).
+    ceil_mode: of the pooling after the stem. With it any n gives floor(n / 8) + 1 features, without it ceil(n / 8).
+    contract_dilation: the first block of layer3 and of layer4 has half the dilation of its stage. mmsegmentation's CCNet has it
+    so, and torchvision's `replace_stride_with_dilation`.
+    init: "kaiming" starts convolutions from kaiming_normal (fan_out, relu), "published" from PyTorch's defaults as the published
+    code does, which always loads an ImageNet backbone. We also train from random weights, where the variance of PyTorch's
+    default, 1 / (3 fan_in), fades out the residual branches.
+    zero_init_residual: the last batch norm of each block starts at scale 0, so that a block starts as the identity (Goyal et al.
+    2017, section 5.1): from random weights training starts faster and amplifies rounding less.
+    ValueError for an unknown backbone.
     """
 
-    def __init__(self, backbone: str, zero_init_residual: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        zero_init_residual: bool = False,
+        *,
+        stem: Stem = "deep",
+        ceil_mode: bool = True,
+        contract_dilation: bool = False,
+        init: Init = "kaiming",
+    ) -> None:
         super().__init__()
         if backbone not in BLOCKS_PER_STAGE:
             raise ValueError(f"backbone = {backbone!r}: must be one of {', '.join(BLOCKS_PER_STAGE)}")
         block = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
         num_blocks = BLOCKS_PER_STAGE[backbone]
-        self.conv1, self.bn1 = _conv3x3(3, 64, stride=2), nn.BatchNorm2d(64)
-        self.conv2, self.bn2 = _conv3x3(64, 64), nn.BatchNorm2d(64)
-        self.conv3, self.bn3 = _conv3x3(64, 128), nn.BatchNorm2d(128)
+        contraction = 2 if contract_dilation else 1
+        width = self._add_stem(stem)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-        self.layer1 = _stage(block, 128, 64, num_blocks[0])
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_mode)
+        self.layer1 = _stage(block, width, 64, num_blocks[0])
         self.layer2 = _stage(block, 64 * block.expansion, 128, num_blocks[1], stride=2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, num_blocks[2], dilation=2)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, num_blocks[3], dilation=4)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, num_blocks[2], dilations=(2 // contraction, 2))
+        self.layer4 = _stage(block, 256 * block.expansion, 512, num_blocks[3], dilations=(4 // contraction, 4))
         self.num_layer3_channels = 256 * block.expansion
         self.num_layer4_channels = 512 * block.expansion
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if init == "kaiming" and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
+    def _add_stem(self, stem: Stem) -> int:
+        """Register the stem's layers under their published names; its output width."""
+        self.stem = stem
+        if stem == "plain":
+            self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64)
+            return 64
+        first, second, third = STEM_WIDTHS[stem]
+        self.conv1, self.bn1 = _conv3x3(3, first, stride=2), nn.BatchNorm2d(first)
+        self.conv2, self.bn2 = _conv3x3(first, second), nn.BatchNorm2d(second)
+        self.conv3, self.bn3 = _conv3x3(second, third), nn.BatchNorm2d(third)
+        return third
+
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C3 h w"], Float[Tensor, "B C4 h w"]]:
         """Normalised image -> (layer3 features, layer4 features), both at stride 8."""
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.relu(self.bn3(self.conv3(x)))
+        if self.stem != "plain":
+            x = self.relu(self.bn2(self.conv2(x)))
+            x = self.relu(self.bn3(self.conv3(x)))
         x = self.layer2(self.layer1(self.maxpool(x)))
         layer3 = self.layer3(x)
         return layer3, self.layer4(layer3)
@@ -119,8 +155,9 @@ def _stage(
     num_blocks: int,
     *,
     stride: int = 1,
-    dilation: int = 1,
+    dilations: tuple[int, int] = (1, 1),
 ) -> nn.Sequential:
-    first = block(in_channels, channels, stride, dilation)
-    rest = [block(channels * block.expansion, channels, 1, dilation) for _ in range(num_blocks - 1)]
+    """`num_blocks` blocks; `dilations` of the first and of the others."""
+    first = block(in_channels, channels, stride, dilations[0])
+    rest = [block(channels * block.expansion, channels, 1, dilations[1]) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ccnet.inference import predict_classes
 from ccnet.layers import world_size
-from ccnet.losses import segmentation_loss
+from ccnet.losses import PUBLISHED, Objective
 from ccnet.metrics import ConfusionMatrix
 
 
@@ -28,30 +28,34 @@ def train_step(
     label: Integer[Tensor, "B H W"],
     *,
     learning_rate: float,
-    aux_weight: float = 0.4,
+    objective: Objective = PUBLISHED,
     seed: int,
     step: int,
-) -> Float64[Tensor, ""]:
-    """One optimizer step on this worker's rows of the global batch; returns the mean loss per valid pixel of the global batch.
+) -> dict[str, Float64[Tensor, ""]]:
+    """One optimizer step on this worker's rows of the global batch; returns what was minimised and what it consists of.
 
     `net` is the bare module on one worker and wrapped in DistributedDataParallel on several; worker r holds rows
-    [r * B, (r + 1) * B). The result, detached, is the same on every worker. A global batch without a valid pixel has loss 0 and
-    zero gradients (momentum and weight decay still act).
+    [r * B, (r + 1) * B). The result, detached and the same on every worker, has the mean of each term of the objective over the
+    global batch by name, sum over all workers / count over all workers, and their weighted sum as "loss". A term that counts
+    nothing, as in a global batch without a valid pixel, is 0 and has zero gradients (momentum and weight decay still act).
     """
     seed_step(seed, step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     net.train()
     optimizer.zero_grad(set_to_none=True)
-    local_sum, local_count = segmentation_loss(net(image), label, aux_weight=aux_weight)
-    total = torch.stack([local_sum.detach().double(), local_count])  # [2]
+    terms = objective.terms(net(image), label)
+    totals = torch.stack([torch.stack([total.detach().double(), count]) for _, total, count in terms.values()])  # [T, 2]
     if dist.is_initialized():
-        dist.all_reduce(total)
-    global_sum, global_count = total[0], total[1].clamp(min=1)
+        dist.all_reduce(totals)
+    sums, counts = totals.unbind(1)
+    scales = torch.where(counts > 0, 1.0 / counts, 0.0)  # [T]
+    local = torch.stack([weight * total * scale for (weight, total, _), scale in zip(terms.values(), scales, strict=True)]).sum()
     # Times the world size, because DistributedDataParallel averages the workers' gradients and the law asks for their sum.
-    torch.autograd.backward(local_sum * (world_size() / global_count))
+    torch.autograd.backward(local * world_size())
     optimizer.step()
-    return global_sum / global_count
+    means = dict(zip(terms, sums * scales, strict=True))
+    return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means
 
 
 def evaluate_step(

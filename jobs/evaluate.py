@@ -1,4 +1,4 @@
-"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the per-class table of a checkpoint."""
+"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the figures of a checkpoint, per class and over all."""
 
 import json
 import sys

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ccnet import build_ccnet
-from ccnet.optim import build_optimizer
-from ccnet.step import train_step
 from pipeline.config import Config
 from pipeline.datasets import Feed, decode, open_data
+from pipeline.learner import Learner
 from pipeline.shards import Row, ShardReader
 
 ROUNDS = 5
@@ -63,15 +61,13 @@ def _decode(rows: list[Row]) -> int:
 def _training_step(config: Config, num_classes: int) -> Callable[[], int]:
     """One step of the configured model on random pixels, on all cores or the GPU; returns its number of images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    net = build_ccnet(num_classes=num_classes, **config.model.model_dump()).to(device)
-    optimizer = build_optimizer(net, config.train.learning_rate, config.train.momentum, config.train.weight_decay)
+    learner = Learner(config, num_classes, device)
     batch, (height, width) = config.train.global_batch, config.data.crop
     image = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     label = torch.randint(0, num_classes, (batch, height, width), dtype=torch.uint8, device=device)
 
     def step() -> int:
-        float(train_step(net, optimizer, image, label, learning_rate=1e-3, seed=config.seed, step=0))
+        float(learner.step(image, label, step=0, learning_rate=1e-3)["loss"])
         return batch
 
     return step

@@ -23,6 +23,7 @@ TILE, MAX_TILE = 300, 640
 GAP, DPI = 12, 100
 TITLES = ("image", "truth", "prediction", "error")
 BLUES = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"])
+HEAT = LinearSegmentedColormap.from_list("attention", ["#d1495b", "#ff8c1a", "#ffe066"])
 LINES = ("#174a7c", "#d1495b", "#2e933c", "#edae49", "#7b4b94", "#00798c")
 
 
@@ -71,19 +72,21 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
 def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Image:
     """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel looks.
 
-    `maps` are float[h', w'] >= 0 of any size: one per pass, then the one of all passes together unless there is one pass only;
-    every sample has equally many. Each is drawn over the dimmed image, in the square root of its share of its own maximum, so
-    that the far part of a cross is seen beside the pixel's own cell; the caption has the maximum in per cent of the attention.
+    `maps` are float[h', w'], shares of the pixel's attention: one per pass, then the one of all passes together, which is left
+    out of the picture if there is one pass only. Every sample has equally many. A map lies over the dimmed image, brightest at
+    its largest value, which the caption gives; the brightness goes by the square root, or most of a cross would be too dark.
     """
-    num_maps = len(samples[0][2])
-    titles = ["pixel", *(f"pass {i}" for i in range(1, num_maps)), {1: "pass 1", 3: "both passes"}.get(num_maps, "all passes")]
+    num_passes = len(samples[0][2]) - 1
+    titles = ["pixel", *(f"pass {i + 1}" for i in range(num_passes))]
+    if num_passes > 1:
+        titles.append("both passes" if num_passes == 2 else f"all {num_passes} passes")
     factor = _factor(max(image.shape[1] for image, _, _ in samples))
     rows = []
     for image, pixel, maps in samples:
-        tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one) for one in maps))]
-        at = tuple(p * factor + factor // 2 if factor > 0 else p // -factor for p in pixel)
-        tiles = [_marked(tile, at) for tile in tiles]
-        rows.append((tiles, ["", *(f"brightest {one.max():.1%}" for one in maps)]))
+        shown = maps[: len(titles) - 1]
+        tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one) for one in shown))]
+        row, column = (p * factor + factor // 2 if factor > 0 else p // -factor for p in pixel)
+        rows.append(([_ring(tile, (row, column)) for tile in tiles], ["", *(f"brightest {one.max():.1%}" for one in shown)]))
     return _table(titles, rows)
 
 
@@ -104,18 +107,24 @@ def notable_pixel(label: Image) -> Pixel:
 
 def _heat(image: Image, attention: Map) -> Image:
     """The map, enlarged to the image by nearest cell with aligned corners, over the image in dimmed grey."""
-    rows, columns = (
-        np.rint(np.linspace(0, cells - 1, pixels)).astype(int) for cells, pixels in zip(attention.shape, image.shape, strict=False)
-    )
-    strength = np.sqrt(attention / attention.max())[rows][:, columns, None]
-    grey = image.mean(axis=2, keepdims=True)
-    picture: Image = HEAT(strength[..., 0])
+    sides = zip(attention.shape, image.shape[:2], strict=True)
+    rows, columns = (np.rint(np.linspace(0, cells - 1, pixels)).astype(int) for cells, pixels in sides)
+    strength = np.sqrt(attention / attention.max())[np.ix_(rows, columns)]
+    dimmed = 0.35 * image.mean(axis=2, keepdims=True)
+    alpha = strength[..., None]
+    blend = (1 - alpha) * dimmed + alpha * 255 * HEAT(strength)[..., :3]
+    picture: Image = blend.round().astype(np.uint8)
     return picture
 
 
-def _marked(tile: Image, pixel: Sequence[int]) -> Image:
-    """The tile with a ring around the pixel."""
-    raise NotImplementedError
+def _ring(tile: Image, pixel: Pixel) -> Image:
+    """The tile with a ring around the pixel, white with a dark edge so that it shows on any ground."""
+    rows, columns = np.ogrid[: tile.shape[0], : tile.shape[1]]
+    off = abs(np.hypot(rows - pixel[0], columns - pixel[1]) - 10)
+    ringed = tile.copy()
+    ringed[off < 3] = 0
+    ringed[off < 1.5] = 255
+    return ringed
 
 
 def _table(titles: Sequence[str], rows: Sequence[tuple[Sequence[Image], Sequence[str]]]) -> Image:

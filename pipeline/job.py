@@ -56,6 +56,11 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     if mistakes or opened is None:
         raise ConfigError(mistakes)
     data, manifest = opened
+    weights, num_classes = config.loss.class_weights, len(manifest.class_names)
+    if weights is not None and len(weights) != num_classes:
+        raise ConfigError(
+            [f"loss.class_weights has {len(weights)} values: {manifest.name} has {num_classes} classes, one for each"]
+        )
     newest = checkpoint.newest_progress(checkpoints)
     if newest and (changed := protocol_change(newest, evaluate.describe(config, manifest))):
         raise ConfigError([f"{checkpoints.url('')}: {changed}"])
@@ -72,7 +77,9 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
 def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str | None:
     """What of the data or the way of scoring differs from the run's newest checkpoint, with the fix; None when nothing does."""
     before = progress["score"]["protocol"]
-    changed = [f"{key} was {before.get(key)!r} and is {value!r}" for key, value in protocol.items() if before.get(key) != value]
+    # What an older checkpoint did not record yet is no change.
+    both = {key: (before[key], value) for key, value in protocol.items() if key in before}
+    changed = [f"{key} was {was!r} and is {value!r}" for key, (was, value) in both.items() if was != value]
     if not changed:
         return None
     return f"at step {progress['step']} {'; '.join(changed)}; a run keeps both, so give the new one another name (name=...)"

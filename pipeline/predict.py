@@ -1,19 +1,19 @@
 """Masks and overlays of images, back into storage."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
-import ray
 import torch
 
 from ccnet import CCNet
-from ccnet.inference import predict_classes
-from pipeline import cluster, figures, transforms, workers
+from pipeline import figures, transforms
 from pipeline.config import Config
 from pipeline.datasets import evaluation_samples, open_data
-from pipeline.evaluate import as_batch, load_network
+from pipeline.evaluate import load_network, predict_image
 from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
+from pipeline.shares import in_shares
 from pipeline.storage import Store, check, open_store
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
 
 
 def predict(config: Config) -> list[Prediction]:
-    """Predicts `predict.images`, or the validation split, with `train.workers` Ray tasks.
+    """Predicts `predict.images`, or the validation split, as `config.evaluate` says, with `train.workers` Ray tasks.
 
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """
@@ -38,12 +38,7 @@ def predict(config: Config) -> list[Prediction]:
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     check(output)
     names = _names(config, manifest)[: config.predict.limit]
-    cluster.connect()
-    num_gpus = int(cluster.gpus_for(config.train.workers))
-    task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_predict_slice)
-    shared = ray.put(net)
-    parts = [task.remote(shared, config, manifest, output, names, rank) for rank in range(min(config.train.workers, len(names)))]
-    return sorted(prediction for part in ray.get(parts) for prediction in part)
+    return sorted(in_shares(partial(_predict_share, net, config, manifest, output, names), len(names), config))
 
 
 def _names(config: Config, manifest: Manifest) -> list[str]:
@@ -57,20 +52,22 @@ def _names(config: Config, manifest: Manifest) -> list[str]:
     return names
 
 
-def _predict_slice(
-    net: CCNet, config: Config, manifest: Manifest, output: Store, names: list[str], rank: int
-) -> list[Prediction]:
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    torch.set_num_threads(workers.num_threads(config.train.workers))
+def _predict_share(
+    net: CCNet,
+    config: Config,
+    manifest: Manifest,
+    output: Store,
+    names: list[str],
+    numbers: list[int],
+    device: torch.device,
+) -> Iterator[Prediction]:
     net = net.to(device)
-    done = []
-    for name, image in _images(config, manifest, names[rank :: config.train.workers]):
+    for name, image in _images(config, manifest, [names[number] for number in numbers]):
         scaled = transforms.resize_image(image, config.evaluate.scale)
-        mask = predict_classes(net, as_batch(scaled, device), image.shape[:2])[0].cpu().numpy()
+        mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
         output.write(f"{name}.png", transforms.encode_png(mask))
         output.write(f"{name}_overlay.png", transforms.encode_png(figures.overlay(image, mask, manifest.colors)))
-        done.append(Prediction(output.url(f"{name}.png"), output.url(f"{name}_overlay.png")))
-    return done
+        yield Prediction(output.url(f"{name}.png"), output.url(f"{name}_overlay.png"))
 
 
 def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, transforms.UInt8]]:

@@ -121,6 +121,8 @@ class Model(Section):
     """Dilated deep-stem ResNet, output stride 8."""
     recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
+    init: Literal["kaiming", "published"] = "kaiming"
+    """Random start of the backbone; `published` keeps PyTorch's default, which fades without an ImageNet backbone."""
     zero_init_residual: bool = False
     """Start residual blocks as the identity; for training from random weights."""
 
@@ -235,7 +237,7 @@ class Predict(Section):
 
 class Export(Section):
     output: str | None = None
-    """File or `s3://` address of the ONNX model; by default `<storage.path>/exports/<run key>.onnx`."""
+    """File or `s3://` address of the ONNX model; by default `<storage.path>/exports/<run key>-<result>.onnx`."""
     result: Literal["logits", "classes"] = "logits"
     """What the model returns: scores at stride 8, or the class of every pixel of the image."""
 

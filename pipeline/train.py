@@ -14,20 +14,16 @@ import torch
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ccnet import build_ccnet
-from ccnet.inference import predict_classes
-from ccnet.layers import synchronise_batch_norm
-from ccnet.optim import build_optimizer, poly_learning_rate
-from ccnet.step import train_step
-from pipeline import checkpoint, cluster, evaluate, figures, tracking, workers
+from ccnet.optim import poly_learning_rate
+from pipeline import checkpoint, cluster, evaluate, figures, panels, tracking, workers
 from pipeline.config import Config
 from pipeline.datasets import Feed, data_config, evaluation_samples, planned_batches, resumable
-from pipeline.evaluate import Score
 from pipeline.job import Job, open_job
+from pipeline.learner import Learner
 from pipeline.progress import Progress, show_own_lines
+from pipeline.score import Score
 from pipeline.spool import MetricLog
 from pipeline.storage import Store
-from pipeline.transforms import UInt8, resize_to
 
 logger = logging.getLogger(__name__)
 
@@ -70,48 +66,20 @@ def train_worker(settings: dict[str, Any]) -> None:
     try:
         for step, image, label in progress.timed(batches):
             learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
-            loss = learner.step(image, label, step, learning_rate)
+            losses = learner.step(image, label, step, learning_rate)
             progress.step_done()
             done = step + 1
             if log and (done % train.log_every == 0 or done == train.steps):
                 points, text = progress.flush(done)
-                points |= {"train/loss": float(loss), "train/learning_rate": learning_rate}
-                log.metrics(points, done)
-                logger.info("step %d/%d  loss %.4f  %s", done, train.steps, points["train/loss"], text)
+                loss, *terms = ((name, float(value)) for name, value in losses.items())
+                points |= {"train/loss": loss[1], "train/learning_rate": learning_rate}
+                log.metrics(points | {f"train/loss_{name}": value for name, value in terms}, done)
+                logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss[1], text)
             if done % train.validate_every == 0 or done == train.steps:
                 _validate_and_save(job, learner, done, log)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
             logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
-
-
-class Learner:
-    """Network, its DDP wrapper and optimizer on this worker's device."""
-
-    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.device = config, device
-        self.model = {"num_classes": num_classes} | config.model.model_dump()
-        net = synchronise_batch_norm(build_ccnet(**self.model), device)
-        self.net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train = config.train
-        self.optimizer = build_optimizer(self.net, train.learning_rate, train.momentum, train.weight_decay)
-        self.parallel = self.net
-
-    def distribute(self) -> None:
-        """Wraps the network in DDP; after the weights are final, because DDP broadcasts rank 0's."""
-        if workers.world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.parallel = torch.nn.parallel.DistributedDataParallel(
-                self.net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-
-    def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> torch.Tensor:
-        """One optimizer step; returns the global batch's mean loss."""
-        return train_step(
-            self.parallel, self.optimizer, image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True),
-            learning_rate=learning_rate, aux_weight=self.config.loss.aux_weight, seed=self.config.seed, step=step,
-        )  # fmt: skip
 
 
 def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.Tensor]]]:
@@ -153,7 +121,8 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
         return
     log.metrics(score.metrics(), step)
     log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
-    log.picture("panel", step, _panel(job, learner))
+    for name, picture in panels.of_validation(job, learner).items():
+        log.picture(name, step, picture)
     folder = Path(tempfile.mkdtemp(prefix="ccnet-checkpoint-"))
     progress = {"step": step, "run_key": job.config.run_key, "run_id": job.run_id, "model": learner.model,
                 "metrics": metrics, "score": score._asdict(), "config": job.config.record()}  # fmt: skip
@@ -173,25 +142,10 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
 def _validate(job: Job, learner: Learner) -> Score:
     indices = list(range(workers.rank(), job.manifest.num_images("val"), workers.world_size()))
     samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
-    confusion, num_images = evaluate.evaluate_samples(learner.net, samples, len(job.manifest.class_names), learner.device)
+    counts, num_images = evaluate.evaluate_samples(learner.net, samples, len(job.manifest.class_names), learner.device)
     return evaluate.reduced_score(
-        confusion, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device
+        counts, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device
     )
-
-
-def _panel(job: Job, learner: Learner) -> UInt8:
-    """The same few validation images, spread over the split, at every validation."""
-    num_images = job.manifest.num_images("val")
-    shown = min(job.config.evaluate.panel_images, num_images)
-    indices = [i * num_images // shown for i in range(shown)]
-    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
-    triples = []
-    for sample in samples:
-        prediction = (
-            predict_classes(learner.net, evaluate.as_batch(sample.image, learner.device), sample.label.shape)[0].cpu().numpy()
-        )
-        triples.append((resize_to(sample.image, sample.label.shape), sample.label, prediction))
-    return figures.panel(triples, job.manifest.colors, job.manifest.class_names)
 
 
 def _upload(store: Store, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

@@ -17,9 +17,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from pipeline import checkpoint, tracking
 from pipeline.config import Config
 from pipeline.environment import environment
-from pipeline.evaluate import Score
 from pipeline.job import Job, cpus_needed, open_job
 from pipeline.loading import ConfigError, override
+from pipeline.score import Score
 from pipeline.settings import Dimension
 from pipeline.spool import MetricLog
 from pipeline.storage import Store, open_store

@@ -125,7 +125,7 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
     assert any(key.startswith("val/iou/") for key in run.data.metrics)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "best_checkpoint.json", "panel.png", "confusion_matrix.png"} <= names
+    assert {"config.yaml", "best_checkpoint.json", "panel.png", "attention.png", "confusion_matrix.png"} <= names
     assert (
         run.data.tags["ccnet.checkpoint_sha256"]
         == client.get_model_version_by_alias("tiny", "best").tags["ccnet.checkpoint_sha256"]

@@ -105,6 +105,24 @@ def test_flat_maps_have_finite_gradients(size):
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("size", [(5, 7), (1, 7), (5, 1)])
+def test_channels_last_and_strided_maps_give_the_same(size, within):
+    module, x = random_attention(16), torch.randn(2, 16, *size, dtype=torch.float64)
+    within(module(x.contiguous(memory_format=torch.channels_last)), module(x), 1e-12)
+    within(module(x[..., ::2]), module(x[..., ::2].contiguous()), 1e-12)
+
+
+def test_a_single_pixel_gets_gamma_times_its_value_added(within):
+    module, x = random_attention(16), torch.randn(2, 16, 1, 1, dtype=torch.float64)
+    within(module(x), 0.7 * module.value(x) + x, 1e-15)
+
+
+def test_the_published_width_has_328321_parameters():
+    with torch.device("meta"):
+        module = CrissCrossAttention(512)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 328_321
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 def test_half_precision_keeps_its_dtype_and_stays_close(dtype, tolerance, within):
     module, x = random_attention(16), torch.randn(2, 16, 6, 7, dtype=torch.float64)

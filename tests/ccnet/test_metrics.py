@@ -41,6 +41,8 @@ def test_a_class_that_is_only_predicted_counts_zero():
 def test_without_pixels_the_figures_are_not_a_number():
     assert math.isnan(ConfusionMatrix(2).miou())
     assert math.isnan(ConfusionMatrix(2).pixel_accuracy())
+    assert math.isnan(ConfusionMatrix(2).mean_accuracy())
+    assert math.isnan(ConfusionMatrix(2).frequency_weighted_iou())
 
 
 pixels = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 2, 3, 255])), max_size=30)
@@ -82,3 +84,35 @@ def test_matrices_of_different_classes_do_not_merge():
 def test_a_confusion_matrix_needs_a_class():
     with pytest.raises(ValueError, match="num_classes = 0"):
         ConfusionMatrix(0)
+
+
+def test_the_figures_of_long_et_al_by_hand():
+    confusion = ConfusionMatrix(3)
+    confusion.counts += torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])  # class 2 occurs nowhere
+    assert confusion.class_accuracy().tolist() == pytest.approx([3 / 4, 1.0, math.nan], nan_ok=True)
+    assert confusion.mean_accuracy() == pytest.approx(7 / 8)  # over the two labelled classes
+    assert confusion.pixel_accuracy() == 7 / 8
+    assert confusion.frequency_weighted_iou() == pytest.approx((4 * 3 / 4 + 4 * 4 / 5) / 8)
+
+
+def test_a_class_that_is_only_predicted_has_no_accuracy_and_no_weight():
+    confusion = ConfusionMatrix(2)
+    confusion.counts += torch.tensor([[3, 1], [0, 0]])
+    assert confusion.miou() == pytest.approx((3 / 4 + 0) / 2)
+    assert confusion.mean_accuracy() == 3 / 4
+    assert confusion.frequency_weighted_iou() == 3 / 4
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=3, max_size=3))
+@settings(deadline=None)
+def test_accuracies_equal_their_definitions(n):
+    """n[i][j]: pixels of class i predicted as j; t[i]: pixels of class i (Long et al. 2015, section 5)."""
+    confusion, classes = ConfusionMatrix(3), range(3)
+    confusion.counts += torch.tensor(n)
+    t, predicted = [sum(row) for row in n], [sum(row[j] for row in n) for j in classes]
+    labelled, total = [i for i in classes if t[i]], sum(t) or math.nan
+    assert confusion.pixel_accuracy() == pytest.approx(sum(n[i][i] for i in classes) / total, nan_ok=True)
+    mean = sum(n[i][i] / t[i] for i in labelled) / (len(labelled) or math.nan)
+    assert confusion.mean_accuracy() == pytest.approx(mean, nan_ok=True)
+    weighted = sum(t[i] * n[i][i] / (t[i] + predicted[i] - n[i][i]) for i in labelled) / total
+    assert confusion.frequency_weighted_iou() == pytest.approx(weighted, nan_ok=True)

@@ -35,3 +35,32 @@ def test_blocks_can_start_as_the_identity(backbone: str) -> None:
     net = ResNet(backbone, zero_init_residual=True).eval()
     block, x = net.layer1[1], torch.rand(1, net.layer1[1].conv1.in_channels, 5, 5)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("ceil_mode", "features"), [(True, 9), (False, 8)])
+def test_ceil_mode_adds_a_feature_to_a_multiple_of_eight(ceil_mode: bool, features: int) -> None:
+    net = ResNet("resnet18", ceil_mode=ceil_mode).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 64, 33))[0].shape == (1, 256, features, 5)
+
+
+def test_contracted_dilation_halves_that_of_the_first_block() -> None:
+    net = ResNet("resnet50", contract_dilation=True)
+    for stage, first, others in ((net.layer3, 1, 2), (net.layer4, 2, 4)):
+        assert [block.conv2.dilation[0] for block in stage] == [first] + [others] * (len(stage) - 1)
+
+
+@pytest.mark.parametrize(
+    ("stem", "shapes"),
+    [
+        ("deep", [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3)]),
+        ("slim", [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3)]),
+        ("plain", [(64, 3, 7, 7)]),
+    ],
+)
+def test_stems(stem: str, shapes: list[tuple[int, ...]]) -> None:
+    net = ResNet("resnet18", stem=stem).eval()
+    convolutions = [tuple(child.weight.shape) for child in net.children() if isinstance(child, nn.Conv2d)]
+    assert convolutions == shapes
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 33, 41))[1].shape == (1, 512, 5, 6)

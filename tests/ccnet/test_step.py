@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ccnet import ConfusionMatrix, build_ccnet, build_optimizer, evaluate_step, train_step
+from ccnet.losses import Objective
 
 
 def tiny_net(seed: int = 0):
@@ -23,11 +24,12 @@ def trained(steps, *, seed=5, label=None):
     optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
     label = given_label if label is None else label
     losses = [train_step(net, optimizer, image, label, learning_rate=0.02, seed=seed, step=step) for step in steps]
-    return net.state_dict(), [loss.item() for loss in losses]
+    return net.state_dict(), [loss["loss"].item() for loss in losses]
 
 
-def test_two_workers_train_like_one(workers, within):
-    alone, both = workers[0]["training"], [worker["training"] for worker in workers[1]]
+@pytest.mark.parametrize("objective", ["training", "training on every term"])
+def test_two_workers_train_like_one(workers, within, objective):
+    alone, both = workers[0][objective], [worker[objective] for worker in workers[1]]
     for worker in both:
         for name, value in alone.items():
             within(worker[name], value, 1e-9)
@@ -55,6 +57,27 @@ def test_the_learning_rate_is_the_one_given():
     train_step(net, optimizer, image, label, learning_rate=0.125, seed=0, step=0)
     bias = net.head.bottleneck[3].bias
     torch.testing.assert_close(bias.detach(), before - 0.125 * bias.grad)
+
+
+def test_the_step_reports_the_loss_and_what_it_consists_of():
+    net, (image, label) = tiny_net(), tiny_batch()
+    optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
+    objective = Objective(aux_weight=0.25, dice_weight=0.5)
+    means = train_step(net, optimizer, image, label, learning_rate=0.02, objective=objective, seed=0, step=0)
+    assert list(means) == ["loss", "main", "dice", "aux"]
+    assert not any(mean.requires_grad for mean in means.values())
+    assert means["loss"].item() == pytest.approx((means["main"] + 0.5 * means["dice"] + 0.25 * means["aux"]).item(), rel=1e-12)
+
+
+def test_class_weights_below_one_still_give_a_mean():
+    net, (image, _) = tiny_net(), tiny_batch()
+    label = torch.full((2, 33, 33), 255, dtype=torch.uint8)
+    label[0, 0, 0] = 1
+    optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
+    light = Objective(class_weights=(1.0, 0.125, 1.0))
+    weighted = train_step(net, optimizer, image, label, learning_rate=0.0, objective=light, seed=0, step=0)
+    plain = train_step(net, optimizer, image, label, learning_rate=0.0, seed=0, step=0)
+    assert weighted["main"].item() == pytest.approx(plain["main"].item(), rel=1e-5)
 
 
 def test_a_batch_without_valid_pixels_has_loss_zero_and_finite_weights():

@@ -1,9 +1,10 @@
-"""One worker of `world`, run as a script by test_layers.py and test_step.py: python worker.py RANK WORLD FOLDER.
+"""One worker of `world`, run as a script for the tests that compare two workers with one: python worker.py RANK WORLD FOLDER.
 
 World 1 is the reference: no process group, plain torch BatchNorm2d, the whole batch. It writes FOLDER/WORLD_RANK.pt.
 """
 
 import sys
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ccnet import SampleDropout2d, build_ccnet, build_optimizer, synchronise_batch_norm, train_step
+from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, ohem_cross_entropy
+from ccnet.losses.global_batch import kth_smallest
+
+EVERY_TERM = Objective(
+    # Low enough that min_kept decides, which is the part that needs the other workers.
+    ohem=Ohem(thresh=0.05, min_kept=640),
+    class_weights=(0.5, 1.0, 2.0, 0.1, 1.5),
+    consistency_weight=1.0,
+    dice_weight=0.5,
+    lovasz_weight=0.25,
+)
 
 
 def batch_norm(rows: slice) -> dict[str, Tensor]:
@@ -40,9 +52,38 @@ def dropout(rows: slice) -> dict[str, Tensor]:
     return {"y": SampleDropout2d(0.4)(torch.ones(4, 50, 2, 2)[rows])}
 
 
-def training(rows: slice) -> dict[str, Tensor]:
+def losses(rows: slice) -> dict[str, Tensor]:
+    """Sum, count and gradient of the losses with a collective inside; worker 0 of 2 holds 9 valid pixels, worker 1 has 160."""
+    torch.manual_seed(4)
+    scores = 2 * torch.randn(4, 5, 8, 10, dtype=torch.float64)
+    label = torch.randint(0, 5, (4, 8, 10))
+    label[0] = label[1] = 255
+    label[1, 7, :9] = 2
+    results = {}
+    for name, loss in {
+        "ohem": partial(ohem_cross_entropy, thresh=0.01, min_kept=60, factor=1),
+        "consistency": category_consistent,
+        "consistency per image": partial(category_consistent, per_image=True),
+    }.items():
+        x = scores[rows].clone().requires_grad_()
+        total, count = loss(x, label[rows])
+        total.backward()
+        results |= {f"{name}/total": total.detach(), f"{name}/count": count, f"{name}/grad": x.grad}
+    return results
+
+
+def smallest(rows: slice) -> dict[str, Tensor]:
+    """The 5th smallest of 6 values, of which worker 0 of 2 holds one and worker 1 holds five."""
+    values = torch.tensor([9.0, 0.5, 7.0, 7.0, 1.0, 1.0, 3.0, 4.0, 2.0])
+    valid = torch.tensor([False, True, False, False, True, True, True, True, True])
+    mine = slice(0, 9) if rows == slice(0, 4) else slice(0, 4) if rows == slice(0, 2) else slice(4, 9)
+    value, count = kth_smallest(values[mine], valid[mine], 5)
+    return {"value": value, "count": count}
+
+
+def training(rows: slice, objective: Objective, embedding_channels: int | None) -> dict[str, Tensor]:
     torch.manual_seed(3)
-    net = build_ccnet(backbone="resnet18", num_classes=5, recurrence=2).double()
+    net = build_ccnet(backbone="resnet18", num_classes=5, recurrence=2, embedding_channels=embedding_channels).double()
     nn.init.constant_(net.head.attention.gamma, 0.5)
     image = torch.randint(0, 256, (4, 3, 33, 41), dtype=torch.uint8)
     label = torch.randint(0, 5, (4, 33, 41), dtype=torch.uint8)
@@ -52,10 +93,13 @@ def training(rows: slice) -> dict[str, Tensor]:
     if dist.is_initialized():
         wrapped = DistributedDataParallel(synchronise_batch_norm(net, "cpu"))
     optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
-    losses = [
-        train_step(wrapped, optimizer, image[rows], label[rows], learning_rate=0.01, seed=7, step=step) for step in range(2)
-    ]
-    return {"losses": torch.stack(losses)} | {f"state/{name}": value for name, value in net.state_dict().items()}
+    state = {}
+    for step in range(2):
+        means = train_step(
+            wrapped, optimizer, image[rows], label[rows], learning_rate=0.01, objective=objective, seed=7, step=step
+        )
+        state |= {f"mean/{name}{step}": value for name, value in means.items()}
+    return state | {f"state/{name}": value for name, value in net.state_dict().items()}
 
 
 def main(rank: int, world: int, folder: str) -> None:
@@ -63,7 +107,14 @@ def main(rank: int, world: int, folder: str) -> None:
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     rows = slice(4 // world * rank, 4 // world * (rank + 1))
-    results = {"batch_norm": batch_norm(rows), "dropout": dropout(rows), "training": training(rows)}
+    results = {
+        "batch_norm": batch_norm(rows),
+        "dropout": dropout(rows),
+        "losses": losses(rows),
+        "smallest": smallest(rows),
+        "training": training(rows, PUBLISHED, None),
+        "training on every term": training(rows, EVERY_TERM, 16),
+    }
     torch.save(results, f"{folder}/{world}_{rank}.pt")
     if world > 1:
         dist.destroy_process_group()

@@ -50,6 +50,61 @@ def test_panel_of_an_image_without_labels_is_drawn() -> None:
     assert figures.panel([(np.zeros((8, 8, 3), np.uint8), ignored, ignored)], COLORS, ["a", "b", "c"]).size > 0
 
 
+CROSS = np.zeros((3, 3))
+CROSS[1, :] = CROSS[:, 1] = 0.2
+
+
+def test_attention_panel_has_a_picture_per_pass_and_one_of_all_passes() -> None:
+    image = np.full((17, 17, 3), 200, np.uint8)
+    for num_passes, num_pictures in ((1, 2), (2, 4), (3, 5)):  # with one pass, that one is all
+        picture = figures.attention_panel([(image, (8, 8), [CROSS] * (num_passes + 1))] * 2)
+        assert picture.dtype == np.uint8
+        assert picture.shape[1] == num_pictures * (18 * 17 + figures.GAP) + figures.GAP
+
+
+def test_attention_panel_shows_the_map_over_the_dimmed_image_by_nearest_cell() -> None:
+    image = np.full((17, 17, 3), 200, np.uint8)
+    picture = figures.attention_panel([(image, (8, 8), [CROSS, CROSS])])
+    left, top, factor = 2 * figures.GAP + 18 * 17, 44, 18
+    heat = picture[top : top + 17 * factor : factor, left : left + 17 * factor : factor]
+    # The cells' centres are the pixels 0, 8 and 16: pixels 5 to 11 are nearest to the middle one.
+    assert (heat[0, 5:12] == (255, 224, 102)).all()
+    assert (heat[5:12, 0] == (255, 224, 102)).all()
+    assert (heat[0, :5] == 70).all()
+    assert (heat[0, 12:] == 70).all()
+
+
+def test_attention_panel_rings_the_pixel_in_every_picture() -> None:
+    image = np.full((300, 300, 3), 200, np.uint8)
+    picture = figures.attention_panel([(image, (50, 100), [CROSS] * 3)])
+    for i in range(4):
+        left, top = figures.GAP + i * (300 + figures.GAP), 44
+        around = (picture[top : top + 300, left : left + 300] == 255).all(axis=2)
+        rows, columns = around.nonzero()
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (39, 61, 89, 111)
+
+
+def test_attention_panel_takes_images_of_different_sizes() -> None:
+    samples = [(np.zeros((h, w, 3), np.uint8), (0, w - 1), [CROSS] * 3) for h, w in ((512, 2048), (256, 512))]
+    assert figures.attention_panel(samples).shape[1] == 4 * (512 + figures.GAP) + figures.GAP
+
+
+def test_the_notable_pixel_is_the_rarest_classes_nearest_to_its_centre() -> None:
+    label = np.zeros((5, 7), np.uint8)
+    label[0, :6] = 255
+    label[1:4, 2:5] = 1
+    label[2, 3] = 255  # the centre itself is ignored: its neighbours are equally near, the first row wins
+    assert figures.notable_pixel(label) == (1, 3)
+
+
+def test_of_equally_rare_classes_the_lowest_is_shown() -> None:
+    assert figures.notable_pixel(np.array([[3, 2], [2, 3]], np.uint8)) == (0, 1)
+
+
+def test_the_notable_pixel_of_an_image_without_labels_is_its_middle() -> None:
+    assert figures.notable_pixel(np.full((5, 9), 255, np.uint8)) == (2, 4)
+
+
 @pytest.mark.parametrize("num_classes", [2, 6, 11, 19])
 def test_confusion_picture_grows_with_the_classes(num_classes: int) -> None:
     counts = np.zeros((num_classes, num_classes), np.int64)

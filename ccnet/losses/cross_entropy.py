@@ -1,0 +1,37 @@
+"""Plain cross-entropy, with or without class weights."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Integer
+from torch import Tensor
+
+from ccnet.losses.resizing import resize_logits
+
+
+def cross_entropy(
+    logits: Float[Tensor, "B K h w"],
+    label: Integer[Tensor, "B H W"],
+    *,
+    ignore_index: int = 255,
+    class_weights: Float[Tensor, " K"] | None = None,
+) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
+    """Cross-entropy of the logits resized to the label: (sum over valid pixels, number of valid pixels).
+
+    With `class_weights` each pixel counts as much as its class weighs, in the sum and in the count, so that sum / count is
+    torch's weighted mean. All pixels ignored: (0, 0), with zero gradients.
+    """
+    target = label.long()
+    resized = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+    weights = None if class_weights is None else class_weights.to(resized.dtype)
+    total = F.cross_entropy(resized, target, weight=weights, ignore_index=ignore_index, reduction="sum")
+    return total, pixel_weights(target, target != ignore_index, weights).sum(dtype=torch.float64)
+
+
+def pixel_weights(
+    target: Integer[Tensor, "B H W"], counted: Bool[Tensor, "B H W"], class_weights: Float[Tensor, " K"] | None
+) -> Bool[Tensor, "B H W"] | Float[Tensor, "B H W"]:
+    """How much each pixel counts: nothing where not `counted`, else 1 or the weight of its class."""
+    if class_weights is None:
+        return counted
+    # By index and not by mask: a boolean mask has as many rows as it has ones, and the host would wait to learn how many.
+    return torch.where(counted, class_weights[torch.where(counted, target, 0)], 0.0)

@@ -1,0 +1,69 @@
+"""What a loss must know of the global batch, without gathering its data: sums, and the k-th smallest value."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+_DIGIT_BITS = 16
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """y = sum of x over the workers. Every worker's loss depends on every x, hence the sum in backward as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_workers(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The sum of `x` over all workers, differentiable: the gradient is that of the workers' losses added up.
+
+    One collective each way, for every worker; alone it is the identity.
+    """
+    if not dist.is_initialized():
+        return x
+    total: Tensor = _SumOverWorkers.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+@torch.no_grad()
+def kth_smallest(values: Float[Tensor, " n"], valid: Bool[Tensor, " n"], k: int) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
+    """The k-th smallest (from 1) of the valid values of all workers, exactly, and how many of them there are.
+
+    Values must be float32 or float64 and not negative; a NaN counts as larger than all others. Workers may hold different
+    numbers of values. With k = 0 the value is 0, with k above the number of valid values it means nothing.
+
+    Radix select: the bit patterns of non-negative floats have the order of the floats, so 16 bits at a time, from the top, a
+    histogram of the values that begin like the wanted one tells its next 16 bits. One collective of 65,536 integers for each,
+    whatever the number of values and workers, and the host waits for nothing.
+    """
+    bits = torch.finfo(values.dtype).bits
+    integers = torch.int32 if bits == 32 else torch.int64
+    # Without the sign, which a NaN may carry.
+    patterns = values.contiguous().view(integers).long() & ((1 << (bits - 1)) - 1)  # [n]
+    prefix = patterns.new_zeros(1)
+    rank, num_valid = torch.full_like(prefix, k), prefix
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        candidate = valid if shift == bits - _DIGIT_BITS else valid & (patterns >> (shift + _DIGIT_BITS) == prefix)
+        digit = (patterns >> shift) & ((1 << _DIGIT_BITS) - 1)
+        histogram = patterns.new_zeros(1 << _DIGIT_BITS).scatter_add(0, digit, candidate.long())
+        if dist.is_initialized():
+            dist.all_reduce(histogram)
+        below_or_at = histogram.cumsum(0)
+        if shift == bits - _DIGIT_BITS:
+            num_valid = below_or_at[-1:]
+        found = torch.searchsorted(below_or_at, rank).clamp(max=histogram.numel() - 1)  # [1]
+        rank = rank - (below_or_at - histogram).gather(0, found)
+        prefix = (prefix << _DIGIT_BITS) | found
+    return prefix.to(integers).view(values.dtype)[0], num_valid[0]

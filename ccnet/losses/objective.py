@@ -1,0 +1,94 @@
+"""What a training run minimises: the terms of its loss and their weights."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Float64, Integer
+from torch import Tensor
+
+from ccnet.losses.consistency import category_consistent
+from ccnet.losses.cross_entropy import cross_entropy
+from ccnet.losses.ohem import Ohem, ohem_cross_entropy
+from ccnet.losses.overlap import dice, lovasz_softmax
+from ccnet.losses.resizing import resize_logits
+from ccnet.model import Output
+
+Term = tuple[float, Float[Tensor, ""], Float64[Tensor, ""]]
+"""(weight, sum, count), a summand of the loss: weight * (sum over all workers / count over all workers)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss = main + aux_weight * aux + consistency_weight * consistency + dice_weight * dice + lovasz_weight * lovasz.
+
+    main is cross-entropy, or OHEM's with `ohem`; aux is cross-entropy of the auxiliary head. Both weigh pixels by
+    `class_weights`, one per class. The defaults are the published loss. ValueError for a negative weight.
+    """
+
+    aux_weight: float = 0.4
+    class_weights: tuple[float, ...] | None = None
+    ohem: Ohem | None = None
+    consistency_weight: float = 0.0
+    dice_weight: float = 0.0
+    lovasz_weight: float = 0.0
+    ignore_index: int = 255
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_weight") and not 0.0 <= value < float("inf"):
+                raise ValueError(f"{field.name} = {value}: must be >= 0 and finite (0 leaves the term without effect)")
+
+    def terms(self, output: Output, label: Integer[Tensor, "B H W"]) -> dict[str, Term]:
+        """The terms by name, each with its own count, as this worker's part of the global batch.
+
+        "main"; "dice" and "lovasz" where weighted; "aux" and "consistency" where the net has that head, whatever its weight,
+        for DistributedDataParallel stops at parameters without a gradient. ValueError when `consistency_weight` is set and the
+        net has no embedding, and for another number of class weights than classes.
+        """
+        if self.consistency_weight > 0 and output.embedding is None:
+            raise ValueError(
+                f"consistency_weight = {self.consistency_weight}: the net has no embedding; "
+                "build it with embedding_channels=16, or set consistency_weight to 0"
+            )
+        weights = self._class_weights(output.logits)
+        terms = self._score_terms(output.logits, label, weights)
+        if output.aux_logits is not None:
+            aux = cross_entropy(output.aux_logits, label, ignore_index=self.ignore_index, class_weights=weights)
+            terms["aux"] = (self.aux_weight, *aux)
+        if output.embedding is not None:
+            num_classes = output.logits.shape[1]
+            consistency = category_consistent(output.embedding, label, num_classes=num_classes, ignore_index=self.ignore_index)
+            terms["consistency"] = (self.consistency_weight, *consistency)
+        return terms
+
+    def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
+        """The terms of the main scores, which are resized once for all of them."""
+        scores = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+        ignore = self.ignore_index
+        if self.ohem is None:
+            main = cross_entropy(scores, label, ignore_index=ignore, class_weights=class_weights)
+        else:
+            hard = vars(self.ohem)
+            main = ohem_cross_entropy(scores, label, **hard, ignore_index=ignore, class_weights=class_weights)
+        terms = {"main": (1.0, *main)}
+        if self.dice_weight > 0:
+            terms["dice"] = (self.dice_weight, *dice(scores, label, ignore_index=ignore))
+        if self.lovasz_weight > 0:
+            terms["lovasz"] = (self.lovasz_weight, *lovasz_softmax(scores, label, ignore_index=ignore))
+        return terms
+
+    def _class_weights(self, logits: Tensor) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        if len(self.class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} values: must have one for each of {logits.shape[1]} classes"
+            )
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        # non_blocking, for otherwise the host waits for the device at every step.
+        return torch.tensor(self.class_weights, dtype=wide).to(logits.device, non_blocking=True)
+
+
+PUBLISHED = Objective()
+"""Cross-entropy of the main head + 0.4 * cross-entropy of the auxiliary head (`CriterionDSN` of the published code)."""

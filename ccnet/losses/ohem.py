@@ -1,0 +1,117 @@
+"""Online hard example mining: cross-entropy over the pixels that the net is least sure of."""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Integer
+from torch import Tensor
+
+from ccnet.layers import world_size
+from ccnet.losses.cross_entropy import pixel_weights
+from ccnet.losses.global_batch import kth_smallest
+from ccnet.losses.resizing import aligned_coordinates, resize_label, resize_logits
+
+
+@dataclass(frozen=True)
+class Ohem:
+    """Which pixels are hard: those whose true class has a probability of at most `thresh`, and no fewer than about `min_kept`.
+
+    `min_kept` counts pixels of the global batch; the published code counts them per GPU: its 100,000 on 4 GPUs is 400,000 here.
+    The threshold comes from every `factor`-th row and column, which decides on min_kept // factor**2 of them; 1 takes all.
+    The defaults are those of the published class. ValueError names what is out of range.
+    """
+
+    thresh: float = 0.7
+    min_kept: int = 100_000
+    factor: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.thresh <= 1.0:
+            raise ValueError(f"thresh = {self.thresh}: must be in (0, 1], it is a probability (0.7 as published)")
+        if self.min_kept < 0:
+            raise ValueError(f"min_kept = {self.min_kept}: must be >= 0 pixels of the global batch (0 leaves it to thresh alone)")
+        if self.factor < 1:
+            raise ValueError(f"factor = {self.factor}: must be >= 1 (8 as published, 1 takes every pixel)")
+
+    def warn(self, num_sampled: int) -> None:
+        """Warn when mining cannot work as told on a global batch of `num_sampled` subsampled pixels."""
+        area = self.factor**2
+        if 0 < self.min_kept < area:
+            fix = f"at least factor**2 = {area}, or 0 to leave it to thresh alone"
+            warnings.warn(f"min_kept = {self.min_kept}: rounds to no pixel at all; set {fix}", stacklevel=3)
+        if self.min_kept // area >= num_sampled:
+            fix = f"less than {num_sampled * area}, or leave OHEM out"
+            message = (
+                f"min_kept = {self.min_kept}: no fewer than the global batch has, which makes OHEM plain cross-entropy; set {fix}"
+            )
+            warnings.warn(message, stacklevel=3)
+
+
+def ohem_cross_entropy(
+    logits: Float[Tensor, "B K h w"],
+    label: Integer[Tensor, "B H W"],
+    *,
+    thresh: float = 0.7,
+    min_kept: int = 100_000,
+    factor: int = 8,
+    ignore_index: int = 255,
+    class_weights: Float[Tensor, " K"] | None = None,
+) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
+    """Cross-entropy over the hard pixels of the global batch: (sum over the pixels kept, number kept). See `Ohem`.
+
+    p = soft-max probability of the true class, of the logits resized to the label. On the subsample the threshold is 1 where
+    min_kept // factor**2 reaches the number of valid pixels, which keeps all, else the larger of `thresh` and the
+    (min_kept // factor**2)-th smallest p, exactly, over all workers; kept are the valid pixels with p <= threshold. As published
+    (`CriterionOhemDSN`), except for `min_kept` and for class weights, which it ignores: here they weigh sum and count but
+    do not choose. Nothing kept: (0, 0) with zero gradients, where the published code has NaN. A p of NaN is kept, to show.
+
+    Every worker must call it equally often; 2 collectives in float32, 4 in float64. ValueError as of `Ohem`; warns when
+    `min_kept` rounds to nothing or covers the whole global batch.
+    """
+    settings = Ohem(thresh, min_kept, factor)
+    target = label.long()
+    scores = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+    pixel_loss = F.cross_entropy(scores, target, ignore_index=ignore_index, reduction="none")  # [B, H, W]
+    probability = torch.exp(-pixel_loss.detach())
+    if factor == 1:
+        sampled, sampled_target = probability, target
+    else:
+        sampled, sampled_target = sample_probability(scores.detach(), target, factor=factor, ignore_index=ignore_index)
+    settings.warn(sampled.numel() * world_size())
+    wanted = min_kept // factor**2
+    smallest, num_valid = kth_smallest(sampled.flatten(), (sampled_target != ignore_index).flatten(), wanted)
+    threshold = torch.where(num_valid <= wanted, 1.0, smallest.clamp(min=thresh))
+    # Not "p <= threshold", which would drop a NaN without a word.
+    kept = (target != ignore_index) & ~(probability > threshold)
+    weights = pixel_weights(target, kept, None if class_weights is None else class_weights.to(scores.dtype))
+    return (pixel_loss * weights).sum(), weights.sum(dtype=torch.float64)
+
+
+@torch.no_grad()
+def sample_probability(
+    scores: Float[Tensor, "B K H W"], target: Integer[Tensor, "B H W"], *, factor: int, ignore_index: int
+) -> tuple[Float[Tensor, "B h w"], Integer[Tensor, "B h w"]]:
+    """Probability of the true class on a subsample of round(size / factor) rows and columns, and that class.
+
+    The class is the nearest pixel's, its probability is interpolated linearly between the four pixels around; the soft-max is
+    taken of these alone. Equals scipy.ndimage.zoom (order 1 of the probabilities, order 0 of the labels) as the published code
+    uses it, but for a slip at the end: where rounding carries the last coordinate past the last pixel (lengths 480, 705, 713, 768
+    and others, not 769) scipy reads probability 0 and class 0 along that edge. That is not copied.
+    """
+    size = [max(1, round(length / factor)) for length in target.shape[-2:]]
+    nearest = resize_label(target, (size[0], size[1]))  # [B, h, w]
+    corners, shares = [], []
+    for old, new in zip(target.shape[-2:], size, strict=True):
+        coordinate = aligned_coordinates(old, new, scores.device)
+        before = coordinate.long()
+        corners.append(torch.stack([before, (before + 1).clamp(max=old - 1)], dim=1).flatten())  # [2 new]
+        shares.append((coordinate - before).to(scores.dtype))  # [new]
+    around = scores[:, :, corners[0][:, None], corners[1]]  # [B, K, 2h, 2w]
+    truth = nearest.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # [B, 2h, 2w]
+    # The same function as at full resolution, so that a sampled pixel and its own threshold agree to the last bit.
+    p = torch.exp(-F.cross_entropy(around, truth, ignore_index=ignore_index, reduction="none"))
+    p = p.reshape(len(p), size[0], 2, size[1], 2)  # [B, h, 2, w, 2]
+    p = torch.lerp(p[:, :, 0], p[:, :, 1], shares[0][:, None, None])  # [B, h, w, 2]
+    return torch.lerp(p[..., 0], p[..., 1], shares[1]), nearest

@@ -1,0 +1,264 @@
+"""Published checkpoints (official, mmsegmentation, torchvision backbones) -> state dicts of our networks.
+
+    state = from_mmseg(read_state("ccnet_r50-d8_512x1024_80k_cityscapes.pth"))
+    net = build_ccnet(**architecture(state), recurrence=2)
+    load(net, state)
+
+The official branches are those of github.com/speedinghzl/CCNet, whose names and shapes do not differ. mmsegmentation is read as
+of 1.2.2 with the CrissCrossAttention of mmcv, whose names have not changed since the checkpoints of 2020.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ccnet.model import PIXEL_MEAN, build_ccnet
+from ccnet.resnet import BLOCKS_PER_STAGE
+
+State = dict[str, Tensor]
+Names = tuple[tuple[str, str], ...]  # (their prefix, our prefix); the first that fits counts
+
+OFFICIAL_NAMES: Names = (
+    ("dsn.", "auxiliary."),
+    ("head.cca.query_conv.", "head.attention.query."),
+    ("head.cca.key_conv.", "head.attention.key."),
+    ("head.cca.value_conv.", "head.attention.value."),
+    ("head.cca.gamma", "head.attention.gamma"),
+    ("head.", "head."),
+    ("", "backbone."),
+)
+MMSEG_NAMES: Names = (
+    ("decode_head.convs.0.conv.", "head.conva.0."),
+    ("decode_head.convs.0.bn.", "head.conva.1."),
+    ("decode_head.cca.query_conv.", "head.attention.query."),
+    ("decode_head.cca.key_conv.", "head.attention.key."),
+    ("decode_head.cca.value_conv.", "head.attention.value."),
+    ("decode_head.cca.gamma.scale", "head.attention.gamma"),
+    ("decode_head.convs.1.conv.", "head.convb.0."),
+    ("decode_head.convs.1.bn.", "head.convb.1."),
+    ("decode_head.conv_cat.conv.", "head.bottleneck.0."),
+    ("decode_head.conv_cat.bn.", "head.bottleneck.1."),
+    ("decode_head.conv_seg.", "head.bottleneck.3."),
+    ("auxiliary_head.convs.0.conv.", "auxiliary.0."),
+    ("auxiliary_head.convs.0.bn.", "auxiliary.1."),
+    ("auxiliary_head.conv_seg.", "auxiliary.3."),
+)
+# Of ResNetV1c; with the 7x7 stem theirs are conv1 and bn1, as ours.
+MMSEG_STEM_NAMES: Names = (
+    ("backbone.stem.0.", "backbone.conv1."),
+    ("backbone.stem.1.", "backbone.bn1."),
+    ("backbone.stem.3.", "backbone.conv2."),
+    ("backbone.stem.4.", "backbone.bn2."),
+    ("backbone.stem.6.", "backbone.conv3."),
+    ("backbone.stem.7.", "backbone.bn3."),
+)
+TORCHVISION_NAMES: Names = (("", "backbone."),)
+
+# RGB, for pixels of 0 to 255: data_preprocessor of mmsegmentation's configs; torchvision's 0.485 and so on, times 255.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+IN_PLACE_NORM_EPS = 1e-5
+MISFITS_SHOWN = 10
+
+
+def read_state(path: Path | str) -> State:
+    """The tensors of a `.safetensors` or torch file, by name, on the CPU; nothing in the file is executed.
+
+    A `state_dict` or `model` inside is taken out, and the prefix `module.` of a wrapped net is dropped from the names.
+    ValueError names the file: it is no checkpoint, damaged, or holds more than tensors and plain values. OSError as from open().
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(
+            f"{path}: holds more than tensors and plain values, or is no checkpoint ({reason}); nothing in it was run. "
+            "If you trust its origin, write its tensors alone to a new file and read that: "
+            'torch.save(torch.load(old, weights_only=False)["state_dict"], new)'
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, must hold a dict of tensors")
+    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path}: must hold tensors alone, or under 'state_dict' or 'model'; {others[:3]} are none")
+    return {str(name).removeprefix("module."): value.detach() for name, value in content.items()}
+
+
+def from_official(state: State, *, in_place_norm: bool = True) -> State:
+    """A checkpoint of the official code -> the state dict of build_ccnet(variant="official") of the same backbone and classes.
+
+    The published checkpoints were trained with InPlace-ABN, hence `in_place_norm` (see `plain_norm`); False is for one trained
+    with plain batch norm. The first convolution is turned from BGR to RGB, and the pixel buffers say what the network was trained
+    on: the published mean, no division. Half precision becomes float32. Without any `dsn.*` there is no auxiliary head; without
+    any `head.*` either the state is that of a backbone alone (the ImageNet one that the official training starts from, for which
+    True gives that start and False what it computed on ImageNet). ValueError lists what does not fit.
+    """
+    _refuse_other_families(state, "from_official")
+    ours = _converted(_without_classifier(state), OFFICIAL_NAMES, variant="official", stem="deep")
+    ours["backbone.conv1.weight"] = ours["backbone.conv1.weight"].flip(1)
+    return _with_pixels(plain_norm(ours) if in_place_norm else ours, PIXEL_MEAN, (1.0, 1.0, 1.0))
+
+
+def from_mmseg(state: State) -> State:
+    """A CCNet of mmsegmentation -> the state dict of build_ccnet(variant="mmseg") of the same backbone and classes.
+
+    Deep (ResNetV1c) and 7x7 stem; both heads must be there. ValueError lists what does not fit. To get their figures, upsample
+    the logits as their config does: align_corners is True in those for crops of 769 x 769 and False in all others.
+    """
+    _refuse_other_families(state, "from_mmseg")
+    deep = any(name.startswith("backbone.stem.") for name in state)
+    names, stem = (MMSEG_NAMES + MMSEG_STEM_NAMES, "slim") if deep else (MMSEG_NAMES, "plain")
+    # Their gamma has no dimension, ours one.
+    state = {name: value[None] if name.endswith("gamma.scale") and value.ndim == 0 else value for name, value in state.items()}
+    return _with_pixels(_converted(state, names, variant="mmseg", stem=stem, auxiliary=True), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def from_torchvision(state: State) -> State:
+    """A torchvision ResNet-18, -34, -50 or -101 -> the backbone.* and pixel buffers of build_ccnet(stem="plain").
+
+    The classifier `fc` is dropped. `load` leaves the heads of the net as they are. ValueError lists what does not fit.
+    """
+    _refuse_other_families(state, "from_torchvision")
+    return _with_pixels(_converted(_without_classifier(state), TORCHVISION_NAMES, stem="plain"), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def plain_norm(state: State) -> State:
+    """InPlace-ABN's scales as those of plain batch norm: |weight| + 1e-5 for each weight of one dimension, the rest as it is.
+
+    Sources: mapillary/inplace_abn issues 92 and 180; libs/src/bn.cu of the official branch pytorch-1.5.
+    """
+    return {
+        name: value.abs() + IN_PLACE_NORM_EPS if name.endswith("weight") and value.ndim == 1 else value
+        for name, value in state.items()
+    }
+
+
+def architecture(state: State) -> dict[str, Any]:
+    """Keyword arguments of build_ccnet for a converted state; `recurrence` is not among them, no checkpoint stores it.
+
+    backbone and stem; with the heads also num_classes, variant and auxiliary. A variant shows in the auxiliary head alone, and
+    without one the state is taken for an official one. ValueError when the blocks are those of no backbone here.
+    """
+    num_blocks = len({name.split(".")[2] for name in state if name.startswith("backbone.layer3.")})
+    basic = not any(name.startswith("backbone.layer") and ".conv3." in name for name in state)
+    fitting = [
+        name
+        for name, blocks in BLOCKS_PER_STAGE.items()
+        if blocks[2] == num_blocks and basic == (name in ("resnet18", "resnet34"))
+    ]
+    if not fitting:
+        blocks = "basic blocks" if basic else "bottlenecks"
+        raise ValueError(f"a backbone with {num_blocks} {blocks} in layer3: only {', '.join(BLOCKS_PER_STAGE)} can be built")
+    third = state.get("backbone.bn3.weight")
+    found: dict[str, Any] = {"backbone": fitting[0], "stem": "plain"}
+    if third is not None:
+        found["stem"] = "slim" if len(third) == 64 else "deep"
+    if any(name.startswith("head.") for name in state):
+        auxiliary = any(name.startswith("auxiliary.") for name in state)
+        scores = [state[name] for name in ("head.bottleneck.3.weight", "head.bottleneck.3.bias") if name in state]
+        found["num_classes"] = len(scores[0]) if scores else 1
+        found["auxiliary"] = auxiliary
+        found["variant"] = "mmseg" if auxiliary and "auxiliary.0.bias" not in state else "official"
+    return found
+
+
+def load(net: nn.Module, state: State, *, keep: Sequence[str] = ()) -> None:
+    """Copy `state` into `net`, cast to the net's dtypes; every entry must be there with its shape.
+
+    `keep` names prefixes that stay as they are in `net` and are ignored in `state`: with ("head.bottleneck.3.", "auxiliary.3.") a
+    checkpoint starts a net for other classes. A state of nothing but a backbone leaves everything else as it is.
+    ValueError lists what is missing, left over and of another shape; nothing has been copied then.
+    """
+    ours = net.state_dict()
+    needed = _shapes(ours, but=keep)
+    if all(name.startswith(("backbone.", "pixel_")) for name in state):
+        needed = {name: shape for name, shape in needed.items() if name.startswith(("backbone.", "pixel_"))}
+    found = _shapes(state, but=keep)
+    _refuse_misfits(
+        "the state does not fit the net (is it of build_ccnet(**architecture(state), recurrence=...)?)", found, needed
+    )
+    net.load_state_dict(ours | {name: state[name] for name in found})
+
+
+def _converted(state: State, names: Names, **known: Any) -> State:
+    """`state` under our names, complete and of the right shapes; `known` of its architecture."""
+    ours = {_renamed(name, names): value for name, value in state.items()}
+    ours = {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in ours.items()}
+    arguments = architecture(ours) | known
+    with torch.device("meta"):
+        net = build_ccnet(**{"num_classes": 1} | arguments, recurrence=1)
+    needed = _shapes(net.state_dict(), but=("pixel_",) if "num_classes" in arguments else ("pixel_", "head.", "auxiliary."))
+    for name in needed:
+        if name.endswith("num_batches_tracked"):  # neither the official code nor torch before 0.4.1 has them
+            ours.setdefault(name, torch.tensor(0))
+    theirs = tuple((our_prefix, their_prefix) for their_prefix, our_prefix in names)
+    _refuse_misfits(
+        f"the checkpoint does not fit {', '.join(f'{key} = {value!r}' for key, value in arguments.items())}",
+        {_renamed(name, theirs): shape for name, shape in _shapes(ours).items()},
+        {_renamed(name, theirs): shape for name, shape in needed.items()},
+    )
+    return ours
+
+
+def _renamed(name: str, names: Names) -> str:
+    return next((new + name.removeprefix(old) for old, new in names if name.startswith(old)), name)
+
+
+def _shapes(state: Mapping[str, Tensor], but: Iterable[str] = ()) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items() if not name.startswith(tuple(but))}
+
+
+def _without_classifier(state: State) -> State:
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def _with_pixels(state: State, mean: tuple[float, float, float], std: tuple[float, float, float]) -> State:
+    dtype = state["backbone.conv1.weight"].dtype
+    pixels = {"pixel_mean": mean, "pixel_std": std}
+    return state | {name: torch.tensor(value, dtype=dtype).view(1, 3, 1, 1) for name, value in pixels.items()}
+
+
+def _refuse_misfits(what: str, found: Mapping[str, list[int]], needed: Mapping[str, list[int]]) -> None:
+    """One ValueError for everything that is missing, left over or of another shape."""
+    misfits = {
+        "missing": [f"{name} {shape}" for name, shape in needed.items() if name not in found],
+        "left over": [f"{name} {shape}" for name, shape in found.items() if name not in needed],
+        "of another shape": [
+            f"{name}: {found[name]}, needed {shape}" for name, shape in needed.items() if found.get(name, shape) != shape
+        ],
+    }
+    lines = []
+    for kind, names in misfits.items():
+        more = [f"and {len(names) - MISFITS_SHOWN} more"] if len(names) > MISFITS_SHOWN else []
+        if names:
+            lines.append(f"  {len(names)} {kind}: " + "; ".join(names[:MISFITS_SHOWN] + more))
+    if lines:
+        raise ValueError("\n".join([f"{what}:", *lines]))
+
+
+def _refuse_other_families(state: State, function: str) -> None:
+    """ValueError that names the right function when the names of `state` are not those that `function` converts."""
+    first = state.get("conv1.weight")
+    if any(name.startswith(("decode_head.", "backbone.stem.")) for name in state):
+        fitting = "from_mmseg"
+    elif any(name.startswith(("head.cca.", "dsn.")) for name in state):
+        fitting = "from_official"
+    elif any(name.startswith(("head.attention.", "pixel_")) for name in state):
+        fitting = "load (it is converted already)"
+    elif first is not None:
+        fitting = "from_torchvision" if first.shape[-1:] == (7,) else "from_official"
+    else:
+        fitting = "read_state on the file first, if it is one of the supported families at all"
+    if fitting != function:
+        raise ValueError(f"{function}: not such a checkpoint (it has {', '.join(list(state)[:3])}): use ccnet.weights.{fitting}")

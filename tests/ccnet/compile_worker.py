@@ -1,0 +1,61 @@
+"""The compiled head beside the eager one, run as a script by test_compile.py: python compile_worker.py FILE.
+
+A process of its own, because the import hook that checks shapes in tests is not for dynamo to trace.
+"""
+
+import copy
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from ccnet import RCCAHead
+
+
+def random_head() -> RCCAHead:
+    torch.manual_seed(0)
+    head = RCCAHead(64, 32, 3, recurrence=2)
+    nn.init.constant_(head.attention.gamma, 0.7)
+    return head
+
+
+def step(head: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Everything that one forward and backward leaves: scores, gradients, buffers; dropout is seeded alike."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)
+    logits = head(x)
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    gradients = {f"gradient/{name}": parameter.grad for name, parameter in head.named_parameters()}
+    return {"logits": logits.detach(), "gradient/x": x.grad, **gradients, **dict(head.named_buffers())}
+
+
+def compiled_and_eager(head: RCCAHead) -> dict[str, dict[str, Tensor] | int]:
+    x = torch.randn(2, 64, 6, 7)
+    num_breaks = torch._dynamo.explain(copy.deepcopy(head))(x).graph_break_count
+    torch.compiler.reset()
+    compiled = copy.deepcopy(head)
+    compiled.compile(fullgraph=True, backend="aot_eager")  # in place: the names of the parameters stay
+    return {"eager": step(head, x), "compiled": step(compiled, x), "num_graph_breaks": num_breaks}
+
+
+@torch.no_grad()
+def other_sizes(head: RCCAHead) -> list[tuple[Tensor, Tensor]]:
+    """(eager, compiled) scores of three sizes from one compilation; a second compilation is an error."""
+    torch.compiler.reset()
+    compiled = torch.compile(head, fullgraph=True, dynamic=True, backend="aot_eager")
+    scores = []
+    for stance, size in (("default", (2, 6, 7)), ("fail_on_recompile", (2, 9, 5)), ("fail_on_recompile", (3, 4, 11))):
+        x = torch.randn(size[0], 64, *size[1:])
+        with torch.compiler.set_stance(stance):
+            scores.append((head(x), compiled(x)))
+    return scores
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    results = {
+        "evaluation": compiled_and_eager(random_head().eval()),
+        "training": compiled_and_eager(random_head().train()),
+        "sizes": other_sizes(random_head().eval()),
+    }
+    torch.save(results, sys.argv[1])

@@ -1,0 +1,90 @@
+"""What a training run minimises, against the published two-headed losses."""
+
+import pytest
+import torch
+
+from ccnet import Output
+from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, cross_entropy
+
+DTYPES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 2e-5)]
+
+
+def loss_of(terms):
+    return sum(weight * total / count.clamp(min=1) for weight, total, count in terms.values())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance", "gradient_tolerance"), DTYPES)
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("twohead_ce", PUBLISHED), ("twohead_ohem", Objective(ohem=Ohem(thresh=0.7, min_kept=640)))],
+)
+def test_two_headed_loss_equals_the_published_one(name, objective, dtype, tolerance, gradient_tolerance, golden, within):
+    z = golden(name)
+    main, aux = z["main"].to(dtype).requires_grad_(), z["aux"].to(dtype).requires_grad_()
+    terms = objective.terms(Output(main, aux), z["labels"])
+    for term in ("main", "aux"):
+        _, total, count = terms[term]
+        within(total / count, z[f"loss_{term}"], tolerance)
+    loss = loss_of(terms)
+    loss.backward()
+    within(loss, z["loss"], tolerance)
+    within(main.grad, z["g_main"], gradient_tolerance)
+    within(aux.grad, z["g_aux"], gradient_tolerance)
+
+
+def example():
+    torch.manual_seed(0)
+    return Output(torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5), torch.randn(2, 16, 5, 5)), torch.randint(0, 3, (2, 33, 33))
+
+
+def test_terms_are_those_of_the_heads_and_of_the_weights():
+    output, label = example()
+    objective = Objective(consistency_weight=1.0, dice_weight=0.5, lovasz_weight=0.25)
+    terms = objective.terms(output, label)
+    assert {name: term[0] for name, term in terms.items()} == {
+        "main": 1.0, "dice": 0.5, "lovasz": 0.25, "aux": 0.4, "consistency": 1.0,
+    }  # fmt: skip
+    assert terms["consistency"][1:] == category_consistent(output.embedding, label, num_classes=3)
+    assert list(PUBLISHED.terms(Output(output.logits, None), label)) == ["main"]
+
+
+def test_a_head_without_weight_is_still_a_term_so_that_its_parameters_get_a_gradient():
+    output, label = example()
+    terms = Objective(aux_weight=0.0).terms(output, label)
+    assert (terms["aux"][0], terms["consistency"][0]) == (0.0, 0.0)
+
+
+def test_class_weights_weigh_both_heads():
+    output, label = example()
+    terms = Objective(class_weights=(0.5, 2.0, 1.0)).terms(output, label)
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    assert terms["main"][1:] == cross_entropy(output.logits, label, class_weights=weights)
+    assert terms["aux"][1:] == cross_entropy(output.aux_logits, label, class_weights=weights)
+
+
+def test_a_batch_without_valid_pixels_has_zero_loss_and_finite_gradients():
+    output, label = example()
+    output = Output(*(x.requires_grad_() for x in output))
+    objective = Objective(ohem=Ohem(min_kept=0), consistency_weight=1.0, dice_weight=1.0, lovasz_weight=1.0)
+    loss = loss_of(objective.terms(output, torch.full_like(label, 255)))
+    loss.backward()
+    assert loss == 0
+    assert all((x.grad == 0).all() for x in output)
+
+
+def test_a_consistency_weight_without_an_embedding_is_refused():
+    output, label = example()
+    with pytest.raises(
+        ValueError, match=r"consistency_weight = 1.0: the net has no embedding; build it with embedding_channels=16"
+    ):
+        Objective(consistency_weight=1.0).terms(output._replace(embedding=None), label)
+
+
+def test_class_weights_for_other_classes_are_refused():
+    with pytest.raises(ValueError, match="class_weights has 2 values: must have one for each of 3 classes"):
+        Objective(class_weights=(1.0, 2.0)).terms(*example())
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match=r"dice_weight = -1.0: must be >= 0"):
+        Objective(dice_weight=-1.0)

@@ -1,0 +1,80 @@
+"""Files of weights: both torch formats and safetensors are read; what runs code, is torn or is no checkpoint is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from ccnet import build_ccnet
+from ccnet.weights import read_state
+
+
+def test_a_state_survives_a_file_of_safetensors(tmp_path):
+    state = build_ccnet(backbone="resnet18", num_classes=2, recurrence=1).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    read = read_state(tmp_path / "a.safetensors")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "meta": {"CLASSES": ["road"]}}, lambda s: {"model": s}]
+)
+def test_torch_files_of_both_formats_are_read_with_their_nesting(zipped, wrap, tmp_path):
+    content = wrap({"module.bn1.weight": torch.ones(2)})
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert {name: value.tolist() for name, value in read_state(tmp_path / "a.pth").items()} == {"bn1.weight": [1, 1]}
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_code_in_it_is_refused_and_not_run(zipped, tmp_path):
+    content = {"state_dict": {"bn1.weight": torch.ones(2)}, "hook": Payload(tmp_path / "ran")}
+    torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"bad.pth: holds more than tensors and plain values.*weights_only=False"):
+        read_state(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=f"{name}: .* or is no checkpoint"):
+        read_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torn_file_is_named(zipped, tmp_path):
+    torch.save({"bn1.weight": torch.ones(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "a.pth").read_bytes()
+    for length in range(0, len(whole), 16):
+        (tmp_path / "a.pth").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a.pth: .* or is no checkpoint"):
+            read_state(tmp_path / "a.pth")
+
+
+def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_state(tmp_path / "a.pth")
+
+
+def test_values_that_are_no_tensors_are_named(tmp_path):
+    torch.save({"bn1.weight": torch.ones(2), "epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a.pth: must hold tensors alone.* \['epoch'\] are none"):
+        read_state(tmp_path / "a.pth")
+
+
+def test_a_list_is_no_state(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a.pth: holds a list, must hold a dict of tensors"):
+        read_state(tmp_path / "a.pth")
