@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccnet import Output, build_ccnet
-from ccnet.inference import predict_classes, predict_logits
+from ccnet.inference import predict_classes, predict_logits, published_stride
 from ccnet.losses import resize_logits
 
 
@@ -203,7 +203,7 @@ def test_a_large_map_is_resized_as_in_training(within):
     """To the rounding of float32 positions, which moves scores of up to 20 by 2e-4 at this size."""
     logits = 5 * torch.randn(1, 2, 129, 257)
     expected = resize_logits(logits, (1024, 2048))
-    within(predict_logits(FixedLogits(logits), torch.zeros(1, 3, 1024, 2048, dtype=torch.uint8)), expected, 1e-6)
+    within(predict_logits(FixedLogits(logits), torch.zeros(1, 3, 1024, 2048)), expected, 1e-6)
 
 
 def test_autocast_rounds_the_scores_of_the_net_alone(ccnet, photos, within):
@@ -233,13 +233,20 @@ def test_a_wrapped_net_is_an_error():
 
 
 @pytest.mark.parametrize(
+    ("window", "stride"), [((769, 769), (513, 513)), ((33, 49), (23, 23)), ((9, 9), (7, 7)), ((8, 5), (6, 5))]
+)
+def test_the_published_stride_is_two_thirds_in_floating_point_and_leaves_no_pixel_out(window, stride):
+    assert published_stride(window) == stride
+
+
+@pytest.mark.parametrize(
     ("way", "message"),
     [
         ({"window": 0}, "window = 0: must be at least 1"),
         ({"window": (9, -1)}, r"window = \(9, -1\): must be at least 1"),
         ({"window": 9, "stride": 0}, r"stride = 0: .*try \(1, 1\)"),
         ({"window": 9, "stride": (9, 10)}, r"stride = \(9, 10\): .*left out \(try \(9, 9\)\)"),
-        ({"window": (8, 5)}, r"stride = 6: .*try \(6, 5\)"),
+        ({"window": (8, 5), "stride": 6}, r"stride = 6: .*try \(6, 5\)"),
         ({"stride": 9}, "stride = 9 without a window"),
         ({"scales": ()}, r"scales = \(\): must be one or more"),
         ({"scales": (1.0, 0.0)}, r"scales = \(1.0, 0.0\): must be one or more numbers > 0"),

@@ -51,7 +51,7 @@ def test_the_best_checkpoint_becomes_a_checked_file_with_its_record(
     config = load(settings)
     saved = save(config, tmp_path / "saved", build_ccnet(**MODEL))
     assert cli.main(export.run, [str(settings), "export.result=classes"]) == 0
-    file, record = (tmp_path / "exports" / f"{config.run_key}.{kind}" for kind in ("onnx", "json"))
+    file, record = (tmp_path / "exports" / f"{config.run_key}-classes.{kind}" for kind in ("onnx", "json"))
     printed = capsys.readouterr().out
     assert f"file    {file}" in printed
     assert "1 x 33 x 41" in printed
