@@ -90,17 +90,18 @@ def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Im
     return _table(titles, rows)
 
 
-def notable_pixel(label: Image) -> Pixel:
+def notable_pixel(label: Image, rank: int = 0) -> Pixel:
     """A pixel worth showing: of the rarest class in uint8[H, W], the one nearest to that class's centre of gravity.
 
-    Of equally rare classes the lowest id, of equally near pixels the first row, then the first column. The middle of the picture
-    if everything is ignored.
+    `rank` 1 takes the next rarest and so on, after the commonest the rarest again. Of equally rare classes the lowest id, of equally
+    near pixels the first row, then the first column. The middle of the picture if everything is ignored.
     """
     counts = np.bincount(label[label != IGNORED], minlength=1)
     if not counts.any():
         return label.shape[0] // 2, label.shape[1] // 2
-    rarest = np.where(counts > 0, counts, label.size + 1).argmin()
-    places = np.argwhere(label == rarest)
+    present = np.flatnonzero(counts)
+    rarest_first = present[counts[present].argsort(kind="stable")]
+    places = np.argwhere(label == rarest_first[rank % len(present)])
     row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
     return int(row), int(column)
 

@@ -13,24 +13,27 @@ from pipeline.transforms import UInt8, resize_to
 
 
 def of_validation(job: Job, learner: Learner) -> dict[str, UInt8]:
-    """ "panel": image, truth, prediction and error; "attention": where one pixel looks, left out for recurrence 0."""
+    """By name: `panel` of image, truth, prediction and error; `attention` of where one pixel looks, none for recurrence 0."""
     num_images = job.manifest.num_images("val")
     shown = min(job.config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
     predicted, looked = [], []
-    for sample in evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale):
+    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
+    for rank, sample in enumerate(samples):
         batch, size = as_batch(sample.image, learner.device), (sample.label.shape[0], sample.label.shape[1])
         prediction = predict_classes(learner.net, batch, size)[0].cpu().numpy()
         predicted.append((resize_to(sample.image, size), sample.label, prediction))
         if learner.net.head.recurrence:
-            looked.append((sample.image, *_attention(learner, batch, sample.label)))
+            # From the first image to the last a commoner class each.
+            looked.append((sample.image, *_attention(learner, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, job.manifest.colors, job.manifest.class_names)}
     return pictures | ({"attention": figures.attention_panel(looked)} if looked else {})
 
 
-def _attention(learner: Learner, batch: torch.Tensor, label: UInt8) -> tuple[figures.Pixel, list[figures.Map]]:
-    """A pixel of the image that is worth a look, and its maps: of each pass and of all together."""
-    row, column = figures.notable_pixel(label)
-    pixel = row * batch.shape[2] // label.shape[0], column * batch.shape[3] // label.shape[1]
+def _attention(
+    learner: Learner, batch: torch.Tensor, pixel: figures.Pixel, size: tuple[int, int]
+) -> tuple[figures.Pixel, list[figures.Map]]:
+    """A pixel of the label, whose (height, width) is `size`, as one of the image, and its maps: each pass, all together."""
+    pixel = pixel[0] * batch.shape[2] // size[0], pixel[1] * batch.shape[3] // size[1]
     maps = attention_maps(learner.net, batch, pixel)
     return pixel, [one[0].float().cpu().numpy() for one in (*maps.passes, maps.composed)]

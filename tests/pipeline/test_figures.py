@@ -101,6 +101,11 @@ def test_of_equally_rare_classes_the_lowest_is_shown() -> None:
     assert figures.notable_pixel(np.array([[3, 2], [2, 3]], np.uint8)) == (0, 1)
 
 
+def test_each_rank_takes_a_commoner_class_and_then_begins_anew() -> None:
+    label = np.array([[7, 1, 1, 0, 0, 0]], np.uint8)
+    assert [figures.notable_pixel(label, rank)[1] for rank in range(4)] == [0, 1, 4, 0]
+
+
 def test_the_notable_pixel_of_an_image_without_labels_is_its_middle() -> None:
     assert figures.notable_pixel(np.full((5, 9), 255, np.uint8)) == (2, 4)
 
