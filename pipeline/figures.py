@@ -93,8 +93,8 @@ def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Im
 def notable_pixel(label: Image, rank: int = 0) -> Pixel:
     """A pixel worth showing: of the rarest class in uint8[H, W], the one nearest to that class's centre of gravity.
 
-    `rank` 1 takes the next rarest and so on, after the commonest the rarest again. Of equally rare classes the lowest id, of equally
-    near pixels the first row, then the first column. The middle of the picture if everything is ignored.
+    `rank` 1 takes the next rarest and so on, after the commonest the rarest again. Of equally rare classes the lowest id, of
+    equally near pixels the first row, then the first column. The middle of the picture if everything is ignored.
     """
     counts = np.bincount(label[label != IGNORED], minlength=1)
     if not counts.any():
