@@ -1,6 +1,7 @@
 """The whole chain as users run it: real commands, a real cluster, a real tracking server and object store."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -211,6 +212,16 @@ def test_predict_writes_masks_and_overlays_back(trained: str, command: Command, 
     assert mask.shape == (49, 49)
     assert mask.max() < 6
     assert transforms.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
+
+
+def test_export_delivers_a_checked_file_and_its_record(trained: str, command: Command, access: None) -> None:
+    done = command("export")
+    assert done.returncode == 0, done.stderr
+    config = tiny()
+    store = open_store(f"{config.storage.path}/exports", config.storage)
+    record = json.loads(store.read(f"{config.run_key}-logits.json"))
+    assert record["sha256"] == hashlib.sha256(store.read(f"{config.run_key}-logits.onnx")).hexdigest()
+    assert record["largest_difference"] <= 1e-4
 
 
 def test_a_search_is_one_parent_with_its_children(prepared: str, command: Command, client: MlflowClient) -> None:
