@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -72,8 +73,15 @@ def export_onnx(
     output_stride. `opset` None is torch's own choice, 20 in torch 2.13, which the most runtimes read; 18 to 25 are safe.
 
     The network may be on any device and in training mode, and stays so. Raises ExportError when onnx, onnxscript or onnxruntime
-    is missing or the opset cannot be had, ValueError for class names of another number than the classes.
+    is missing or the opset cannot be had, ValueError for class names of another number than the classes, another `result`, a
+    wrapped net or a folder that does not exist.
     """
+    if not isinstance(net, CCNet):
+        raise ValueError(f"net is a {type(net).__name__}: must be a CCNet (pass the module inside a wrapper)")
+    if result not in ("logits", "classes"):
+        raise ValueError(f"result = {result!r}: must be 'logits' or 'classes'")
+    if not (folder := Path(path).parent).is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}")
     onnx = _packages()["onnx"]
     deployed = _Deployed(net, result)
     batch, height, width = EXAMPLE
@@ -121,6 +129,8 @@ def check_onnx(
     far the score of the class that the file chose lies below the best one, both by torch, so that ties may fall either way.
     Raises ExportError when one exceeds `tolerance`, is not a number, or when the shapes differ.
     """
+    if not sizes or not Path(path).is_file():
+        raise ValueError(f"{path}, sizes = {sizes}: must be a file, and at least one size to run it at")
     runtime = _packages()["onnxruntime"]
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

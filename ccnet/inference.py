@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil, inf
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,11 @@ class _Bare:
         self.module = module
 
     def normalise(self, image: Tensor) -> Tensor:
+        if not image.is_floating_point():
+            raise ValueError(
+                f"image is {image.dtype} and a {type(self.module).__name__} has no normalise: "
+                "pass the CCNet itself, not a wrapper, or a normalised image"
+            )
         return image
 
     def scores(self, x: Tensor) -> Output:
@@ -85,7 +90,7 @@ def predict_logits(
     pytorch-1.5, evaluate.py: ndimage.zoom of order 1), where mmsegmentation resizes the uint8 image by pixel centres.
 
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
-    range and for a net wrapped in DistributedDataParallel, whose forward is a collective.
+    range, an empty batch, or a net in a wrapper. A score that is not finite spoils the rows and columns around it.
     """
     return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block)
 
@@ -102,9 +107,16 @@ def predict_classes(
 ) -> UInt8[Tensor, "B H W"]:
     """Class of every pixel: arg max of what `predict_logits` gives for the same arguments, without a map of all scores.
 
-    Alive at once are the scores at the net's resolution, of all views of one image, and BLOCK_BYTES of those at `size`.
+    Alive at once are BLOCK_BYTES of the scores at `size`, and those at the net's resolution of all views of one image: for a
+    view at scale s about s^2 / 64 of the full map, half as much again where windows overlap.
     """
-    return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block.max(0).indices.to(torch.uint8))
+    return _predict(net, image, size, _checked(window, stride, scales, flip), _classes_of)
+
+
+def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
+    if len(scores) > 256:
+        raise ValueError(f"{len(scores)} classes: do not fit a uint8 (take the arg max of predict_logits)")
+    return scores.max(0).indices.to(torch.uint8)
 
 
 def published_stride(window: tuple[int, int]) -> tuple[int, int]:
@@ -145,8 +157,11 @@ def _predict(
     """`finish` of each block of rows of each image's scores, put together."""
     if isinstance(net, DistributedDataParallel):
         raise ValueError("net is wrapped in DistributedDataParallel: pass net.module, its forward would wait for all workers")
+    if len(image) == 0:
+        raise ValueError(f"image is {list(image.shape)}: must hold at least one image")
     net.eval()
-    scorer = net if isinstance(net, Scorer) else _Bare(net)
+    # By their names, and not by the protocol: a compiled net passes them on.
+    scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)
     height, width = size or image.shape[-2:]
     with torch.no_grad():
         predictions = []

@@ -145,7 +145,9 @@ class SampleDropout2d(nn.Module):
         rank = dist.get_rank() if dist.is_initialized() else 0
         # On the CPU and in float32 whatever x is: the same mask on every kind of device.
         kept = torch.rand(world_size() * batch, channels) >= self.p  # [N * B, C]
-        mask = kept[rank * batch : (rank + 1) * batch, :, None, None].to(x)  # [B, C, 1, 1]
+        mask = kept[rank * batch : (rank + 1) * batch, :, None, None]  # [B, C, 1, 1]
+        # non_blocking, for otherwise the host waits for the device at every step.
+        mask = mask.to(x.device, x.dtype, non_blocking=True)
         return x * mask / (1.0 - self.p)
 
     def extra_repr(self) -> str:

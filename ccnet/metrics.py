@@ -22,8 +22,9 @@ class ConfusionMatrix:
         self.counts: Int64[Tensor, "K K"] = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Integer[Tensor, "*shape"], label: Integer[Tensor, "*shape"]) -> None:
-        """Count the pixels of one batch, any shape. ValueError for an id outside 0 .. K-1 in the label or, where the label is
-        not ignored, in the prediction."""
+        """Count the pixels of one batch, any shape. ValueError for two shapes, or an id outside 0 .. K-1 in the label or, where
+        the label is not ignored, in the prediction."""
+        check_shapes(prediction, label)
         valid = label != self.ignore_index
         check_ids("label", label, valid, self.num_classes, self.ignore_index)
         check_ids("prediction", prediction, valid, self.num_classes)
@@ -74,6 +75,12 @@ class ConfusionMatrix:
         """Mean of the IoUs, each weighted by its class's share of the valid pixels; NaN without any."""
         labelled = self.counts.sum(1)
         return ((labelled * self.iou().nan_to_num(0.0)).sum() / labelled.sum()).item()
+
+
+def check_shapes(prediction: Tensor, label: Tensor) -> None:
+    """ValueError unless the shapes are equal: torch would repeat the smaller one and count its pixels several times."""
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction is {list(prediction.shape)}, label {list(label.shape)}: must have the same shape")
 
 
 def check_ids(

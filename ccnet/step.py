@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ccnet.inference import predict_classes
 from ccnet.layers import world_size
-from ccnet.losses import PUBLISHED, Objective
+from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
 
 
@@ -49,12 +49,11 @@ def train_step(
     if dist.is_initialized():
         dist.all_reduce(totals)
     sums, counts = totals.unbind(1)
-    scales = torch.where(counts > 0, 1.0 / counts, 0.0)  # [T]
-    local = torch.stack([weight * total * scale for (weight, total, _), scale in zip(terms.values(), scales, strict=True)]).sum()
+    parts = [weight * mean(total, count) for (weight, total, _), count in zip(terms.values(), counts, strict=True)]
     # Times the world size, because DistributedDataParallel averages the workers' gradients and the law asks for their sum.
-    torch.autograd.backward(local * world_size())
+    torch.autograd.backward(torch.stack(parts).sum() * world_size())
     optimizer.step()
-    means = dict(zip(terms, sums * scales, strict=True))
+    means = dict(zip(terms, mean(sums, counts), strict=True))
     return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means
 
 

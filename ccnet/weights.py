@@ -147,8 +147,9 @@ def plain_norm(state: State) -> State:
 def architecture(state: State) -> dict[str, Any]:
     """Keyword arguments of build_ccnet for a converted state; `recurrence` is not among them, no checkpoint stores it.
 
-    backbone and stem; with the heads also num_classes, variant and auxiliary. A variant shows in the auxiliary head alone, and
-    without one the state is taken for an official one. ValueError when the blocks are those of no backbone here.
+    backbone and stem; with the heads also num_classes, variant and auxiliary, with an embedding its width. A variant shows in a
+    slim stem and in the auxiliary head; without either the state is taken for an official one. ValueError when the blocks are
+    those of no backbone here.
     """
     num_blocks = len({name.split(".")[2] for name in state if name.startswith("backbone.layer3.")})
     basic = not any(name.startswith("backbone.layer") and ".conv3." in name for name in state)
@@ -169,7 +170,10 @@ def architecture(state: State) -> dict[str, Any]:
         scores = [state[name] for name in ("head.bottleneck.3.weight", "head.bottleneck.3.bias") if name in state]
         found["num_classes"] = len(scores[0]) if scores else 1
         found["auxiliary"] = auxiliary
-        found["variant"] = "mmseg" if auxiliary and "auxiliary.0.bias" not in state else "official"
+        of_mmseg = found["stem"] == "slim" or (auxiliary and "auxiliary.0.bias" not in state)
+        found["variant"] = "mmseg" if of_mmseg else "official"
+    if (embedding := state.get("embedding.weight")) is not None:
+        found["embedding_channels"] = len(embedding)
     return found
 
 
@@ -178,9 +182,12 @@ def load(net: nn.Module, state: State, *, keep: Sequence[str] = ()) -> None:
 
     `keep` names prefixes that stay as they are in `net` and are ignored in `state`: with ("head.bottleneck.3.", "auxiliary.3.") a
     checkpoint starts a net for other classes. A state of nothing but a backbone leaves everything else as it is.
-    ValueError lists what is missing, left over and of another shape; nothing has been copied then.
+    ValueError lists what is missing, left over and of another shape, or a prefix that no name has; nothing has been copied then.
     """
     ours = net.state_dict()
+    if isinstance(keep, str) or (idle := [prefix for prefix in keep if not any(name.startswith(prefix) for name in ours)]):
+        wrong = keep if isinstance(keep, str) else idle
+        raise ValueError(f"keep = {keep!r}: must be a tuple of prefixes of names in the net (not so: {wrong!r})")
     needed = _shapes(ours, but=keep)
     if all(name.startswith(("backbone.", "pixel_")) for name in state):
         needed = {name: shape for name, shape in needed.items() if name.startswith(("backbone.", "pixel_"))}

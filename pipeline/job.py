@@ -9,6 +9,7 @@ from pipeline import checkpoint, cluster, evaluate, tracking
 from pipeline.config import Config
 from pipeline.datasets import Feed, open_data
 from pipeline.environment import environment
+from pipeline.learner import objective
 from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.storage import Store, open_store
@@ -56,11 +57,10 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     if mistakes or opened is None:
         raise ConfigError(mistakes)
     data, manifest = opened
-    weights, num_classes = config.loss.class_weights, len(manifest.class_names)
-    if weights is not None and len(weights) != num_classes:
-        raise ConfigError(
-            [f"loss.class_weights has {len(weights)} values: {manifest.name} has {num_classes} classes, one for each"]
-        )
+    if mistake := weights_mistake(config, len(manifest.class_names)):
+        raise ConfigError([mistake])
+    if doubt := mining_doubt(config):
+        logger.warning(doubt)
     newest = checkpoint.newest_progress(checkpoints)
     if newest and (changed := protocol_change(newest, evaluate.describe(config, manifest))):
         raise ConfigError([f"{checkpoints.url('')}: {changed}"])
@@ -83,6 +83,21 @@ def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str |
     if not changed:
         return None
     return f"at step {progress['step']} {'; '.join(changed)}; a run keeps both, so give the new one another name (name=...)"
+
+
+def weights_mistake(config: Config, num_classes: int) -> str | None:
+    """Why the class weights do not fit the data; None when they do."""
+    weights = config.loss.class_weights
+    if weights is None or len(weights) == num_classes:
+        return None
+    return f"loss.class_weights has {len(weights)} values: {config.data.name} has {num_classes} classes, give one each"
+
+
+def mining_doubt(config: Config) -> str | None:
+    """Why OHEM makes no sense as configured, with the fix; None when it does. Asked here: in workers warnings are silent."""
+    hard = objective(config.loss).ohem
+    problem = hard.problem(config.train.global_batch, *config.data.crop) if hard else None
+    return problem and f"loss.ohem.{problem}"
 
 
 def cpus_needed(config: Config) -> float:

@@ -33,7 +33,7 @@ class Learner:
         if workers.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.parallel = torch.nn.parallel.DistributedDataParallel(
-                self.net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
 
     def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> dict[str, torch.Tensor]:

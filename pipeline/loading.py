@@ -24,8 +24,11 @@ class ConfigError(ValueError):
 def override(config: Config, values: dict[str, Any]) -> Config:
     """The configuration with dotted keys replaced. Raises ConfigError."""
     tree = config.model_dump(mode="json")
-    for key, value in values.items():
-        _put(tree, key, value)
+    try:
+        for key, value in values.items():
+            _put(tree, key, value)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
     return parse(tree)
 
 
@@ -86,6 +89,8 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
         child = tree.setdefault(part, {})
+        if child is None:  # a section that is left out by default
+            child = tree[part] = {}
         if not isinstance(child, dict):
             raise ValueError(f"{key}: `{'.'.join(parents[: depth + 1])}` is a setting, not a section")
         tree = child
@@ -124,7 +129,9 @@ def _section(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        # Of `Section | None` the section.
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        model = kinds[0] if kinds else None
     return model
 
 

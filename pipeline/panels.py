@@ -2,7 +2,7 @@
 
 import torch
 
-from ccnet.attention_maps import attention_maps
+from ccnet import attention_maps
 from ccnet.inference import predict_classes
 from pipeline import figures
 from pipeline.datasets import evaluation_samples

@@ -98,7 +98,7 @@ class Score(NamedTuple):
         lines = ["  ".join([f"{'class':<{width}}", *(f"{column:>8}" for column in columns), " pixels"])]
         for k, name in enumerate(self.class_names):
             cells = (f"{_figure(float(values[k])):>{max(8, len(column))}}" for column, values in columns.items())
-            lines.append("  ".join([f"{name:<{width}}", *cells, f"{float(pixels[k] / pixels.sum()):>7.1%}"]))
+            lines.append("  ".join([f"{name:<{width}}", *cells, f"{float(pixels[k] / max(1, int(pixels.sum()))):>7.1%}"]))
         return "\n".join(lines + [f"{name:<{width}}  {_figure(value):>8}  {note}".rstrip() for name, value, note in summary])
 
     def _summary(self) -> list[tuple[str, float, str]]:

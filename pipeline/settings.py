@@ -135,13 +135,13 @@ class Train(Section):
     global_batch: int = Field(8, ge=1)
     """Images per step over all workers."""
     steps: int = Field(60_000, ge=1)
-    """Optimizer steps (Cityscapes: 60,000)."""
+    """Optimizer steps (Cityscapes: 60,000; default of the published code 40,000)."""
     learning_rate: float = Field(0.01, gt=0)
-    """Base of the poly schedule."""
+    """Base of the poly schedule (published: 0.01)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(1e-4, ge=0)
-    """SGD weight decay (README of the published code: 1e-4)."""
+    """SGD weight decay (published: 1e-4 in the README, 5e-4 in its script)."""
     power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     warmup_steps: int = Field(0, ge=0)
@@ -170,7 +170,7 @@ class Ohem(Section):
     thresh: float = Field(0.7, gt=0, le=1)
     """Pixels predicted right with more than this probability are left out (published: 0.7 in the README, 0.6 in its script)."""
     min_kept: int = Field(100_000, ge=0)
-    """Pixels of the global batch kept at least (published: 100,000, or 200,000 in its script, for each GPU's two images)."""
+    """Pixels of the global batch kept at least; published: 100,000 (script: 200,000) per GPU of two images."""
     factor: int = Field(8, ge=1)
     """The threshold is found on every so many-th row and column; 1 looks at every pixel."""
 
@@ -186,17 +186,24 @@ class Consistency(Section):
 
 class Loss(Section):
     aux_weight: float = Field(0.4, ge=0)
-    """Weight of the auxiliary head's cross-entropy."""
+    """Weight of the auxiliary head's cross-entropy (published: 0.4)."""
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weight of each class in the cross-entropy of both heads."""
     ohem: Ohem | None = None
-    """Hard-pixel cross-entropy for the main head; `{}` takes the published values."""
+    """Hard-pixel cross-entropy for the main head; `{}` takes 0.7 and 100,000."""
     consistency: Consistency | None = None
     """Category-consistent loss of the TPAMI paper; `{}` takes its values."""
     dice_weight: float = Field(0.0, ge=0)
     """Weight of a Dice loss beside cross-entropy."""
     lovasz_weight: float = Field(0.0, ge=0)
     """Weight of a Lovasz-softmax loss beside cross-entropy."""
+
+    @field_validator("class_weights")
+    @classmethod
+    def _some_weight(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and not any(value):
+            raise ValueError("must have a weight above 0 (try null, which weighs all alike)")
+        return value
 
 
 class Evaluate(Section):
@@ -218,7 +225,7 @@ class Evaluate(Section):
     @field_validator("window")
     @classmethod
     def _aligned(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        return value and _aligned(value)
+        return None if value is None else _aligned(value)
 
 
 class Predict(Section):

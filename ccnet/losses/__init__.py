@@ -2,7 +2,7 @@
 
 from ccnet.losses.consistency import category_consistent
 from ccnet.losses.cross_entropy import cross_entropy
-from ccnet.losses.objective import PUBLISHED, Objective, Term
+from ccnet.losses.objective import PUBLISHED, Objective, Term, mean
 from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
 from ccnet.losses.resizing import resize_label, resize_logits
@@ -16,6 +16,7 @@ __all__ = [
     "cross_entropy",
     "dice",
     "lovasz_softmax",
+    "mean",
     "ohem_cross_entropy",
     "resize_label",
     "resize_logits",

@@ -48,7 +48,8 @@ def category_consistent(
     if not per_image:
         pixels, target = pixels.flatten(0, 1)[None], target.flatten()[None]  # [G = 1, B h w, D], [1, B h w]
     ignored = 255 if num_classes is None else num_classes
-    slot = torch.where(target != ignore_index, target, ignored)  # [G, P]
+    # Ids beyond the classes step over the ignored slot, out of the table, and are an error there.
+    slot = torch.where(target != ignore_index, target + (target >= ignored), ignored)  # [G, P]
     means, num_pixels = _class_means(pixels, slot, ignored + 1, over_workers=not per_image)
     present = num_pixels[:, :-1] > 0  # [G, K], without the slot of ignored pixels
     num_present = present.sum(1).clamp(min=1)  # [G]

@@ -22,9 +22,19 @@ def cross_entropy(
     """
     target = label.long()
     resized = resize_logits(logits, (label.shape[-2], label.shape[-1]))
-    weights = None if class_weights is None else class_weights.to(resized.dtype)
+    weights = fitting_weights(class_weights, resized)
     total = F.cross_entropy(resized, target, weight=weights, ignore_index=ignore_index, reduction="sum")
     return total, pixel_weights(target, target != ignore_index, weights).sum(dtype=torch.float64)
+
+
+def fitting_weights(class_weights: Float[Tensor, " n"] | None, logits: Float[Tensor, "B K H W"]) -> Float[Tensor, " n"] | None:
+    """The class weights on the logits' device, in their dtype but at least float32. ValueError unless there is one per class."""
+    if class_weights is None:
+        return None
+    if len(class_weights) != logits.shape[1]:
+        raise ValueError(f"class_weights has {len(class_weights)} values: must have one for each of {logits.shape[1]} classes")
+    # non_blocking, for otherwise the host waits for the device at every step.
+    return class_weights.to(logits.device, torch.promote_types(logits.dtype, torch.float32), non_blocking=True)
 
 
 def pixel_weights(

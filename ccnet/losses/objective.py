@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.losses.consistency import category_consistent
-from ccnet.losses.cross_entropy import cross_entropy
+from ccnet.losses.cross_entropy import cross_entropy, fitting_weights
 from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
 from ccnet.losses.resizing import resize_logits
@@ -38,6 +38,9 @@ class Objective:
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and not 0.0 <= value < float("inf"):
                 raise ValueError(f"{field.name} = {value}: must be >= 0 and finite (0 leaves the term without effect)")
+        weights = self.class_weights or (1.0,)
+        if not all(0.0 <= weight < float("inf") for weight in weights) or not any(weights):
+            raise ValueError(f"class_weights = {weights}: must be >= 0 and finite, and one of them above 0")
 
     def terms(self, output: Output, label: Integer[Tensor, "B H W"]) -> dict[str, Term]:
         """The terms by name, each with its own count, as this worker's part of the global batch.
@@ -51,7 +54,7 @@ class Objective:
                 f"consistency_weight = {self.consistency_weight}: the net has no embedding; "
                 "build it with embedding_channels=16, or set consistency_weight to 0"
             )
-        weights = self._class_weights(output.logits)
+        weights = fitting_weights(None if self.class_weights is None else torch.tensor(self.class_weights), output.logits)
         terms = self._score_terms(output.logits, label, weights)
         if output.aux_logits is not None:
             aux = cross_entropy(output.aux_logits, label, ignore_index=self.ignore_index, class_weights=weights)
@@ -78,16 +81,10 @@ class Objective:
             terms["lovasz"] = (self.lovasz_weight, *lovasz_softmax(scores, label, ignore_index=ignore))
         return terms
 
-    def _class_weights(self, logits: Tensor) -> Tensor | None:
-        if self.class_weights is None:
-            return None
-        if len(self.class_weights) != logits.shape[1]:
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} values: must have one for each of {logits.shape[1]} classes"
-            )
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        # non_blocking, for otherwise the host waits for the device at every step.
-        return torch.tensor(self.class_weights, dtype=wide).to(logits.device, non_blocking=True)
+
+def mean(total: Float[Tensor, "*n"], count: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    """total / count, 0 where nothing counts: the mean of a term from its sum and count over all workers."""
+    return total.double() * torch.where(count > 0, 1.0 / count, 0.0)
 
 
 PUBLISHED = Objective()

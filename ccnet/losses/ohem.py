@@ -1,5 +1,6 @@
 """Online hard example mining: cross-entropy over the pixels that the net is least sure of."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.layers import world_size
-from ccnet.losses.cross_entropy import pixel_weights
+from ccnet.losses.cross_entropy import fitting_weights, pixel_weights
 from ccnet.losses.global_batch import kth_smallest
 from ccnet.losses.resizing import aligned_coordinates, resize_label, resize_logits
 
@@ -35,18 +36,21 @@ class Ohem:
         if self.factor < 1:
             raise ValueError(f"factor = {self.factor}: must be >= 1 (8 as published, 1 takes every pixel)")
 
-    def warn(self, num_sampled: int) -> None:
-        """Warn when mining cannot work as told on a global batch of `num_sampled` subsampled pixels."""
+    def problem(self, num_images: int, height: int, width: int) -> str | None:
+        """Why mining cannot work as told on a global batch of so many labels of that size, with the fix; None when it can."""
         area = self.factor**2
+        num_sampled = num_images * math.prod(sampled_size(height, width, self.factor))
+        if self.thresh == 1.0:
+            return "thresh = 1.0: no pixel is left out, which makes OHEM plain cross-entropy; set less than 1, or leave OHEM out"
         if 0 < self.min_kept < area:
-            fix = f"at least factor**2 = {area}, or 0 to leave it to thresh alone"
-            warnings.warn(f"min_kept = {self.min_kept}: rounds to no pixel at all; set {fix}", stacklevel=3)
-        if self.min_kept // area >= num_sampled:
-            fix = f"less than {num_sampled * area}, or leave OHEM out"
-            message = (
-                f"min_kept = {self.min_kept}: no fewer than the global batch has, which makes OHEM plain cross-entropy; set {fix}"
+            fix = f"set at least factor**2 = {area}, or 0 to leave it to thresh alone"
+            return f"min_kept = {self.min_kept}: rounds to no pixel at all; {fix}"
+        if num_sampled and self.min_kept // area >= num_sampled:
+            return (
+                f"min_kept = {self.min_kept}: no fewer than the global batch has, which makes OHEM plain cross-entropy; "
+                f"set less than {num_sampled * area}, or leave OHEM out"
             )
-            warnings.warn(message, stacklevel=3)
+        return None
 
 
 def ohem_cross_entropy(
@@ -68,7 +72,7 @@ def ohem_cross_entropy(
     do not choose. Nothing kept: (0, 0) with zero gradients, where the published code has NaN. A p of NaN is kept, to show.
 
     Every worker must call it equally often; 2 collectives in float32, 4 in float64. ValueError as of `Ohem`; warns when
-    `min_kept` rounds to nothing or covers the whole global batch.
+    `thresh` and `min_kept` make no sense for the batch (`Ohem.problem`).
     """
     settings = Ohem(thresh, min_kept, factor)
     target = label.long()
@@ -79,14 +83,20 @@ def ohem_cross_entropy(
         sampled, sampled_target = probability, target
     else:
         sampled, sampled_target = sample_probability(scores.detach(), target, factor=factor, ignore_index=ignore_index)
-    settings.warn(sampled.numel() * world_size())
+    if problem := settings.problem(len(target) * world_size(), target.shape[1], target.shape[2]):
+        warnings.warn(problem, stacklevel=2)
     wanted = min_kept // factor**2
     smallest, num_valid = kth_smallest(sampled.flatten(), (sampled_target != ignore_index).flatten(), wanted)
     threshold = torch.where(num_valid <= wanted, 1.0, smallest.clamp(min=thresh))
     # Not "p <= threshold", which would drop a NaN without a word.
     kept = (target != ignore_index) & ~(probability > threshold)
-    weights = pixel_weights(target, kept, None if class_weights is None else class_weights.to(scores.dtype))
+    weights = pixel_weights(target, kept, fitting_weights(class_weights, scores))
     return (pixel_loss * weights).sum(), weights.sum(dtype=torch.float64)
+
+
+def sampled_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    """Rows and columns of the subsample."""
+    return max(1, round(height / factor)), max(1, round(width / factor))
 
 
 @torch.no_grad()
@@ -100,8 +110,8 @@ def sample_probability(
     uses it, but for a slip at the end: where rounding carries the last coordinate past the last pixel (lengths 480, 705, 713, 768
     and others, not 769) scipy reads probability 0 and class 0 along that edge. That is not copied.
     """
-    size = [max(1, round(length / factor)) for length in target.shape[-2:]]
-    nearest = resize_label(target, (size[0], size[1]))  # [B, h, w]
+    size = sampled_size(target.shape[1], target.shape[2], factor)
+    nearest = resize_label(target, size)  # [B, h, w]
     corners, shares = [], []
     for old, new in zip(target.shape[-2:], size, strict=True):
         coordinate = aligned_coordinates(old, new, scores.device)
@@ -110,7 +120,7 @@ def sample_probability(
         shares.append((coordinate - before).to(scores.dtype))  # [new]
     around = scores[:, :, corners[0][:, None], corners[1]]  # [B, K, 2h, 2w]
     truth = nearest.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # [B, 2h, 2w]
-    # The same function as at full resolution, so that a sampled pixel and its own threshold agree to the last bit.
+    # By the same function as at full resolution, whose probabilities are held against this one's.
     p = torch.exp(-F.cross_entropy(around, truth, ignore_index=ignore_index, reduction="none"))
     p = p.reshape(len(p), size[0], 2, size[1], 2)  # [B, h, 2, w, 2]
     p = torch.lerp(p[:, :, 0], p[:, :, 1], shares[0][:, None, None])  # [B, h, w, 2]

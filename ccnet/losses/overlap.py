@@ -48,6 +48,8 @@ def _regions(
     logits: Tensor, label: Tensor, ignore_index: int
 ) -> tuple[Float[Tensor, "B K P"], Bool[Tensor, "B K P"], Bool[Tensor, "B 1 P"]]:
     """Per pixel of the label: soft-max probabilities, whether it is valid and of class k, whether it is valid."""
+    if len(logits) != len(label):
+        raise ValueError(f"logits of {len(logits)} images and labels of {len(label)}: must be as many")
     probability = resize_logits(logits, (label.shape[-2], label.shape[-1])).softmax(1).flatten(2)  # [B, K, P]
     target = label.flatten(1)[:, None]  # [B, 1, P]
     valid = target != ignore_index

@@ -160,3 +160,11 @@ def test_importing_needs_no_onnx() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""
+
+
+def test_a_wrapped_net_and_a_folder_that_is_not_there_are_refused_at_the_door(tmp_path):
+    net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=1)
+    with pytest.raises(ValueError, match="there is no folder"):
+        export_onnx(net, tmp_path / "nowhere" / "net.onnx")
+    with pytest.raises(ValueError, match="must be a file, and at least one size"):
+        check_onnx(tmp_path / "net.onnx", net)

@@ -199,6 +199,19 @@ def test_any_module_from_images_to_scores_will_do(within):
     within(predict_logits(net.conv, image, window=(17, 25), stride=12), expected, 1e-12)
 
 
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel])
+def test_raw_pixels_into_a_wrapper_that_hides_the_normalisation_are_an_error(ccnet, photos, wrap):
+    with pytest.raises(ValueError, match=r"has no normalise: pass the CCNet itself"):
+        predict_classes(wrap(ccnet), photos)
+
+
+def test_an_empty_batch_and_too_many_classes_are_errors(ccnet):
+    with pytest.raises(ValueError, match="must hold at least one image"):
+        predict_classes(ccnet, torch.zeros(0, 3, 40, 50, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="300 classes: do not fit a uint8"):
+        predict_classes(FixedLogits(torch.zeros(1, 300, 2, 2)), torch.zeros(1, 3, 9, 9))
+
+
 def test_a_large_map_is_resized_as_in_training(within):
     """To the rounding of float32 positions, which moves scores of up to 20 by 2e-4 at this size."""
     logits = 5 * torch.randn(1, 2, 129, 257)

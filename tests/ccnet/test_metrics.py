@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccnet import ConfusionMatrix
+from ccnet.metrics import check_shapes
 
 
 @pytest.mark.parametrize("case", ["miou_k19", "miou_k19_absent", "miou_k3_perfect", "miou_k5_allignored"])
@@ -116,3 +117,8 @@ def test_accuracies_equal_their_definitions(n):
     assert confusion.mean_accuracy() == pytest.approx(mean, nan_ok=True)
     weighted = sum(t[i] * n[i][i] / (t[i] + predicted[i] - n[i][i]) for i in labelled) / total
     assert confusion.frequency_weighted_iou() == pytest.approx(weighted, nan_ok=True)
+
+
+def test_two_shapes_are_an_error_and_not_repeated():
+    with pytest.raises(ValueError, match=r"prediction is \[4, 8, 8\], label \[1, 8, 8\]: must have the same shape"):
+        check_shapes(torch.zeros(4, 8, 8), torch.zeros(1, 8, 8))

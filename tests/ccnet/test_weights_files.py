@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from ccnet import build_ccnet
-from ccnet.weights import read_state
+from ccnet.weights import architecture, load, read_state
 
 
 def test_a_state_survives_a_file_of_safetensors(tmp_path):
@@ -78,3 +78,19 @@ def test_a_list_is_no_state(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a.pth: holds a list, must hold a dict of tensors"):
         read_state(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("keep", ["head.bottleneck.3.", ("hed.",)])
+def test_prefixes_to_keep_that_no_name_has_are_an_error(keep):
+    net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=1)
+    with pytest.raises(ValueError, match="must be a tuple of prefixes of names in the net"):
+        load(net, net.state_dict(), keep=keep)
+
+
+def test_a_state_tells_its_embedding_and_a_slim_stem_its_family():
+    with torch.device("meta"):
+        net = build_ccnet(
+            backbone="resnet50", num_classes=2, recurrence=1, variant="mmseg", auxiliary=False, embedding_channels=7
+        )
+    found = architecture(net.state_dict())
+    assert (found["variant"], found["auxiliary"], found["embedding_channels"]) == ("mmseg", False, 7)

@@ -146,6 +146,19 @@ def test_a_loss_shapes_the_run() -> None:
         ("evaluate.window=700", "evaluate.window = 700: must be 8k + 1 and at least 17 (try 697 or 705)"),
         ("evaluate.scales=[1.0, -1]", "evaluate.scales.1 = -1: input should be greater than 0"),
         ("data.scale_step=0.2", "data.scale_step = 0.2: must divide scale [0.75, 2.0] (try [0.75, 1.95])"),
+        ("evaluate.window=0", "evaluate.window = 0: must be 8k + 1 and at least 17 (try 17 or 25)"),
+        (
+            "loss.class_weights=[0, 0]",
+            "loss.class_weights = [0, 0]: must have a weight above 0 (try null, which weighs all alike)",
+        ),
+        (
+            "loss.ohem.tresh=0.6",
+            "loss.ohem.tresh = 0.6: no such setting (did you mean loss.ohem.thresh?); legal here: thresh, min_kept, factor",
+        ),
+        (
+            "loss.consistency.layer=rcca_out",
+            "loss.consistency.layer = 'rcca_out': must be one of rcca_output, rcca_input (try rcca_output)",
+        ),
         ("evaluate.recurrence=true", "evaluate.recurrence = True: input should be a valid integer"),
     ],
 )
@@ -153,3 +166,10 @@ def test_bad_loss_and_inference_settings_are_explained(setting: str, line: str) 
     with pytest.raises(ConfigError) as caught:
         load(CONFIGS / "demo.yaml", ["data.scale=[0.75, 2.0]", setting])
     assert caught.value.mistakes == [line]
+
+
+def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
+    space = {"loss.ohem.thresh": {"choice": [0.6, 0.7]}}
+    assert override(parse(tree(tune={"space": space})), {"loss.ohem.thresh": 0.6}).loss.ohem.thresh == 0.6
+    with pytest.raises(ConfigError, match=r"seed.x: `seed` is a setting, not a section"):
+        override(parse(tree()), {"seed.x": 1})

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.job import cpu_shortage, cpus_needed, protocol_change
-from pipeline.loading import parse
+from pipeline.job import cpu_shortage, cpus_needed, mining_doubt, protocol_change, weights_mistake
+from pipeline.loading import override, parse
 from pipeline.tune import concurrent_trials
 
 
@@ -45,3 +45,24 @@ def test_changed_data_cannot_go_on_under_the_same_name() -> None:
     assert said is not None
     assert "at step 40 data_fingerprint was 'a' and is 'b'" in said
     assert "(name=...)" in said
+
+
+def test_what_an_older_checkpoint_did_not_record_is_no_change() -> None:
+    progress = {"step": 40, "score": {"protocol": {"data_fingerprint": "a"}}}
+    assert protocol_change(progress, {"data_fingerprint": "a", "boundary_dilation_ratio": 0.02}) is None
+
+
+def test_mining_that_would_keep_every_pixel_is_said_before_the_run() -> None:
+    said = mining_doubt(override(config(), {"loss.ohem": {}}))
+    assert said == (
+        "loss.ohem.min_kept = 100000: no fewer than the global batch has, which makes OHEM plain cross-entropy; "
+        "set less than 32768, or leave OHEM out"
+    )
+    assert mining_doubt(override(config(), {"loss.ohem.min_kept": 10_000})) is None
+    assert mining_doubt(config()) is None
+
+
+def test_class_weights_of_another_number_are_a_mistake() -> None:
+    said = weights_mistake(override(config(), {"loss.class_weights": [1, 2]}), 3)
+    assert said == "loss.class_weights has 2 values: g has 3 classes, give one each"
+    assert weights_mistake(override(config(), {"loss.class_weights": [1, 2]}), 2) is None

@@ -87,3 +87,8 @@ def test_two_workers_have_the_classes_of_one_batch(mode, count, workers, within)
     assert sum(worker[f"{mode}/count"] for worker in both) == alone[f"{mode}/count"] == count
     within(sum(worker[f"{mode}/total"] for worker in both), alone[f"{mode}/total"], 1e-12)
     within(torch.cat([worker[f"{mode}/grad"] for worker in both]), alone[f"{mode}/grad"], 1e-12)
+
+
+def test_an_id_beyond_the_classes_is_an_error():
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        category_consistent(torch.randn(1, 4, 2, 2), torch.tensor([[[0, 1], [3, 2]]]), num_classes=3)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ccnet.losses import cross_entropy
+from ccnet.losses.cross_entropy import fitting_weights
 
 
 @pytest.mark.parametrize(("logits", "expected"), [("main", "loss_main"), ("aux", "loss_aux")])
@@ -35,3 +36,8 @@ def test_half_precision_logits_are_summed_in_float32():
     total, _ = cross_entropy(torch.zeros(1, 2, 8, 8, dtype=torch.bfloat16), torch.zeros(1, 65, 65, dtype=torch.uint8))
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(65 * 65 * 0.693147, rel=1e-5)
+
+
+def test_class_weights_of_another_number_than_classes_are_refused():
+    with pytest.raises(ValueError, match="class_weights has 7 values: must have one for each of 2 classes"):
+        fitting_weights(torch.ones(7), torch.zeros(1, 2, 3, 3))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ccnet import Output
-from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, cross_entropy
+from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, cross_entropy, mean
 
 DTYPES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 2e-5)]
 
@@ -88,3 +88,14 @@ def test_class_weights_for_other_classes_are_refused():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match=r"dice_weight = -1.0: must be >= 0"):
         Objective(dice_weight=-1.0)
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0)])
+def test_class_weights_must_weigh_something(weights):
+    with pytest.raises(ValueError, match=r"class_weights = .*: must be >= 0 and finite, and one of them above 0"):
+        Objective(class_weights=weights)
+
+
+def test_the_mean_of_nothing_is_zero():
+    assert mean(torch.tensor(0.0), torch.tensor(0.0, dtype=torch.float64)) == 0
+    assert mean(torch.tensor(1.0), torch.tensor(0.25, dtype=torch.float64)) == 4

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ccnet import RCCAHead, build_ccnet
-from ccnet.attention_maps import Pass, attention_map, attention_maps, attention_passes
+from ccnet.maps import Pass, attention_map, attention_maps, attention_passes
 
 
 def random_head(recurrence: int) -> RCCAHead:
