@@ -1,4 +1,14 @@
-"""CCNet: criss-cross attention for semantic segmentation, in plain torch."""
+"""CCNet: criss-cross attention for semantic segmentation, in plain torch.
+
+    net = ccnet.build_ccnet(backbone="resnet101", num_classes=19, recurrence=2)
+    output = net(image)                                              # image uint8[B, 3, H, W] RGB -> .logits, .aux_logits
+    total, count = ccnet.losses.cross_entropy(output.logits, label)  # label uint8[B, H, W], 255 = ignored
+    loss = ccnet.losses.mean(total, count)                           # of sums and counts over all workers
+    classes = ccnet.inference.predict_classes(net, image)            # uint8[B, H, W]
+    ccnet.ConfusionMatrix(19).update(classes, label)
+
+weights reads published checkpoints, export writes ONNX, attention_maps shows where a pixel looks.
+"""
 
 from ccnet import export, inference, losses, weights
 from ccnet.attention import CrissCrossAttention, CrissCrossAttention3d

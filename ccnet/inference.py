@@ -135,12 +135,12 @@ def _checked(
         if stride is not None:
             raise ValueError(f"stride = {stride} without a window: give window too (the published one is 769), or neither")
         return _Scheme(None, (1, 1), scales, flip)
-    height, width = window if isinstance(window, tuple) else (window, window)
+    height, width = (window, window) if isinstance(window, int) else window
     if min(height, width) < 1:
         raise ValueError(f"window = {window}: must be at least 1 (the published one is 769)")
     if stride is None:
         stride = published_stride((height, width))
-    down, right = stride if isinstance(stride, tuple) else (stride, stride)
+    down, right = (stride, stride) if isinstance(stride, int) else stride
     legal = (min(max(down, 1), height), min(max(right, 1), width))
     if (down, right) != legal:
         raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window, or pixels are left out (try {legal})")
@@ -157,8 +157,8 @@ def _predict(
     """`finish` of each block of rows of each image's scores, put together."""
     if isinstance(net, DistributedDataParallel):
         raise ValueError("net is wrapped in DistributedDataParallel: pass net.module, its forward would wait for all workers")
-    if len(image) == 0:
-        raise ValueError(f"image is {list(image.shape)}: must hold at least one image")
+    if image.ndim != 4 or len(image) == 0:
+        raise ValueError(f"image is {list(image.shape)}: must be [B, 3, H, W] of at least one image")
     net.eval()
     # By their names, and not by the protocol: a compiled net passes them on.
     scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)

@@ -128,7 +128,8 @@ class SampleDropout2d(nn.Module):
 
     In training every worker draws the channel mask of the whole global batch, world_size * B rows, from torch's default CPU
     generator, and keeps rows [rank * B, (rank + 1) * B). The caller seeds that generator alike on every worker before each step
-    (`ccnet.step.train_step` does); all workers must hold batches of the same size.
+    (`ccnet.step.train_step` does); all workers must hold batches of the same size. torch.compile's inductor draws
+    otherwise, unless torch._inductor.config.fallback_random is set.
     """
 
     def __init__(self, p: float) -> None:

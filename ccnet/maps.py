@@ -67,6 +67,8 @@ def attention_map(passes: Sequence[Pass], pixel: tuple[int, int]) -> Float[Tenso
 def attention_maps(net: CCNet, image: Shaped[Tensor, "B C H W"], pixel: tuple[int, int]) -> AttentionMaps:
     """Where `pixel` (row, column of the image) looks in each pass and in all together; image uint8[B, 3, H, W], RGB.
 
+    For features instead of an image: `attention_passes` and `attention_map` of ccnet.maps.
+
     The maps have the size of the logits, and the pixel belongs to the nearest cell when both are laid on each other with aligned
     corners, as the logits are resized. The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside the
     image, or an image that `CCNet.forward` refuses.

@@ -134,8 +134,9 @@ class CCNet(nn.Module):
         self.auxiliary = auxiliary
         self.embedding = embedding
         self.embedding_layer = embedding_layer
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
+        # In float64, because a net that becomes double later cannot get back what float32 rounded: 7e-8 of its scores.
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN, dtype=torch.float64).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD, dtype=torch.float64).view(1, 3, 1, 1))
 
     def forward(self, image: Shaped[Tensor, "B C H W"]) -> Output:
         """Image uint8[B, 3, H, W], RGB -> Output of float[B, K, h, w], h = floor(H / 8) + 1 for H = 8k + 1.
@@ -146,10 +147,11 @@ class CCNet(nn.Module):
         return self.scores(self.normalise(image))
 
     def normalise(self, image: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
-        """uint8[B, 3, H, W] RGB -> (image - pixel_mean) / pixel_std in the dtype of the buffers. ValueError as in `forward`."""
+        """uint8[B, 3, H, W] RGB -> (image - pixel_mean) / pixel_std in the dtype of the weights. ValueError as in `forward`."""
         if image.dtype != torch.uint8 or image.shape[1] != 3:
             raise ValueError(f"image is {image.dtype}{list(image.shape)}: must be torch.uint8[B, 3, H, W], RGB, not normalised")
-        return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        dtype = self.backbone.conv1.weight.dtype
+        return (image.to(dtype) - self.pixel_mean.to(dtype)) / self.pixel_std.to(dtype)
 
     def scores(self, x: Float[Tensor, "B 3 H W"]) -> Output:
         """Normalised image -> Output; for inference that resizes or pads what is normalised already."""

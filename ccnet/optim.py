@@ -7,8 +7,10 @@ from torch.optim import SGD
 def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9, warmup_steps: int = 0) -> float:
     """base * (1 - step / steps) ** power for the 0-based `step` of `steps`, times (step + 1) / warmup_steps until that is 1.
 
-    The published recipe has no warm-up. ValueError for a step outside 0 .. steps.
+    The published recipe has no warm-up. ValueError for a step outside 0 .. steps or a negative warm-up.
     """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps = {warmup_steps}: must be >= 0")
     if not 0 <= step <= steps or steps == 0:
         raise ValueError(f"step = {step} of {steps}: must be 0 to {steps}, and steps at least 1")
     rate: float = base * (1.0 - step / steps) ** power

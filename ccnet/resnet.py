@@ -83,7 +83,7 @@ class ResNet(nn.Module):
     relatives do otherwise:
     stem: "deep" is three 3x3 convolutions of 64, 64, 128 channels, "slim" the same with 32, 32, 64 (ResNetV1c of mmsegmentation),
     "plain" one 7x7 convolution of 64 (torchvision).
-    ceil_mode: of the pooling after the stem. With it any n gives floor(n / 8) + 1 features, without it ceil(n / 8).
+    ceil_mode: of the pooling after the stem. With it any n gives floor((n + 1) / 8) + 1 features, without it ceil(n / 8).
     contract_dilation: the first block of layer3 and of layer4 has half the dilation of its stage. mmsegmentation's CCNet has it
     so, and torchvision's `replace_stride_with_dilation`.
     init: "kaiming" starts convolutions from kaiming_normal (fan_out, relu), "published" from PyTorch's defaults as the published

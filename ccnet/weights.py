@@ -62,7 +62,7 @@ TORCHVISION_NAMES: Names = (("", "backbone."),)
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 IN_PLACE_NORM_EPS = 1e-5
-MISFITS_SHOWN = 10
+MISFITS_SHOWN = 100
 
 
 def read_state(path: Path | str) -> State:
@@ -136,10 +136,12 @@ def from_torchvision(state: State) -> State:
 def plain_norm(state: State) -> State:
     """InPlace-ABN's scales as those of plain batch norm: |weight| + 1e-5 for each weight of one dimension, the rest as it is.
 
+    In float64, of which `load` takes what the net has.
+
     Sources: mapillary/inplace_abn issues 92 and 180; libs/src/bn.cu of the official branch pytorch-1.5.
     """
     return {
-        name: value.abs() + IN_PLACE_NORM_EPS if name.endswith("weight") and value.ndim == 1 else value
+        name: value.double().abs() + IN_PLACE_NORM_EPS if name.endswith("weight") and value.ndim == 1 else value
         for name, value in state.items()
     }
 
@@ -148,32 +150,27 @@ def architecture(state: State) -> dict[str, Any]:
     """Keyword arguments of build_ccnet for a converted state; `recurrence` is not among them, no checkpoint stores it.
 
     backbone and stem; with the heads also num_classes, variant and auxiliary, with an embedding its width. A variant shows in a
-    slim stem and in the auxiliary head; without either the state is taken for an official one. ValueError when the blocks are
-    those of no backbone here.
+    slim stem and in the auxiliary head; without either the state is taken for an official one. For a state that fits nothing
+    here it is the nearest: `load` and the conversions list what then is missing, left over or of another shape.
     """
     num_blocks = len({name.split(".")[2] for name in state if name.startswith("backbone.layer3.")})
     basic = not any(name.startswith("backbone.layer") and ".conv3." in name for name in state)
-    fitting = [
-        name
-        for name, blocks in BLOCKS_PER_STAGE.items()
-        if blocks[2] == num_blocks and basic == (name in ("resnet18", "resnet34"))
-    ]
-    if not fitting:
-        blocks = "basic blocks" if basic else "bottlenecks"
-        raise ValueError(f"a backbone with {num_blocks} {blocks} in layer3: only {', '.join(BLOCKS_PER_STAGE)} can be built")
+    kind = ("resnet18", "resnet34") if basic else ("resnet50", "resnet101")
+    nearest = min(kind, key=lambda name: abs(BLOCKS_PER_STAGE[name][2] - num_blocks))
     third = state.get("backbone.bn3.weight")
-    found: dict[str, Any] = {"backbone": fitting[0], "stem": "plain"}
+    found: dict[str, Any] = {"backbone": nearest, "stem": "plain"}
     if third is not None:
-        found["stem"] = "slim" if len(third) == 64 else "deep"
+        found["stem"] = "slim" if third.shape[:1] == (64,) else "deep"
     if any(name.startswith("head.") for name in state):
         auxiliary = any(name.startswith("auxiliary.") for name in state)
-        scores = [state[name] for name in ("head.bottleneck.3.weight", "head.bottleneck.3.bias") if name in state]
-        found["num_classes"] = len(scores[0]) if scores else 1
+        scores = (f"{head}.3.{kind}" for head in ("head.bottleneck", "auxiliary") for kind in ("weight", "bias"))
+        sizes = [state[name].shape[0] for name in scores if name in state and state[name].ndim]
+        found["num_classes"] = sizes[0] if sizes else 1
         found["auxiliary"] = auxiliary
         of_mmseg = found["stem"] == "slim" or (auxiliary and "auxiliary.0.bias" not in state)
         found["variant"] = "mmseg" if of_mmseg else "official"
     if (embedding := state.get("embedding.weight")) is not None:
-        found["embedding_channels"] = len(embedding)
+        found["embedding_channels"] = embedding.shape[0]
     return found
 
 
@@ -231,9 +228,8 @@ def _without_classifier(state: State) -> State:
 
 
 def _with_pixels(state: State, mean: tuple[float, float, float], std: tuple[float, float, float]) -> State:
-    dtype = state["backbone.conv1.weight"].dtype
     pixels = {"pixel_mean": mean, "pixel_std": std}
-    return state | {name: torch.tensor(value, dtype=dtype).view(1, 3, 1, 1) for name, value in pixels.items()}
+    return state | {name: torch.tensor(value, dtype=torch.float64).view(1, 3, 1, 1) for name, value in pixels.items()}
 
 
 def _refuse_misfits(what: str, found: Mapping[str, list[int]], needed: Mapping[str, list[int]]) -> None:
@@ -255,7 +251,9 @@ def _refuse_misfits(what: str, found: Mapping[str, list[int]], needed: Mapping[s
 
 
 def _refuse_other_families(state: State, function: str) -> None:
-    """ValueError that names the right function when the names of `state` are not those that `function` converts."""
+    """ValueError for entries that are no tensors, or when the names are those of a family that another function converts."""
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{function}: {', '.join(others[:3])} are no tensors: use ccnet.weights.read_state on the file")
     first = state.get("conv1.weight")
     if any(name.startswith(("decode_head.", "backbone.stem.")) for name in state):
         fitting = "from_mmseg"
@@ -265,6 +263,8 @@ def _refuse_other_families(state: State, function: str) -> None:
         fitting = "load (it is converted already)"
     elif first is not None:
         fitting = "from_torchvision" if first.shape[-1:] == (7,) else "from_official"
+    elif any(name.startswith("layer1.") for name in state) and function != "from_mmseg":
+        return  # a backbone that lacks its first convolution: the list of what is missing will say so
     else:
         fitting = "read_state on the file first, if it is one of the supported families at all"
     if fitting != function:

@@ -76,7 +76,7 @@ class Feed(NamedTuple):
         return image, label
 
 
-# RGB mean of the published recipe, rounded: what lies outside an image is zero after normalisation.
+# RGB mean of the published recipe, rounded to uint8: what lies outside an image is within half a grey level of zero.
 MEAN_COLOUR = np.array([123, 117, 104], np.uint8)
 
 

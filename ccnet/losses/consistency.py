@@ -42,6 +42,8 @@ def category_consistent(
     """
     if not 0.0 <= delta_v < delta_d:
         raise ValueError(f"delta_v = {delta_v}, delta_d = {delta_d}: must be 0 <= delta_v < delta_d (0.5 and 1.5 in the paper)")
+    if len(features) != len(label):
+        raise ValueError(f"features of {len(features)} images and labels of {len(label)}: must be as many")
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     target = resize_label(label, (features.shape[-2], features.shape[-1])).long().flatten(1)  # [B, h w]
     pixels = wide.flatten(2).mT  # [B, h w, D]

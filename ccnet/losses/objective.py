@@ -54,7 +54,8 @@ class Objective:
                 f"consistency_weight = {self.consistency_weight}: the net has no embedding; "
                 "build it with embedding_channels=16, or set consistency_weight to 0"
             )
-        weights = fitting_weights(None if self.class_weights is None else torch.tensor(self.class_weights), output.logits)
+        chosen = None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float64)
+        weights = fitting_weights(chosen, output.logits)
         terms = self._score_terms(output.logits, label, weights)
         if output.aux_logits is not None:
             aux = cross_entropy(output.aux_logits, label, ignore_index=self.ignore_index, class_weights=weights)

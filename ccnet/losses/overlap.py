@@ -13,7 +13,7 @@ def dice(
     """1 - 2 sum(p g) / (sum(p^2) + sum(g^2)) over the valid pixels of an image (Milletari et al. 2016, V-Net, arXiv 1606.04797).
 
     p is the soft-max probability of a class, g whether it is the true one; the mean over the classes present in the image's
-    label. Returns (sum over images, number of images with a valid pixel).
+    label. Returns (sum over images, number of images with a valid pixel). An id that is no class counts as background.
     """
     probability, foreground, valid = _regions(logits, label, ignore_index)
     size = foreground.sum(2)  # [B, K]

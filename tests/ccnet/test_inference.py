@@ -206,7 +206,7 @@ def test_raw_pixels_into_a_wrapper_that_hides_the_normalisation_are_an_error(ccn
 
 
 def test_an_empty_batch_and_too_many_classes_are_errors(ccnet):
-    with pytest.raises(ValueError, match="must hold at least one image"):
+    with pytest.raises(ValueError, match="of at least one image"):
         predict_classes(ccnet, torch.zeros(0, 3, 40, 50, dtype=torch.uint8))
     with pytest.raises(ValueError, match="300 classes: do not fit a uint8"):
         predict_classes(FixedLogits(torch.zeros(1, 300, 2, 2)), torch.zeros(1, 3, 9, 9))

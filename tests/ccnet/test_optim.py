@@ -42,3 +42,8 @@ def test_the_rate_rises_to_the_schedule() -> None:
     rates = [poly_learning_rate(0.1, step, 100, warmup_steps=4) for step in range(6)]
     plain = [poly_learning_rate(0.1, step, 100) for step in range(6)]
     assert rates == pytest.approx([r * f for r, f in zip(plain, (0.25, 0.5, 0.75, 1, 1, 1), strict=True)])
+
+
+def test_a_negative_warm_up_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps = -3: must be >= 0"):
+        poly_learning_rate(0.1, 0, 10, warmup_steps=-3)

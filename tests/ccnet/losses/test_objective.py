@@ -99,3 +99,10 @@ def test_class_weights_must_weigh_something(weights):
 def test_the_mean_of_nothing_is_zero():
     assert mean(torch.tensor(0.0), torch.tensor(0.0, dtype=torch.float64)) == 0
     assert mean(torch.tensor(1.0), torch.tensor(0.25, dtype=torch.float64)) == 4
+
+
+def test_class_weights_are_not_rounded_below_the_scores():
+    logits, label = torch.randn(1, 3, 2, 2, dtype=torch.float64), torch.tensor([[[0, 1, 2]]])
+    weights = (0.3, 2.0, 0.1)
+    _, total, _ = Objective(class_weights=weights).terms(Output(logits, None), label)["main"]
+    assert total == cross_entropy(logits, label, class_weights=torch.tensor(weights, dtype=torch.float64))[0]
