@@ -89,6 +89,8 @@ class RCCAHead(nn.Module):
         super().__init__()
         if not isinstance(recurrence, int) or isinstance(recurrence, bool) or recurrence < 0:
             raise ValueError(f"recurrence = {recurrence!r}: must be an integer >= 0 (the paper uses 2)")
+        if in_channels < 32:
+            raise ValueError(f"in_channels = {in_channels}: must be at least 32 (query and key are in_channels // 4 // 8 wide)")
         self.recurrence = recurrence
         inner = in_channels // 4
         self.conva = nn.Sequential(*_conv_norm_act(in_channels, inner, negative_slope))

@@ -79,7 +79,7 @@ def read_state(path: Path | str) -> State:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"{path}: holds more than tensors and plain values, or is no checkpoint ({reason}); nothing in it was run. "
             "If you trust its origin, write its tensors alone to a new file and read that: "

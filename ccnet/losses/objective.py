@@ -38,6 +38,8 @@ class Objective:
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and not 0.0 <= value < float("inf"):
                 raise ValueError(f"{field.name} = {value}: must be >= 0 and finite (0 leaves the term without effect)")
+        if self.ohem is not None and not isinstance(self.ohem, Ohem):
+            raise ValueError(f"ohem = {self.ohem!r}: must be ccnet.losses.Ohem(...) or None")
         weights = self.class_weights or (1.0,)
         if not all(0.0 <= weight < float("inf") for weight in weights) or not any(weights):
             raise ValueError(f"class_weights = {weights}: must be >= 0 and finite, and one of them above 0")

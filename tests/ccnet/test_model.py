@@ -177,3 +177,8 @@ def test_an_unknown_choice_is_an_error_that_lists_the_legal_ones():
         "init = 'other': must be one of 'kaiming', 'published'",
         "embedding_layer = 'other': must be one of 'rcca_output', 'rcca_input'",
     ]
+
+
+def test_a_head_too_narrow_for_its_attention_is_refused():
+    with pytest.raises(ValueError, match="in_channels = 30: must be at least 32"):
+        RCCAHead(30, 8, 2, 1)
