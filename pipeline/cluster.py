@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+from functools import cache
 from typing import Any
 
 import ray
@@ -35,7 +36,7 @@ def connect(num_cpus: int | None = None) -> None:
         }
     own_token = "address" in options and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if own_token:  # otherwise Ray writes one into the home folder, readable by everybody
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _own_token()
     try:
         ray.init(**options)
     finally:
@@ -43,6 +44,12 @@ def connect(num_cpus: int | None = None) -> None:
             del os.environ["RAY_AUTH_TOKEN"]
     resources = ray.cluster_resources()
     logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+@cache
+def _own_token() -> str:
+    """One for all clusters that this process starts: Ray reads it once and would show the first one to the next."""
+    return secrets.token_hex(32)
 
 
 def gpus_for(num_workers: int) -> bool:
