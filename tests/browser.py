@@ -30,7 +30,8 @@ def screenshot(
     outside: set[str] = set()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        # Tall, because MLflow draws a chart when it comes into view.
+        page = browser.new_page(viewport={"width": 1500, "height": 2400})
         page.set_default_timeout(90_000)  # on two busy cores the first page takes long
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: _note_outside(request.url, outside))
