@@ -49,6 +49,7 @@ class _Deployed(nn.Module):
         logits: Tensor = self.net(image).logits
         if self.result == "logits":
             return logits
+        # Not by resize_logits: its comparison of sizes cannot be traced while they are free.
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
     def forward(self, image: Shaped[Tensor, "B 3 H W"]) -> Shaped[Tensor, "B ..."]:

@@ -66,8 +66,8 @@ def upload(folder: Path, store: Store, name: str) -> None:
     for path in sorted(folder.iterdir(), key=lambda p: p.name == MANIFEST):
         key, data = f"{name}/{path.name}", path.read_bytes()
         store.write(key, data)
-        if (held := store.size(key)) != len(data):
-            raise CheckpointError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
+        if fault := store.shortfall(key, data):
+            raise CheckpointError(fault)
 
 
 def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:

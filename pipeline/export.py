@@ -88,7 +88,6 @@ def _origin(found: Checkpoint) -> dict[str, Any]:
 
 
 def _deliver(store: Store, key: str, data: bytes) -> None:
-    """Writes and reads back the size: some stores answer with success and keep nothing. Raises StorageError."""
     store.write(key, data)
-    if (held := store.size(key)) != len(data):
-        raise StorageError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
+    if fault := store.shortfall(key, data):
+        raise StorageError(fault)

@@ -24,7 +24,7 @@ def _absolute_url(value: str) -> str:
     return str(path.absolute())
 
 
-def _aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
+def _check_aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
     for side in (value,) if isinstance(value, int) else value:
         if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
             low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
@@ -79,7 +79,7 @@ class Data(Section):
     @field_validator("crop_size")
     @classmethod
     def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        return _aligned(value)
+        return _check_aligned(value)
 
     @field_validator("source")
     @classmethod
@@ -225,7 +225,7 @@ class Evaluate(Section):
     @field_validator("window")
     @classmethod
     def _aligned(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        return None if value is None else _aligned(value)
+        return None if value is None else _check_aligned(value)
 
 
 class Predict(Section):

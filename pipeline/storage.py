@@ -99,6 +99,11 @@ class Store:
         """Bytes of a key as the store itself answers, 0 for one it does not hold."""
         return int(self._fs().size(self._path(key))) if self.exists(key) else 0
 
+    def shortfall(self, key: str, data: bytes) -> str | None:
+        """Why a key does not hold what was written, for some stores answer with success and keep nothing; else None."""
+        held = self.size(key)
+        return None if held == len(data) else f"{self.url(key)}: {len(data)} bytes were written but the store holds {held}"
+
     def exists(self, key: str) -> bool:
         return bool(self._fs().exists(self._path(key)))
 

@@ -11,7 +11,10 @@ _DIGIT_BITS = 16
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """y = sum of x over the workers. Every worker's loss depends on every x, hence the sum in backward as well."""
+    """y = sum of x over the workers. Every worker's loss depends on every x, hence the sum in backward as well.
+
+    torch.distributed.nn.functional.all_reduce does the same and is deprecated in torch 2.13.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

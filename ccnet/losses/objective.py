@@ -22,7 +22,8 @@ class Objective:
     """loss = main + aux_weight * aux + consistency_weight * consistency + dice_weight * dice + lovasz_weight * lovasz.
 
     main is cross-entropy, or OHEM's with `ohem`; aux is cross-entropy of the auxiliary head. Both weigh pixels by
-    `class_weights`, one per class. The defaults are the published loss. ValueError for a negative weight.
+    `class_weights`, one per class. Label 255 is ignored. The defaults are the published loss. ValueError for a weight that is
+    negative or not finite, and for class weights that are all 0.
     """
 
     aux_weight: float = 0.4
@@ -31,7 +32,6 @@ class Objective:
     consistency_weight: float = 0.0
     dice_weight: float = 0.0
     lovasz_weight: float = 0.0
-    ignore_index: int = 255
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -60,28 +60,25 @@ class Objective:
         weights = fitting_weights(chosen, output.logits)
         terms = self._score_terms(output.logits, label, weights)
         if output.aux_logits is not None:
-            aux = cross_entropy(output.aux_logits, label, ignore_index=self.ignore_index, class_weights=weights)
-            terms["aux"] = (self.aux_weight, *aux)
+            terms["aux"] = (self.aux_weight, *cross_entropy(output.aux_logits, label, class_weights=weights))
         if output.embedding is not None:
             num_classes = output.logits.shape[1]
-            consistency = category_consistent(output.embedding, label, num_classes=num_classes, ignore_index=self.ignore_index)
+            consistency = category_consistent(output.embedding, label, num_classes=num_classes)
             terms["consistency"] = (self.consistency_weight, *consistency)
         return terms
 
     def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
         """The terms of the main scores, which are resized once for all of them."""
         scores = resize_logits(logits, (label.shape[-2], label.shape[-1]))
-        ignore = self.ignore_index
         if self.ohem is None:
-            main = cross_entropy(scores, label, ignore_index=ignore, class_weights=class_weights)
+            main = cross_entropy(scores, label, class_weights=class_weights)
         else:
-            hard = vars(self.ohem)
-            main = ohem_cross_entropy(scores, label, **hard, ignore_index=ignore, class_weights=class_weights)
+            main = ohem_cross_entropy(scores, label, **vars(self.ohem), class_weights=class_weights)
         terms = {"main": (1.0, *main)}
         if self.dice_weight > 0:
-            terms["dice"] = (self.dice_weight, *dice(scores, label, ignore_index=ignore))
+            terms["dice"] = (self.dice_weight, *dice(scores, label))
         if self.lovasz_weight > 0:
-            terms["lovasz"] = (self.lovasz_weight, *lovasz_softmax(scores, label, ignore_index=ignore))
+            terms["lovasz"] = (self.lovasz_weight, *lovasz_softmax(scores, label))
         return terms
 
 

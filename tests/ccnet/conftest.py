@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+PARAMETERS = {
+    "wq": "query.weight",
+    "bq": "query.bias",
+    "wk": "key.weight",
+    "bk": "key.bias",
+    "wv": "value.weight",
+    "bv": "value.bias",
+    "gamma": "gamma",
+}
 
 
 @pytest.fixture
@@ -23,6 +32,12 @@ def golden() -> Callable[[str], dict[str, Tensor]]:
             return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
 
     return load
+
+
+@pytest.fixture
+def parameters() -> dict[str, str]:
+    """Short names of an attention's parameters in the golden files -> ours, in two dimensions and in three."""
+    return PARAMETERS
 
 
 @pytest.fixture

@@ -7,15 +7,6 @@ from torch import Tensor
 from ccnet import CrissCrossAttention
 
 CASES = ["c16_1x8", "c16_4x6_gamma0", "c16_5x7", "c16_6x6_large", "c16_8x1", "c64_13x13", "c64_9x6", "c8_1x1"]
-PARAMETERS = {
-    "wq": "query.weight",
-    "bq": "query.bias",
-    "wk": "key.weight",
-    "bk": "key.bias",
-    "wv": "value.weight",
-    "bv": "value.bias",
-    "gamma": "gamma",
-}
 
 
 def random_attention(channels: int, gamma: float = 0.7, seed: int = 0) -> CrissCrossAttention:
@@ -29,10 +20,10 @@ def random_attention(channels: int, gamma: float = 0.7, seed: int = 0) -> CrissC
     ("dtype", "tolerance", "parameter_tolerance"), [(torch.float64, 1e-9, 1e-9), (torch.float32, 2e-5, 2e-4)]
 )
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_published_module(case, dtype, tolerance, parameter_tolerance, golden, within):
+def test_equals_the_published_module(case, dtype, tolerance, parameter_tolerance, golden, parameters, within):
     z = golden(f"cca2d_{case}")
     module = CrissCrossAttention(z["x"].shape[1])
-    module.load_state_dict({ours: z[theirs] for theirs, ours in PARAMETERS.items()})
+    module.load_state_dict({ours: z[theirs] for theirs, ours in parameters.items()})
     module.to(dtype)
     x = z["x"].to(dtype).requires_grad_()
 
@@ -44,7 +35,7 @@ def test_equals_the_published_module(case, dtype, tolerance, parameter_tolerance
     within(column, z["attn_col"], tolerance)
     within(row, z["attn_row"], tolerance)
     within(x.grad, z["gx"], tolerance)
-    for theirs, ours in PARAMETERS.items():
+    for theirs, ours in parameters.items():
         within(module.get_parameter(ours).grad, z[f"g_{theirs}"], parameter_tolerance)
 
 

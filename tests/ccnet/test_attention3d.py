@@ -9,15 +9,6 @@ from torch import Tensor
 from ccnet.attention import CrissCrossAttention, CrissCrossAttention3d
 
 CASES = ["c16_3x4x1", "c16_3x4x5", "c16_4x1x3", "c16_4x4x4"]
-PARAMETERS = {
-    "wq": "query.weight",
-    "bq": "query.bias",
-    "wk": "key.weight",
-    "bk": "key.bias",
-    "wv": "value.weight",
-    "bv": "value.bias",
-    "gamma": "gamma",
-}
 
 
 def random_attention(channels: int, num_self: int = 1) -> CrissCrossAttention3d:
@@ -32,12 +23,11 @@ def random_attention(channels: int, num_self: int = 1) -> CrissCrossAttention3d:
 )
 @pytest.mark.parametrize("num_self", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_reference_numbers(case, num_self, dtype, tolerance, parameter_tolerance, golden, within):
-    z = golden(
-        f"cca3d_{case}"
-    )  # of the paper's definition for num_self 1, of the published code with its scrambling repaired for 2
+def test_equals_the_reference_numbers(case, num_self, dtype, tolerance, parameter_tolerance, golden, parameters, within):
+    """The paper's definition for num_self 1, the published code with its scrambling repaired for 2."""
+    z = golden(f"cca3d_{case}")
     module = CrissCrossAttention3d(z["x"].shape[1], num_self=num_self)
-    module.load_state_dict({ours: z[theirs] for theirs, ours in PARAMETERS.items()})
+    module.load_state_dict({ours: z[theirs] for theirs, ours in parameters.items()})
     module.to(dtype)
     x = z["x"].to(dtype).requires_grad_()
 
@@ -46,7 +36,7 @@ def test_equals_the_reference_numbers(case, num_self, dtype, tolerance, paramete
 
     within(y, z[f"y_self{num_self}"], tolerance)
     within(x.grad, z[f"gx_self{num_self}"], tolerance)
-    for theirs, ours in PARAMETERS.items():
+    for theirs, ours in parameters.items():
         within(module.get_parameter(ours).grad, z[f"g_{theirs}_self{num_self}"], parameter_tolerance)
 
 
