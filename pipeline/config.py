@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.settings import Data, Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Train, Tune
+from pipeline.data_settings import Data
+from pipeline.settings import Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Train, Tune
 
 
 class Config(Section):
@@ -35,7 +36,7 @@ class Config(Section):
         """
         shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train", "loss"})
         shaping["data"]["crop_size"] = self.data.crop
-        for key in ("steps_per_block", "cpus_per_task", "source", "shard_rows"):
+        for key in ("steps_per_block", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"):
             del shaping["data"][key]
         for key in ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "validate_every"):
             del shaping["train"][key]

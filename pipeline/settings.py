@@ -24,7 +24,7 @@ def _absolute_url(value: str) -> str:
     return str(path.absolute())
 
 
-def _check_aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
+def check_aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
     for side in (value,) if isinstance(value, int) else value:
         if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
             low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
@@ -38,82 +38,13 @@ class Storage(Section):
     endpoint: str | None = None
     """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
 
+    patience_s: float = Field(120, gt=0)
+    """Seconds for which a failing request is tried again, with growing random pauses, before it is an error."""
+
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: str) -> str:
         return _absolute_url(value)
-
-
-class Generated(Section):
-    num_train: int = Field(192, ge=1)
-    """Training images to generate."""
-    num_val: int = Field(48, ge=1)
-    """Validation images to generate."""
-    size: int = Field(65, ge=33)
-    """Height and width in pixels."""
-
-
-class Data(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    """Name of the packed data set; its shards lie under `<storage.path>/data/<name>`."""
-    layout: Literal["generated", "camvid"]
-    """How the source is laid out."""
-    source: str | None = None
-    """Folder of the original images and labels; none for `generated`."""
-    shard_rows: int = Field(64, ge=1)
-    """Images in one Parquet shard."""
-    crop_size: int | tuple[int, int]
-    """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
-    scale: tuple[float, float] = (0.75, 2.0)
-    """Range of the random scale (Cityscapes recipe of the paper; the published code draws from 0.7, 0.8, ... 2.1)."""
-    scale_step: float | None = Field(None, gt=0)
-    """Draw from low, low + step, ... high instead of the whole range (published code: 0.1)."""
-    flip: bool = True
-    """Mirror left-right with probability 1/2."""
-    steps_per_block: int = Field(8, ge=1)
-    """Training steps in one Ray Data block of a worker; larger blocks cost less per image and more memory."""
-    cpus_per_task: float = Field(0.25, gt=0)
-    """Logical CPUs of one Ray Data task."""
-    generated: Generated = Generated()
-
-    @field_validator("crop_size")
-    @classmethod
-    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        return _check_aligned(value)
-
-    @field_validator("source")
-    @classmethod
-    def _found_from_anywhere(cls, value: str | None) -> str | None:
-        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
-
-    @field_validator("scale")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError(f"must be [low, high] with 0 < low <= high (try {sorted(max(v, 0.1) for v in value)})")
-        return value
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> Self:
-        if self.scale_step is not None:
-            steps = (self.scale[1] - self.scale[0]) / self.scale_step
-            if abs(steps - round(steps)) > 1e-6:
-                high = self.scale[0] + max(1, round(steps)) * self.scale_step
-                raise ValueError(
-                    f"scale_step = {self.scale_step}: must divide scale {list(self.scale)} (try [{self.scale[0]}, {high:g}])"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _has_source(self) -> Self:
-        if self.layout != "generated" and not self.source:
-            raise ValueError(f"source is missing: layout `{self.layout}` reads a folder; add data.source=FOLDER")
-        return self
-
-    @property
-    def crop(self) -> tuple[int, int]:
-        """Crop height and width in pixels."""
-        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
 
 
 class Model(Section):
@@ -207,6 +138,8 @@ class Loss(Section):
 
 
 class Evaluate(Section):
+    split: Literal["val", "test"] = "val"
+    """Split that jobs.evaluate scores and jobs.predict shows; training always validates on `val`."""
     checkpoint: str | None = None
     """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
     recurrence: int | None = Field(None, ge=0, le=8, strict=True)
@@ -225,7 +158,7 @@ class Evaluate(Section):
     @field_validator("window")
     @classmethod
     def _aligned(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        return None if value is None else _check_aligned(value)
+        return None if value is None else check_aligned(value)
 
 
 class Predict(Section):
