@@ -22,12 +22,11 @@ def run(config: Config) -> int:
 
 
 def table(manifest: Manifest) -> str:
-    """Images, shards and MiB of each split, then each class's share of the labelled pixels."""
+    """Images and MiB of each split, then each class's share of the labelled pixels."""
     splits = manifest.splits
-    lines = [f"{'split':<16}{'images':>10}{'shards':>10}{'MiB':>10}"]
+    lines = [f"{'split':<16}{'images':>10}{'MiB':>10}"]
     for name, split in splits.items():
-        size = sum(shard.bytes for shard in split.shards) / 2**20
-        lines.append(f"{name:<16}{split.num_images:>10}{len(split.shards):>10}{size:>10.1f}")
+        lines.append(f"{name:<16}{split.num_images:>10}{split.bytes / 2**20:>10.1f}")
     lines += ["", f"{'class':<16}" + "".join(f"{name + ' %':>10}" for name in splits)]
     for index, label in enumerate(manifest.class_names):
         shares = (100 * split.pixels[index] / max(1, sum(split.pixels)) for split in splits.values())

@@ -36,7 +36,7 @@ class Config(Section):
         """
         shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train", "loss"})
         shaping["data"]["crop_size"] = self.data.crop
-        for key in ("steps_per_block", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"):
+        for key in ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"):
             del shaping["data"][key]
         for key in ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "validate_every"):
             del shaping["train"][key]
@@ -52,6 +52,20 @@ class Config(Section):
     def runs_url(self) -> str:
         """Folder of all runs; each has one of its own, named by its run key."""
         return f"{self.storage.path}/runs"
+
+    @property
+    def steps_per_block(self) -> int:
+        """Training steps in one Ray Data block of a worker."""
+        return max(1, self.data.block_bytes // self._step_bytes)
+
+    @property
+    def block_bytes(self) -> int:
+        """Pixels of one Ray Data block: uint8 image and label."""
+        return self.steps_per_block * self._step_bytes
+
+    @property
+    def _step_bytes(self) -> int:
+        return self.train.global_batch // self.train.workers * 4 * self.data.crop[0] * self.data.crop[1]
 
     def record(self) -> dict[str, Any]:
         """Every setting, as runs and checkpoints record it: without the tracking server's password."""

@@ -51,8 +51,9 @@ class Data(Section):
     """Missing or corrupt training samples that may be replaced by another one, each reported, before the run stops."""
     stall_s: float = Field(60, gt=0)
     """Seconds without a batch after which the reason is looked for and said."""
-    steps_per_block: int = Field(8, ge=1)
-    """Training steps in one Ray Data block of a worker; larger blocks cost less per image and more memory."""
+    block_bytes: int = Field(16 * 2**20, ge=1)
+    """Pixels of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
+    memory."""
     cpus_per_task: float = Field(0.25, gt=0)
     """Logical CPUs of one Ray Data task."""
     generated: Generated = Generated()

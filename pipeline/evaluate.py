@@ -12,6 +12,7 @@ from ccnet.inference import predict_classes, published_stride
 from pipeline import checkpoint, tracking, workers
 from pipeline.config import Config
 from pipeline.datasets import Sample, evaluation_samples, open_data
+from pipeline.loading import ConfigError
 from pipeline.score import BOUNDARY_RATIO, Counts, Score
 from pipeline.settings import Evaluate
 from pipeline.shards import Manifest
@@ -27,9 +28,9 @@ INTERVAL: dict[str, Any] = {"level": 0.95, "num_resamples": 1000, "seed": 0}
 def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[Counts, int]:
     """Counts and number of images of some samples, looked at whole, on one device: training's validation."""
     counts, num_images = Counts.none(num_classes), 0
-    for _, of_image in count_each(net, samples, num_classes, device, WHOLE_IMAGE):
+    for number, of_image in count_each(net, samples, num_classes, device, WHOLE_IMAGE):
         counts.merge(of_image)
-        num_images += 1
+        num_images += number >= 0  # -1 pads the share of a rank
     return counts, num_images
 
 
@@ -151,10 +152,12 @@ def _find(config: Config) -> checkpoint.Checkpoint:
 
 
 def evaluate(config: Config) -> Score:
-    """Scores the checkpoint on the validation split as `config.evaluate` says, each image exactly once, with the interval."""
-    _, manifest = open_data(config)
+    """Scores the checkpoint on `evaluate.split` as `config.evaluate` says, each image exactly once, with the interval."""
+    manifest, split = open_data(config), config.evaluate.split
+    if not manifest.num_images(split):
+        raise ConfigError([f"evaluate.split = {split!r}: {config.data.name} has {', '.join(manifest.splits)}"])
     net, found = load_network(config, manifest)
-    num_images, num_classes = manifest.num_images("val"), len(manifest.class_names)
+    num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
     counts, numbers = Counts.none(num_classes), []
     per_image = torch.zeros(2, num_images, num_classes, dtype=torch.int64)
     for number, of_image in in_shares(partial(_count_share, net, config, manifest), num_images, config):
@@ -170,13 +173,12 @@ def evaluate(config: Config) -> Score:
         "checkpoint": found.url,
         "checkpoint_sha256": found.sha256,
     }
-    score = checked_score(counts, len(numbers), manifest, "val", describe(config, manifest) | of_this_evaluation)
+    score = checked_score(counts, len(numbers), manifest, split, describe(config, manifest, split) | of_this_evaluation)
     return score._replace(interval=bootstrap_interval(*per_image, **INTERVAL))
 
 
 def _count_share(
     net: CCNet, config: Config, manifest: Manifest, numbers: list[int], device: torch.device
 ) -> Iterator[tuple[int, Counts]]:
-    store = open_store(config.data_url, config.storage)
-    samples = evaluation_samples(store, manifest, "val", numbers, config.evaluate.scale)
+    samples = evaluation_samples(config, manifest, config.evaluate.split, numbers, config.evaluate.scale)
     return count_each(net.to(device), samples, len(manifest.class_names), device, config.evaluate)

@@ -37,7 +37,7 @@ def export(config: Config) -> Exported:
     is missing or the file and the network disagree, StorageError when the store lost bytes. The file is replaced when it has
     passed the check, else it stays as it was.
     """
-    _, manifest = open_data(config)
+    manifest = open_data(config)
     output, name = _address(config)
     check(output)
     net, found = load_network(config, manifest)

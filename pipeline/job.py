@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import ray
 
-from pipeline import checkpoint, cluster, evaluate, tracking
+from pipeline import checkpoint, cluster, doctor, evaluate, tracking
 from pipeline.config import Config
-from pipeline.datasets import Feed, open_data
+from pipeline.datasets import open_data
+from pipeline.doctor import cpus_needed as cpus_needed
 from pipeline.environment import environment
-from pipeline.learner import objective
+from pipeline.feed import Feed
 from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.storage import Store, open_store
@@ -22,7 +23,6 @@ class Job(NamedTuple):
 
     config: Config
     manifest: Manifest
-    data: Store
     checkpoints: Store
     tracking_uri: str
     run_id: str
@@ -34,44 +34,50 @@ class Job(NamedTuple):
 
     def feed(self) -> Feed:
         """The training data from the newest checkpoint on; the one place that decides where a (re)start begins."""
-        return Feed(self.config, self.data, self.manifest, self.first_step())
+        return Feed(self.config, self.manifest, self.first_step())
 
 
 def open_job(config: Config, run_key: str | None = None) -> Job:
-    """Checks storage, data, tracking and the cluster's CPUs, joins Ray and opens the MLflow run.
+    """Checks storage, data and tracking, joins Ray, has the doctor look at data, settings and cluster, and opens the MLflow run.
 
-    `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all that is wrong.
+    `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all that is wrong;
+    what is only doubtful is logged as warnings.
     """
     mistakes: list[str] = []
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-    opened, uri = None, ""
+    manifest, uri = None, ""
     try:
-        opened = open_data(config)
+        manifest = open_data(config)
     except (ValueError, OSError) as error:
         mistakes.append(str(error))
+    mistakes += _errors(doctor.buckets(config, checked=[config.storage.path]))
     try:
         uri = tracking.tracking_uri(config.tracking)
         tracking.check(uri)
     except tracking.TrackingError as error:
         mistakes.append(str(error))
-    if mistakes or opened is None:
+    if mistakes or manifest is None:
         raise ConfigError(mistakes)
-    data, manifest = opened
-    if mistake := weights_mistake(config, len(manifest.class_names)):
-        raise ConfigError([mistake])
-    if doubt := mining_doubt(config):
-        logger.warning(doubt)
+    cluster.connect()
+    mistakes = _errors(doctor.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)
     if newest and (changed := protocol_change(newest, evaluate.describe(config, manifest))):
-        raise ConfigError([f"{checkpoints.url('')}: {changed}"])
-    cluster.connect()
-    if shortage := cpu_shortage(config, ray.cluster_resources().get("CPU", 0)):
-        raise ConfigError([shortage])
+        mistakes.append(f"{checkpoints.url('')}: {changed}")
+    if mistakes:
+        raise ConfigError(mistakes)
     # A finished run is only looked at again: it keeps the commit and the versions that made it.
     finished = newest is not None and newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
     run_id = tracking.open_run(config, environment=made_by, run_key=run_key, run_name=run_key)
-    return Job(config, manifest, data, checkpoints, uri, run_id)
+    return Job(config, manifest, checkpoints, uri, run_id)
+
+
+def _errors(findings: list[doctor.Finding]) -> list[str]:
+    """The errors' lines; warnings are logged."""
+    for finding in findings:
+        if finding.level == "warning":
+            logger.warning("warning: %s", finding.line)
+    return [finding.line for finding in findings if finding.level == "error"]
 
 
 def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str | None:
@@ -83,36 +89,3 @@ def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str |
     if not changed:
         return None
     return f"at step {progress['step']} {'; '.join(changed)}; a run keeps both, so give the new one another name (name=...)"
-
-
-def weights_mistake(config: Config, num_classes: int) -> str | None:
-    """Why the class weights do not fit the data; None when they do."""
-    weights = config.loss.class_weights
-    if weights is None or len(weights) == num_classes:
-        return None
-    return f"loss.class_weights has {len(weights)} values: {config.data.name} has {num_classes} classes, give one each"
-
-
-def mining_doubt(config: Config) -> str | None:
-    """Why OHEM makes no sense as configured, with the fix; None when it does. Asked here: in workers warnings are silent."""
-    hard = objective(config.loss).ohem
-    problem = hard.problem(config.train.global_batch, *config.data.crop) if hard else None
-    return problem and f"loss.ohem.{problem}"
-
-
-def cpus_needed(config: Config) -> float:
-    """Logical CPUs of one run: its workers and two Ray Data tasks; with fewer left, Ray Data waits for ever without a word."""
-    return config.train.workers * config.train.cpus_per_worker + 2 * config.data.cpus_per_task
-
-
-def cpu_shortage(config: Config, cpus: float) -> str | None:
-    """Why the cluster's CPUs do not hold a run, with the fix; None when they do."""
-    needed = cpus_needed(config)
-    if needed <= cpus:
-        return None
-    room = (cpus - 2 * config.data.cpus_per_task) / config.train.workers
-    fix = f"train.cpus_per_worker={room:.2g}" if room > 0 else "fewer train.workers or a larger cluster"
-    return (
-        f"train.workers = {config.train.workers}: {needed:g} CPUs are needed (workers x {config.train.cpus_per_worker:g} + "
-        f"2 data tasks x {config.data.cpus_per_task:g}), the cluster has {cpus:g} (try {fix})"
-    )

@@ -18,7 +18,7 @@ def of_validation(job: Job, learner: Learner) -> dict[str, UInt8]:
     shown = min(job.config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
     predicted, looked = [], []
-    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
+    samples = evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale)
     for rank, sample in enumerate(samples):
         batch, size = as_batch(sample.image, learner.device), (sample.label.shape[0], sample.label.shape[1])
         prediction = predict_classes(learner.net, batch, size)[0].cpu().numpy()

@@ -3,8 +3,12 @@
 Law 1: global position p = step * global_batch + j holds sample `permutation(seed, p // N)[p % N]`. The permutation is never
 listed: it is a keyed bijection of [0, N), a Feistel network over the next even number of bits, walked until it lands inside
 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, method "cycle walking").
+
+Oversampling is the same law several times: each class named has a stream of its own over the images that contain it, and a
+permutation of the epoch's positions says which stream a position draws from. An epoch has N positions all the same.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +20,60 @@ UInt64 = npt.NDArray[np.uint64]
 NUM_ROUNDS = 8  # four suffice for large domains; small ones need more to look uniform
 
 
+class Stream(NamedTuple):
+    """Images that an epoch draws from: all of them, or those that contain one class."""
+
+    label: int | None
+    num_images: int
+    per_epoch: int
+    """Positions of each epoch that draw from this stream."""
+
+
+class Picks(NamedTuple):
+    """What positions hold, int64[n] each."""
+
+    stream: Int64
+    """Number of the stream; 0 are all images."""
+    epoch: Int64
+    """Times that the stream had gone through its images before."""
+    place: Int64
+    """Which of the stream's images; for stream 0 the sample itself."""
+
+
 class Plan(NamedTuple):
-    """The order of one training run: one endless stream of positions over all epochs."""
+    """The order of one training run: one endless row of positions over all epochs."""
 
     num_samples: int
     global_batch: int
     seed: int
+    oversampled: tuple[Stream, ...] = ()
 
-    def samples(self, positions: Int64) -> tuple[Int64, Int64]:
-        """Epoch and sample index, int64[n] each, of global positions int64[n]."""
-        epochs = positions // self.num_samples
-        return epochs, permute(positions % self.num_samples, epochs, num_samples=self.num_samples, seed=self.seed)
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """All images first, then the oversampled classes; their positions add up to an epoch."""
+        rest = self.num_samples - sum(s.per_epoch for s in self.oversampled)
+        return (Stream(None, self.num_samples, rest), *self.oversampled)
+
+    def picks(self, positions: Int64) -> Picks:
+        """What global positions int64[n] hold."""
+        epochs, within = positions // self.num_samples, positions % self.num_samples
+        if not self.oversampled:
+            place = permute(within, epochs, num_samples=self.num_samples, seed=self.seed)
+            return Picks(np.zeros_like(place), epochs, place)
+        # A seed of its own, so that where a stream is drawn from and what it holds are independent.
+        turn = permute(within, epochs, num_samples=self.num_samples, seed=_stream_seed(self.seed, len(self.streams)))
+        starts = np.cumsum([0, *(s.per_epoch for s in self.streams)])
+        number = np.searchsorted(starts, turn, side="right") - 1
+        picks = Picks(number, np.empty_like(number), np.empty_like(number))
+        for index, stream in enumerate(self.streams):
+            mine = number == index
+            drawn = epochs[mine] * stream.per_epoch + turn[mine] - starts[index]
+            epoch = drawn // stream.num_images
+            picks.epoch[mine] = epoch
+            picks.place[mine] = permute(
+                drawn % stream.num_images, epoch, num_samples=stream.num_images, seed=_stream_seed(self.seed, index)
+            )
+        return picks
 
     def positions(self, first_step: int, last_step: int, rank: int, workers: int) -> Int64:
         """Positions int64[(last_step - first_step) * batch] of one rank: rows [rank * b, (rank + 1) * b) of each global batch."""
@@ -35,6 +82,25 @@ class Plan(NamedTuple):
         batch = self.global_batch // workers
         steps = np.arange(first_step, last_step, dtype=np.int64)[:, None]
         return (steps * self.global_batch + rank * batch + np.arange(batch, dtype=np.int64)).reshape(-1)
+
+
+def oversampled(num_samples: int, images: Mapping[int, int], weights: Mapping[int, float]) -> tuple[Stream, ...]:
+    """A stream for each class of `weights`, whose share of an epoch is weight / (1 + sum of weights), rounded down.
+
+    `images`: class -> images that contain it. Raises ValueError for a class that no image contains.
+    """
+    total = 1 + sum(weights.values())
+    for label in weights:
+        if not images[label]:
+            raise ValueError(f"data.oversample: no training image contains class {label}")
+    return tuple(Stream(label, images[label], int(num_samples * weight / total)) for label, weight in weights.items())
+
+
+def evaluation_share(num_images: int, rank: int, workers: int) -> list[int]:
+    """Images rank, rank + workers, ... of a split, and -1 at the end where a rank has one less than the first: together every
+    image once, and on every rank equally many."""
+    indices = range(rank, num_images, workers)
+    return [*indices, *[-1] * (-(-num_images // workers) - len(indices))]
 
 
 def permute(index: Int64, epoch: Int64, *, num_samples: int, seed: int) -> Int64:
@@ -47,6 +113,11 @@ def permute(index: Int64, epoch: Int64, *, num_samples: int, seed: int) -> Int64
         value[outside] = _feistel(value[outside], key[outside], half)
         outside = value >= np.uint64(num_samples)
     return value.astype(np.int64)
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    """Seeds are below 2^32, so those of other streams never meet one of another run's first stream."""
+    return seed | stream << 32
 
 
 def _feistel(value: UInt64, key: UInt64, half: np.uint64) -> UInt64:
@@ -75,11 +146,27 @@ class Block(NamedTuple):
 
 def num_blocks(first_step: int, steps: int, *, steps_per_block: int, workers: int) -> int:
     """Blocks that cover steps [first_step, steps) for all workers."""
-    return -(-(steps - first_step) // steps_per_block) * workers
+    left, doublings = steps - first_step, _doublings(steps_per_block)
+    if left < (1 << doublings):
+        return left.bit_length() * workers
+    return (doublings + -(-(left - (1 << doublings) + 1) // steps_per_block)) * workers
 
 
 def block(index: int, first_step: int, steps: int, *, steps_per_block: int, workers: int) -> Block:
-    """Block `index`; ranks take turns, because Ray Data deals equal blocks out in turn."""
+    """Block `index`; ranks take turns, because Ray Data deals equal blocks out in turn.
+
+    The first blocks have 1, 2, 4, ... steps, so that the first batch comes early.
+    """
     group, rank = divmod(index, workers)
-    start = first_step + group * steps_per_block
-    return Block(start, min(start + steps_per_block, steps), rank)
+    start, end = (first_step + _group_start(g, steps_per_block) for g in (group, group + 1))
+    return Block(start, min(end, steps), rank)
+
+
+def _group_start(group: int, steps_per_block: int) -> int:
+    """Steps before a group of blocks, whose sizes are 1, 2, 4, ... and then steps_per_block."""
+    doublings = _doublings(steps_per_block)
+    return (1 << min(group, doublings)) - 1 + max(0, group - doublings) * steps_per_block
+
+
+def _doublings(steps_per_block: int) -> int:
+    return (steps_per_block - 1).bit_length()

@@ -29,11 +29,11 @@ class Prediction(NamedTuple):
 
 
 def predict(config: Config) -> list[Prediction]:
-    """Predicts `predict.images`, or the validation split, as `config.evaluate` says, with `train.workers` Ray tasks.
+    """Predicts `predict.images`, or `evaluate.split`, as `config.evaluate` says, with `train.workers` Ray tasks.
 
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """
-    _, manifest = open_data(config)
+    manifest = open_data(config)
     net, _ = load_network(config, manifest)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     check(output)
@@ -42,10 +42,10 @@ def predict(config: Config) -> list[Prediction]:
 
 
 def _names(config: Config, manifest: Manifest) -> list[str]:
-    """Keys below `predict.images`, or the positions of the validation split as text."""
+    """Keys below `predict.images`, or the positions of `evaluate.split` as text."""
     folder = config.predict.images
     if folder is None:
-        return [str(index) for index in range(manifest.num_images("val"))]
+        return [str(index) for index in range(manifest.num_images(config.evaluate.split))]
     names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(SUFFIXES)]
     if not names:
         raise ConfigError([f"predict.images = {folder!r}: no image found; {', '.join(SUFFIXES)} are read"])
@@ -73,8 +73,7 @@ def _predict_share(
 def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, transforms.UInt8]]:
     """(name without suffix, image uint8[H, W, 3]) of each. Raises ValueError naming an image that does not decode."""
     if config.predict.images is None:
-        store = open_store(config.data_url, config.storage)
-        for sample in evaluation_samples(store, manifest, "val", [int(n) for n in names], scale=1.0):
+        for sample in evaluation_samples(config, manifest, config.evaluate.split, [int(n) for n in names], scale=1.0):
             yield sample.sample_id, sample.image
         return
     source = open_store(config.predict.images, config.storage)

@@ -1,6 +1,8 @@
-"""Packs a source folder, or the generated data set, into Parquet shards and a manifest, by Ray Data: all of it or nothing.
+"""Prepares a source, or the generated data set, for training by Ray Data: all of it or nothing.
 
-Every file is read, decoded and checked. All faults are collected; with one fault or more, what was written is deleted again.
+Packed, its bytes go into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
+checked, and an index and a manifest are written. All faults are collected; with one fault or more, what was written is deleted
+again.
 """
 
 import hashlib
@@ -9,26 +11,25 @@ import logging
 import pickle
 import time
 import uuid
-import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import cluster, generated, transforms
 from pipeline.config import Config
-from pipeline.layouts import IGNORE, SPLITS, Classes, LayoutError, Pair, classes, find_pairs
-from pipeline.shards import VERSION as SHARD_VERSION
-from pipeline.shards import Manifest, Row, Shard, ShardError, Split, read_manifest, write_manifest, write_shard
-from pipeline.storage import Store, check, open_store
+from pipeline.index import PAGE_ROWS, Entry, ShardError, content, digest, page_key, write_index
+from pipeline.inspection import inspect
+from pipeline.layouts import IGNORE, Classes, Pair, classes, find_splits
+from pipeline.shards import VERSION, Manifest, Row, Split, read_manifest, write_manifest, write_shard
+from pipeline.storage import Object, Store, check, check_readable, open_store
 
 logger = logging.getLogger(__name__)
 
 SHOWN_FAULTS = 20
-PNG = b"\x89PNG\r\n\x1a\n"
+SHOWN_DUPLICATES = 20
 
 
 class PrepareError(ValueError):
@@ -43,14 +44,27 @@ class PrepareError(ValueError):
 
 
 Item = Pair | int
-"""A sample to pack: a pair of files, or the position of a generated one."""
+"""A sample to prepare: a pair of files, or the position of a generated one."""
+
+
+class Source(NamedTuple):
+    """What there is to prepare."""
+
+    store: Store | None
+    """Holds the original files; none for `generated`."""
+    known: Classes
+    splits: dict[str, Sequence[Item]]
+    listing: dict[str, Object]
+    """The files of the pairs, by key."""
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to write: the unit of work of Ray Data."""
+class Work:
+    """A few samples to look at, and to pack: the unit of work of Ray Data."""
 
-    store: Store
+    source: Store | None
+    shards: Store | None
+    """Where the shard goes; none leaves the samples where they are."""
     key: str
     split: str
     items: Sequence[Item]
@@ -61,39 +75,39 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Done:
-    """A job's outcome: no shard when there are faults."""
+    """What became of it: no entries when there are faults."""
 
     split: str
-    shard: Shard | None
+    entries: tuple[Entry, ...]
     faults: tuple[str, ...]
-    histogram: npt.NDArray[np.int64]
-    """int64[256]: pixels by stored label id."""
-    sizes: tuple[tuple[int, int], ...]
+    histograms: npt.NDArray[np.int64]
+    """int64[n, 256]: pixels of each image by stored label id."""
 
 
 def prepare(config: Config) -> Manifest:
-    """The data set's manifest, packed now or found already packed from the same source and settings.
+    """The data set's manifest, prepared now or found already prepared from the same source and settings.
 
     Raises StorageError, LayoutError or PrepareError, and then leaves nothing half written: the data set that was there
-    before, if any, stays valid, because new shards lie beside it and the manifest is replaced last.
+    before, if any, stays valid, because new shards and index lie beside it and the manifest is replaced last.
     """
     check(open_store(config.storage.path, config.storage))
     store = open_store(config.data_url, config.storage)
-    items, known = _items(config), classes(config.data.layout, config.data.source)
-    source = _source_hash(config, items, known)
-    found = _already(store, source)
+    source = find_source(config)
+    identity = _identity(config, source)
+    found = _already(store, identity, config)
     if found:
         logger.info("%s: already prepared from this source with these settings", store.root)
         return found
     # An attempt of its own, so that a failing one never deletes the shards of another or of the manifest in force.
-    prefix = f"{source[:16]}-{uuid.uuid4().hex[:8]}"
-    jobs = list(_jobs(config, store, prefix, items, known))
+    prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
     try:
-        done = _run(jobs, config)
-        faults = [fault for outcome in done for fault in outcome.faults]
-        if faults:
-            raise PrepareError(sorted(faults))
-        manifest = write_manifest(store, _manifest(config, known, done, source))
+        done = _run(list(_work(config, source, store if config.data.packed else None, prefix)), config)
+        manifest = _manifest(config, source.known, done, identity, prefix)
+        for name, split in manifest.splits.items():
+            entries, histograms = _of_split(done, name)
+            contained = _of_classes(histograms, source.known) > 0
+            write_index(store, split.index, entries, [np.flatnonzero(c) for c in contained.T] if name == "train" else [])
+        manifest = write_manifest(store, manifest)
     except BaseException:
         store.delete(prefix)
         raise
@@ -101,192 +115,189 @@ def prepare(config: Config) -> Manifest:
     return manifest
 
 
-def _items(config: Config) -> dict[str, Sequence[Item]]:
+def survey(config: Config) -> Manifest:
+    """The manifest that preparation would write: every file is read and checked, nothing is written.
+
+    Raises StorageError, LayoutError or PrepareError.
+    """
+    source = find_source(config)
+    done = _run(list(_work(config, source, None, "")), config)
+    return _manifest(config, source.known, done, _identity(config, source), "").sealed()
+
+
+def find_source(config: Config) -> Source:
+    """The pairs of the configured source. Raises StorageError, LayoutError with every fault of the layout."""
     data = config.data
     if data.layout == "generated":
-        return {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
-    items: dict[str, Sequence[Item]] = {}
-    faults: list[str] = []
-    for split in SPLITS:
-        try:
-            items[split] = find_pairs(data.layout, str(Path(str(data.source)).expanduser().absolute()), split)
-        except LayoutError as error:
-            faults += error.faults
-    if faults:
-        raise LayoutError(list(dict.fromkeys(faults)))
-    return items
+        made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
+        return Source(None, classes("generated", None), made, {})
+    store = open_store(str(data.source), config.storage)
+    check_readable(store)
+    splits = find_splits(data.layout, store, {**data.lists})
+    used = {key for pairs in splits.values() for pair in pairs for key in (pair.image, pair.label)}
+    listing = {found.key: found for found in store.listing() if found.key in used}
+    return Source(store, classes(data.layout, store), {**splits}, listing)
 
 
-def _source_hash(config: Config, items: dict[str, Sequence[Item]], known: Classes) -> str:
-    """sha256 of the names, sizes and times of all files and of every setting that shapes the shards."""
+def _identity(config: Config, source: Source) -> str:
+    """sha256 of the names, sizes and versions of all files and of every setting that shapes what is written."""
     data = config.data
     listing: object = [data.generated.model_dump(), generated.VERSION, generated.SEED]
-    if data.layout != "generated":
-        pairs = [(split, pair) for split in SPLITS for pair in items[split] if isinstance(pair, Pair)]
-        stats = [[Path(f).stat() for f in (p.image, p.label)] for _, p in pairs]
-        listing = [
-            [split, pair.sample_id, *((s.st_size, s.st_mtime_ns) for s in stat)]
-            for (split, pair), stat in zip(pairs, stats, strict=True)
-        ]
-    content = [SHARD_VERSION, data.name, data.layout, data.shard_rows, asdict(known), listing]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if source.store:
+        listing = [source.store.root, {name: [asdict(p) for p in pairs if isinstance(p, Pair)] for name, pairs in
+                   source.splits.items()}, sorted(source.listing.values())]  # fmt: skip
+    settings = [VERSION, data.name, data.layout, data.packed, data.packed and data.shard_rows, asdict(source.known)]
+    return hashlib.sha256(json.dumps([settings, listing], sort_keys=True).encode()).hexdigest()
 
 
-def _already(store: Store, source: str) -> Manifest | None:
+def _already(store: Store, identity: str, config: Config) -> Manifest | None:
     try:
         manifest = read_manifest(store)
     except ShardError:
         return None
-    keys = {shard.key for split in manifest.splits.values() for shard in split.shards}
-    return manifest if manifest.source == source and keys <= set(store.list()) else None
+    return manifest if manifest.source == identity and _written(manifest, config) <= set(store.list()) else None
 
 
-def _jobs(config: Config, store: Store, prefix: str, items: dict[str, Sequence[Item]], known: Classes) -> Iterator[ShardJob]:
+def _written(manifest: Manifest, config: Config) -> set[str]:
+    """Keys of the shards and index pages of a manifest."""
+    keys = set()
+    for name, split in manifest.splits.items():
+        prefix = split.index.split("/")[0]
+        shards = range(-(-split.num_images // config.data.shard_rows)) if manifest.packed else ()
+        keys |= {shard_key(prefix, name, number) for number in shards}
+        keys |= {page_key(split.index, number) for number in range(-(-split.num_images // PAGE_ROWS))}
+    return keys
+
+
+def shard_key(prefix: str, split: str, number: int) -> str:
+    """Key of a shard."""
+    return f"{prefix}/{split}-{number:06d}.parquet"
+
+
+def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> Iterator[Work]:
     rows, size = config.data.shard_rows, config.data.generated.size
-    for split in SPLITS:
-        for number, start in enumerate(range(0, len(items[split]), rows)):
-            key = f"{prefix}/{split}-{number:06d}.parquet"
-            yield ShardJob(store, key, split, items[split][start : start + rows], size, known.label_map)
+    for split, items in source.splits.items():
+        for number, start in enumerate(range(0, len(items), rows)):
+            key = shard_key(prefix, split, number)
+            yield Work(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
 
 
-def _run(jobs: list[ShardJob], config: Config) -> list[Done]:
-    """The jobs' outcomes, in the order of the jobs; logs progress."""
+def _run(jobs: list[Work], config: Config) -> list[Done]:
+    """The jobs' outcomes, in the order of the jobs; logs progress. Raises PrepareError with all faults."""
     cluster.connect()
     import ray.data  # reads its settings at import: connect() sets them
 
     # Without this, Ray Data prints its execution plan over our progress lines.
     ray.data.DataContext.get_current().print_on_execution_start = False
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
-    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_work, num_cpus=config.data.cpus_per_task)
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
     done: dict[int, Done] = {}
     start = said = time.monotonic()
     for row in outcomes.iter_rows():
         done[row["number"]] = pickle.loads(row["done"])
         if time.monotonic() - said > 2 or len(done) == len(jobs):
             said = time.monotonic()
-            logger.info("prepare: %d of %d shards, %.0f s", len(done), len(jobs), said - start)
+            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), said - start)
+    faults = [fault for outcome in done.values() for fault in outcome.faults]
+    if faults:
+        raise PrepareError(sorted(faults))
     return [done[number] for number in range(len(jobs))]
 
 
-def _work(row: dict[str, object]) -> dict[str, object]:
+def _task(row: dict[str, object]) -> dict[str, object]:
     job = pickle.loads(row["job"])  # type: ignore[arg-type]
     return {"number": row["number"], "done": pickle.dumps(pack(job))}
 
 
-def pack(job: ShardJob) -> Done:
-    """Reads and checks the job's samples and writes their shard; faults are returned, not raised."""
-    rows, faults, histogram = [], [], np.zeros(256, np.int64)
+def pack(job: Work) -> Done:
+    """Reads and checks the job's samples and writes their shard, if one is asked for; faults are returned, not raised."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    histograms: list[npt.NDArray[np.int64]] = []
     for item in job.items:
         row, counts, found = _load(item, job)
         faults += found
-        if row and not found:
-            rows.append(row)
-            histogram += counts
-    shard = None
+        rows.append(row)
+        histograms.append(counts)
+    entries: list[Entry] = []
     if not faults:
         try:
-            shard = write_shard(job.store, job.key, rows)
+            entries = write_shard(job.shards, job.key, rows) if job.shards else list(map(_in_place, job.items, rows))
         except Exception as error:  # any fault of any store; it is reported with the others, and fails the whole
-            faults.append(f"{job.store.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
-    return Done(job.split, shard, tuple(faults), histogram, tuple((row.height, row.width) for row in rows))
+            faults.append(f"{job.shards and job.shards.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
+    return Done(job.split, tuple(entries), tuple(faults), np.stack(histograms))
 
 
-def _load(item: Item, job: ShardJob) -> tuple[Row | None, npt.NDArray[np.int64], list[str]]:
+def _in_place(item: Item, row: Row) -> Entry:
+    image, label = (item.image, item.label) if isinstance(item, Pair) else ("", "")
+    return Entry(row.sample_id, image, 0, len(row.image), digest(row.image), label, 0, len(row.label), digest(row.label),
+                 row.height, row.width)  # fmt: skip
+
+
+def _load(item: Item, job: Work) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
+    """The sample, its pixels by stored label id int64[256], and its faults."""
     if isinstance(item, int):
         index = generated.split_index(job.split, item)
         image, label = generated.sample(index, generated.SEED, job.size)
         encoded = transforms.encode_png(image), transforms.encode_png(label)
         return Row(f"{job.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
+    assert job.source is not None
     try:
-        data = Path(item.image).read_bytes(), Path(item.label).read_bytes()
-    except OSError as error:
-        fault = f"{error.filename}: cannot be read ({error.strerror}): data.source must be visible on every Ray node"
-        return None, np.zeros(256, np.int64), [fault]
-    size, counts, faults = inspect(item, *data, job.label_map)
+        data = job.source.read(item.image), job.source.read(item.label)
+    except (OSError, ValueError) as error:
+        fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
+        return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
+    where = job.source.url(item.image), job.source.url(item.label)
+    size, counts, faults = inspect(*where, *data, job.label_map)
     return Row(item.sample_id, *data, *size), counts, faults
 
 
-def inspect(
-    pair: Pair, image: bytes, label: bytes, label_map: dict[int, int]
-) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]:
-    """(height, width), pixels by stored label id int64[256], and every fault of the two files as `file: fault`."""
-    pixels, ids, faults = None, None, []
-    try:
-        check_encoding(image)
-        pixels = transforms.decode_image(image)
-    except ValueError as error:
-        faults.append(f"{pair.image}: {error}")
-    try:
-        check_encoding(label)
-        check_grey(label)
-        ids = transforms.decode_label(label)
-    except ValueError as error:
-        faults.append(f"{pair.label}: {error}")
-    if pixels is not None and ids is not None and pixels.shape[:2] != ids.shape:
-        (h, w), (height, width) = ids.shape, pixels.shape[:2]
-        faults.append(f"{pair.label}: label is {w} x {h} pixels, its image {width} x {height} ({pair.image})")
-    counts = np.bincount(ids.ravel(), minlength=256) if ids is not None else np.zeros(256, np.int64)
-    illegal = [int(i) for i in np.flatnonzero(counts) if int(i) not in label_map]
-    if illegal:
-        found = ", ".join(f"{i} ({counts[i]} pixels)" for i in illegal)
-        faults.append(f"{pair.label}: label ids outside the map: {found}; legal: {', '.join(map(str, sorted(label_map)))}")
-    return (pixels.shape[0], pixels.shape[1]) if pixels is not None else (0, 0), counts, faults
+def _of_split(done: list[Done], name: str) -> tuple[list[Entry], npt.NDArray[np.int64]]:
+    """Entries of a split, and int64[n, 256] pixels of each image by stored label id."""
+    mine = [d for d in done if d.split == name]
+    return [entry for d in mine for entry in d.entries], np.concatenate([d.histograms for d in mine])
 
 
-def check_encoding(data: bytes) -> None:
-    """Raises ValueError for anything but a whole PNG or JPEG: some decoders fill what is missing with grey and say nothing."""
-    if not data:
-        raise ValueError("empty file")
-    if data.startswith(PNG):
-        for kind, start, end in _png_chunks(data):
-            if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise ValueError(f"damaged PNG: chunk {kind!r} at byte {start - 8} fails its checksum")
-    elif data.startswith(b"\xff\xd8"):
-        if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise ValueError(f"truncated JPEG: no end marker after {len(data)} bytes")
-    else:
-        raise ValueError("neither PNG nor JPEG")
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """(type, start, end) of each chunk's content, up to IEND."""
-    place, kind = len(PNG), ""
-    while kind != "IEND":
-        start = place + 8
-        end = start + int.from_bytes(data[place : place + 4], "big")
-        kind = data[place + 4 : start].decode("latin-1")
-        if end + 4 > len(data):
-            raise ValueError(f"truncated PNG: ends after {len(data)} bytes, before its IEND")
-        yield kind, start, end
-        place = end + 4
-
-
-def check_grey(data: bytes) -> None:
-    """Raises ValueError unless the PNG is 8-bit grey: OpenCV turns palette labels into colours, losing the ids."""
-    if not data.startswith(PNG):
-        raise ValueError("a label must be a PNG: JPEG changes the class ids")
-    depth, kind = data[24], data[25]
-    names = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-    if (depth, kind) != (8, 0):
-        raise ValueError(f"{depth}-bit {names.get(kind, kind)} PNG: a label must be 8-bit grey, value = class id")
-
-
-def _manifest(config: Config, known: Classes, done: list[Done], source: str) -> Manifest:
-    splits = {name: _split([d for d in done if d.split == name], known) for name in SPLITS}
-    return Manifest(config.data.name, config.data.layout, known.names, known.colors, known.label_map, splits, source)
-
-
-def _split(done: list[Done], known: Classes) -> Split:
-    histogram: list[int] = np.stack([d.histogram for d in done]).sum(axis=0).tolist()
-    pixels = [0] * 256
+def _of_classes(histograms: npt.NDArray[np.int64], known: Classes) -> npt.NDArray[np.int64]:
+    """int64[n, K]: pixels of each image by class."""
+    pixels = np.zeros((len(histograms), 256), np.int64)
     for stored, index in known.label_map.items():
-        pixels[index] += histogram[stored]
-    sizes = Counter(size for d in done for size in d.sizes)
-    shards = tuple(d.shard for d in done if d.shard)
+        pixels[:, index] += histograms[:, stored]
+    return pixels[:, : len(known.names)]
+
+
+def _manifest(config: Config, known: Classes, done: list[Done], identity: str, prefix: str) -> Manifest:
+    data = config.data
+    names = list(dict.fromkeys(d.split for d in done))
+    splits = {name: _split(*_of_split(done, name), known, f"{prefix}/index-{name}") for name in names}
+    twins = _duplicates({name: _of_split(done, name)[0] for name in names})
+    return Manifest(data.name, data.layout, known.names, known.colors, known.label_map, splits, data.packed, identity,
+                    num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
+
+
+def _split(entries: list[Entry], histograms: npt.NDArray[np.int64], known: Classes, index: str) -> Split:
+    pixels = _of_classes(histograms, known)
+    sizes = np.array([(e.height, e.width) for e in entries])
     return Split(
-        num_images=sum(shard.rows for shard in shards),
-        shards=shards,
-        pixels=tuple(pixels[: len(known.names)]),
-        ignored=pixels[IGNORE],
-        sizes=tuple((h, w, n) for (h, w), n in sorted(sizes.items())),
+        num_images=len(entries),
+        index=index,
+        content=content(entries),
+        bytes=sum(e.image_bytes + e.label_bytes for e in entries),
+        pixels=tuple(pixels.sum(0).tolist()),
+        images=tuple((pixels > 0).sum(0).tolist()),
+        ignored=int(sum(histograms[:, stored].sum() for stored, index in known.label_map.items() if index == IGNORE)),
+        smallest=tuple(sizes.min(0).tolist()),
+        largest=tuple(sizes.max(0).tolist()),
     )
+
+
+def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
+    """("train/ID", "val/ID") of each image that occurs in an earlier split as well, byte for byte."""
+    first: dict[bytes, tuple[str, str]] = {}
+    twins = []
+    for split, entries in splits.items():
+        for entry in entries:
+            seen = first.setdefault(entry.image_sha256, (split, entry.sample_id))
+            if seen[0] != split:
+                twins.append(("/".join(seen), f"{split}/{entry.sample_id}"))
+    return twins

@@ -17,13 +17,16 @@ from ray.train.torch import TorchTrainer
 from ccnet.optim import poly_learning_rate
 from pipeline import checkpoint, cluster, evaluate, figures, panels, tracking, workers
 from pipeline.config import Config
-from pipeline.datasets import Feed, data_config, evaluation_samples, planned_batches, resumable
+from pipeline.datasets import TrainingBatch, data_config, evaluation_samples, planned_batches, resumable
+from pipeline.feed import Feed
 from pipeline.job import Job, open_job
 from pipeline.learner import Learner
+from pipeline.plan import evaluation_share
 from pipeline.progress import Progress, show_own_lines
 from pipeline.score import Score
 from pipeline.spool import MetricLog
 from pipeline.storage import Store
+from pipeline.watchdog import Watchdog, stall_reason
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +66,22 @@ def train_worker(settings: dict[str, Any]) -> None:
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     progress = Progress(train.steps, train.global_batch)
     learner, batches = _start(job)
+    replaced = 0
     try:
-        for step, image, label in progress.timed(batches):
+        for step, image, label, replaced_now in progress.timed(batches):
             learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
             losses = learner.step(image, label, step, learning_rate)
             progress.step_done()
             done = step + 1
-            if log and (done % train.log_every == 0 or done == train.steps):
-                points, text = progress.flush(done)
-                loss, *terms = ((name, float(value)) for name, value in losses.items())
-                points |= {"train/loss": loss[1], "train/learning_rate": learning_rate}
-                log.metrics(points | {f"train/loss_{name}": value for name, value in terms}, done)
-                logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss[1], text)
+            replaced += replaced_now
+            if done % train.log_every == 0 or done == train.steps:
+                data_points = _replaced_points(job.config, replaced, learner.device)
+                if log:
+                    points, text = progress.flush(done)
+                    loss, *terms = ((name, float(value)) for name, value in losses.items())
+                    points |= {"train/loss": loss[1], "train/learning_rate": learning_rate} | data_points
+                    log.metrics(points | {f"train/loss_{name}": value for name, value in terms}, done)
+                    logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss[1], text)
             if done % train.validate_every == 0 or done == train.steps:
                 _validate_and_save(job, learner, done, log)
     finally:
@@ -82,21 +89,23 @@ def train_worker(settings: dict[str, Any]) -> None:
             logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
 
 
-def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.Tensor]]]:
+def _start(job: Job) -> tuple[Learner, Iterator[TrainingBatch]]:
     """The learner as it was when the feed's first step began, and the batches from there."""
     train = job.config.train
     shard = ray.train.get_dataset_shard("train")
     batch = train.global_batch // train.workers
     rows = iter(shard.iter_batches(batch_size=batch, batch_format="numpy", prefetch_batches=2))
-    plan = Feed(job.config, job.data, job.manifest, 0).plan
+    plan = Feed(job.config, job.manifest, 0).plan
     batches = planned_batches(rows, plan, steps=train.steps, rank=workers.rank(), workers=train.workers)
+    watchdog = Watchdog(job.config.data.stall_s, partial(stall_reason, job.config, job.manifest))
+    batches = watchdog.watched(batches)
     learner = Learner(job.config, len(job.manifest.class_names), ray.train.torch.get_device())
     started = time.monotonic()
     first = next(batches, None)
     if first is None:
         return learner, iter(())
-    if first[0]:
-        found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first[0]))
+    if first.step:
+        found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first.step))
         checkpoint.restore(found, learner.net, learner.optimizer)
         logger.info("resumed at step %d from %s", found.step, found.url)
     learner.distribute()
@@ -104,9 +113,22 @@ def _start(job: Job) -> tuple[Learner, Iterator[tuple[int, torch.Tensor, torch.T
     return learner, _chain(first, batches)
 
 
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
     yield first
     yield from rest
+
+
+def _replaced_points(config: Config, replaced: int, device: torch.device) -> dict[str, float]:
+    """Replaced samples of all workers since this start, for MLflow. Raises RuntimeError past `data.max_skipped`."""
+    if not config.data.max_skipped:  # the first one that cannot be read has stopped the feed
+        return {}
+    total = int(workers.sum_over_workers(torch.tensor(replaced, device=device)))
+    if total > config.data.max_skipped:
+        raise RuntimeError(
+            f"{total} training samples could not be read and were replaced, data.max_skipped = {config.data.max_skipped}: the "
+            "log names them; mend the objects and submit the run again"
+        )
+    return {"data/replaced_samples": total}
 
 
 def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | None) -> None:
@@ -140,8 +162,8 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
 
 
 def _validate(job: Job, learner: Learner) -> Score:
-    indices = list(range(workers.rank(), job.manifest.num_images("val"), workers.world_size()))
-    samples = evaluation_samples(job.data, job.manifest, "val", indices, job.config.evaluate.scale)
+    indices = evaluation_share(job.manifest.num_images("val"), workers.rank(), workers.world_size())
+    samples = evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale)
     counts, num_images = evaluate.evaluate_samples(learner.net, samples, len(job.manifest.class_names), learner.device)
     return evaluate.reduced_score(
         counts, num_images, job.manifest, "val", evaluate.describe(job.config, job.manifest), learner.device

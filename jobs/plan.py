@@ -1,0 +1,134 @@
+"""`python -m jobs.plan CONFIG.yaml [dotted.key=value ...] [--strict]`: the data, the run they come to, and the doctor's findings.
+
+Trains nothing and writes nothing. Ends with 1 when there is an error, with --strict also when there is a warning.
+"""
+
+import sys
+
+import ray
+
+from jobs.cli import main
+from pipeline import cluster, doctor
+from pipeline.config import Config
+from pipeline.datasets import open_data
+from pipeline.doctor import Finding, percent, size
+from pipeline.feed import Feed
+from pipeline.layouts import LayoutError
+from pipeline.prepare import PrepareError, survey
+from pipeline.shards import Manifest, ShardError
+from pipeline.storage import StorageError
+
+STRICT = "--strict"
+SHOWN = 20
+"""Findings of one level that are listed; the last line counts all."""
+
+
+def plan(argv: list[str]) -> int:
+    """The command; --strict may stand anywhere."""
+    return main(lambda config: run(config, strict=STRICT in argv), [word for word in argv if word != STRICT])
+
+
+def run(config: Config, *, strict: bool = False) -> int:
+    """Prints tables and findings; 1 with an error, or when `strict` with a warning."""
+    cluster.connect()
+    resources = ray.cluster_resources()
+    manifest, origin, found = look(config)
+    print(f"{'data':<16}{origin}")
+    found += doctor.buckets(config, checked=[config.storage.path])
+    if manifest is None:
+        found += doctor.resources(config, resources)
+    else:
+        found += doctor.examine(config, manifest, resources)
+        print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}\n\n{run_table(config, manifest, resources)}")
+    print(f"\n{verdict(found)}")
+    return int(any(strict or finding.level == "error" for finding in found))
+
+
+def look(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
+    """The prepared data set, or else what its source holds; where that is from; and why there is neither."""
+    try:
+        manifest = open_data(config)
+        return manifest, f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}", []
+    except StorageError as error:
+        return None, f"{config.data_url} cannot be opened", [Finding("error", f"storage.path: {error}")]
+    except ShardError as error:
+        origin = f"{error}\n{'':<16}the source was looked through instead; nothing was prepared"
+    try:
+        return survey(config), origin, []
+    except StorageError as error:
+        return None, origin, [Finding("error", f"data.source: {error}")]
+    except (LayoutError, PrepareError) as error:
+        return None, origin, [Finding("error", fault) for fault in error.faults]
+
+
+def split_table(manifest: Manifest) -> str:
+    """Images, their sizes, bytes and share of ignored pixels of each split."""
+    lines = [f"{'split':<16}{'images':>10}{'height':>14}{'width':>14}{'bytes':>12}{'ignored':>10}"]
+    for name, split in manifest.splits.items():
+        spans = zip(split.smallest, split.largest, strict=True)
+        height, width = (str(low) if low == high else f"{low} to {high}" for low, high in spans)
+        ignored = percent(split.ignored / max(1, split.ignored + sum(split.pixels)))
+        lines.append(f"{name:<16}{split.num_images:>10,}{height:>14}{width:>14}{size(split.bytes):>12}{ignored:>10}")
+    return "\n".join(lines)
+
+
+def class_table(manifest: Manifest) -> str:
+    """Each class's share of the labelled pixels, and the images that contain it."""
+    width = max(16, *(len(name) + 2 for name in manifest.class_names))
+    splits = manifest.splits.items()
+    lines = [f"{'class':<{width}}" + "".join(f"{name + ' %':>10}{'images':>10}" for name, _ in splits)]
+    for k, label in enumerate(manifest.class_names):
+        shares = ((100 * split.pixels[k] / max(1, sum(split.pixels)), split.images[k]) for _, split in splits)
+        lines.append(f"{label:<{width}}" + "".join(f"{share:>10.2f}{images:>10,}" for share, images in shares))
+    return "\n".join(lines)
+
+
+def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -> str:
+    """What a training with these settings comes to."""
+    train, data, images = config.train, config.data, manifest.num_images("train")
+    samples, gpus = train.steps * train.global_batch, resources.get("GPU", 0)
+    device = "a GPU each" if gpus >= train.workers else "CPUs"
+    scale = f"scale {data.scale[0]:g} to {data.scale[1]:g}"
+    if data.short_sides:
+        scale = f"shorter side {', '.join(map(str, data.short_sides))}"
+    rows = [
+        ("epoch", f"{images:,} images, {images / train.global_batch:.4g} steps"),
+        ("training", f"{train.steps:,} steps, {samples / images:.4g} epochs, {samples:,} samples seen"),
+        ("global batch", f"{train.global_batch} = {train.workers} x {train.global_batch // train.workers} images"),
+        ("workers", f"{train.workers} on {device}; the cluster has {resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs"),
+        ("crop", f"{data.crop[0]} x {data.crop[1]}, {scale}"),
+        ("block", f"{size(config.block_bytes)}, {config.steps_per_block} steps of a worker"),
+        (
+            "checkpoint",
+            f"{size(doctor.checkpoint_bytes(config, len(manifest.class_names)))}, "
+            f"kept are the best and the last {train.keep_checkpoints}",
+        ),
+        *_oversampled(config, manifest),
+    ]
+    return "\n".join(f"{key:<16}{value}" for key, value in rows)
+
+
+def _oversampled(config: Config, manifest: Manifest) -> list[tuple[str, str]]:
+    if not config.data.oversample or doctor.oversampling(config, manifest):
+        return []
+    plan = Feed(config, manifest, 0).plan
+    rows = []
+    for stream in plan.streams:
+        name = "all images" if stream.label is None else manifest.class_names[stream.label]
+        share, times = percent(stream.per_epoch / plan.num_samples), stream.per_epoch / stream.num_images
+        rows.append((name, f"{share} of an epoch: {stream.num_images:,} images, {times:.3g} times each"))
+    return rows
+
+
+def verdict(found: list[Finding]) -> str:
+    """The findings, errors first, and how many there are."""
+    lines, counts = [], []
+    for level in ("error", "warning"):
+        group = [str(finding) for finding in found if finding.level == level]
+        lines += group[:SHOWN] + ([f"{'':<9}... and {len(group) - SHOWN} more"] if len(group) > SHOWN else [])
+        counts.append(f"{len(group)} {level}{'' if len(group) == 1 else 's'}")
+    return "\n".join([*lines, *([""] if lines else []), ", ".join(counts)])
+
+
+if __name__ == "__main__":
+    sys.exit(plan(sys.argv[1:]))

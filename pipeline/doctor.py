@@ -1,0 +1,288 @@
+"""What is wrong or doubtful with data, settings and cluster, each with its fix, before a GPU is taken; reads no image."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from ccnet import build_ccnet
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.learner import network_arguments, objective
+from pipeline.shards import Manifest
+
+MOSTLY_IGNORED = 0.5
+"""Share of ignored pixels above which the label map is doubted."""
+MOSTLY_PADDING = 0.5
+"""Share of a crop beyond the image above which the crop is doubted."""
+OBJECT_STORE_SHARE = 0.5
+"""Share of the cluster's object store that Ray Data fills before it holds its tasks back (its own default)."""
+SHOWN = 10
+"""Class names listed in one finding."""
+
+
+class Finding(NamedTuple):
+    """One thing that stops a run (`error`) or probably spoils it (`warning`)."""
+
+    level: Literal["error", "warning"]
+    what: str
+    """The setting or split, what was found there and what is needed."""
+    fix: str = ""
+    """What to do; empty when `what` ends with it."""
+
+    @property
+    def line(self) -> str:
+        return f"{self.what} ({self.fix})" if self.fix else self.what
+
+    def __str__(self) -> str:
+        return f"{self.level:<9}{self.what}" + (f"\n{'':<9}fix: {self.fix}" if self.fix else "")
+
+
+def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
+    """Every finding about a data set and a run on it, errors first, in well under two seconds.
+
+    `cluster` is what `ray.cluster_resources()` says: CPU, GPU and object_store_memory in bytes.
+    """
+    found = [
+        *labels(manifest),
+        *duplicates(manifest),
+        *sizes(config, manifest),
+        *oversampling(config, manifest),
+        *losses(config, manifest),
+        *resources(config, cluster),
+        *disk(config, manifest),
+    ]
+    return sorted(found, key=lambda finding: finding.level)
+
+
+def labels(manifest: Manifest) -> list[Finding]:
+    """Splits that are mostly or wholly ignored, and classes that training never sees."""
+    found, train = [], manifest.splits["train"]
+    for name, split in manifest.splits.items():
+        total = split.ignored + sum(split.pixels)
+        if not total or split.ignored <= MOSTLY_IGNORED * total:
+            continue
+        whole = split.ignored == total
+        # A published test split has no labels; without those of train and val there is nothing to learn or to choose by.
+        level: Literal["error", "warning"] = "error" if whole and name != "test" else "warning"
+        share = "every pixel is" if whole else f"{percent(split.ignored / total)} of the pixels are"
+        fix = f"compare the ids in the labels with the label map of layout `{manifest.layout}`"
+        found.append(Finding(level, f"{name}: {share} ignored", fix))
+    dead = [k for k, pixels in enumerate(train.pixels) if not pixels] if any(train.pixels) else []
+    seen = {k for split in manifest.splits.values() for k, pixels in enumerate(split.pixels) if pixels}
+    if absent := [k for k in dead if k not in seen]:
+        fix = "compare the ids in the labels with the label map, or leave these classes out of it"
+        found.append(Finding("warning", f"no split has a pixel of {_classes(manifest, absent)}", fix))
+    if untaught := [k for k in dead if k in seen]:
+        fix = "move images of these classes to train, or ignore the classes: their IoU will be 0"
+        found.append(Finding("warning", f"train has no pixel of {_classes(manifest, untaught)}, which other splits score", fix))
+    return found
+
+
+def duplicates(manifest: Manifest) -> list[Finding]:
+    """Images that occur in more than one split, byte for byte."""
+    if not manifest.num_duplicates:
+        return []
+    shown = ", ".join(" = ".join(pair) for pair in manifest.duplicates[:3])
+    more = ", ..." if manifest.num_duplicates > 3 else ""
+    number = "1 image occurs" if manifest.num_duplicates == 1 else f"{manifest.num_duplicates} images occur"
+    what = f"{number} in more than one split, byte for byte: {shown}{more}"
+    return [Finding("warning", what, "keep each in one split (data.lists): scores on images of the training are too good")]
+
+
+def sizes(config: Config, manifest: Manifest) -> list[Finding]:
+    """Crops that the training images, as they are scaled, do not fill."""
+    crop, train = config.data.crop, manifest.splits["train"]
+    largest, smallest = _scaled(config, train.largest, max), _scaled(config, train.smallest, min)
+    setting = "data.short_sides" if config.data.short_sides else "data.scale"
+    what = f"data.crop_size = {list(crop)}: "
+    if any(side < limit for side, limit in zip(largest, crop, strict=True)):
+        fits = [min(limit, max(17, (side - 1) // 8 * 8 + 1)) for side, limit in zip(largest, crop, strict=True)]
+        what += f"every crop is padded, for the largest image, scaled up, is {_by(largest)} (height x width)"
+        return [Finding("warning", what, f"data.crop_size={fits}, or a larger {setting}")]
+    filled = math.prod(min(side, limit) for side, limit in zip(smallest, crop, strict=True)) / math.prod(crop)
+    if 1 - filled > MOSTLY_PADDING:
+        what += f"the smallest image, scaled down to {_by(smallest)} (height x width), leaves {percent(1 - filled)} padding"
+        return [Finding("warning", what, f"a smaller data.crop_size, or raise the low end of {setting}")]
+    return []
+
+
+def _scaled(config: Config, sides: tuple[int, int], end: Callable[[Iterable[float]], float]) -> tuple[int, int]:
+    """(height, width) of an image at the `end`, min or max, of the configured scales."""
+    data = config.data
+    scale = end(data.short_sides) / min(sides) if data.short_sides else end(data.scale)
+    return round(sides[0] * scale), round(sides[1] * scale)
+
+
+def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
+    """Classes of `data.oversample` that do not exist or that no training image contains."""
+    found, names = [], manifest.class_names
+    for name in config.data.oversample:
+        if name not in names:
+            found.append(Finding("error", f"data.oversample.{name}: no such class", f"legal: {', '.join(names)}"))
+        elif not manifest.splits["train"].images[names.index(name)]:
+            found.append(Finding("error", f"data.oversample.{name}: no training image contains it", "leave it out"))
+    return found
+
+
+def losses(config: Config, manifest: Manifest) -> list[Finding]:
+    """Class weights of another number, and hard-pixel mining that keeps every pixel. In workers warnings are silent."""
+    found, weights, number = [], config.loss.class_weights, len(manifest.class_names)
+    if weights is not None and len(weights) != number:
+        what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
+        found.append(Finding("error", what, "give one each"))
+    hard = objective(config.loss).ohem
+    if problem := hard and hard.problem(config.train.global_batch, *config.data.crop):
+        what, _, fix = problem.rpartition("; ")
+        found.append(Finding("warning", f"loss.ohem.{what}", fix))
+    return found
+
+
+def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
+    """What the cluster lacks for a run; known without the data."""
+    return [*cpus(config, cluster.get("CPU", 0)), *gpus(config, cluster.get("GPU", 0)), *object_store(config, cluster)]
+
+
+def cpus_needed(config: Config) -> float:
+    """Logical CPUs of one run: its workers and two Ray Data tasks; with fewer left, Ray Data waits for ever without a word."""
+    return config.train.workers * config.train.cpus_per_worker + 2 * config.data.cpus_per_task
+
+
+def cpus(config: Config, available: float) -> list[Finding]:
+    """Too few CPUs for the workers and the data."""
+    train, needed = config.train, cpus_needed(config)
+    if needed <= available:
+        return []
+    room = math.floor(100 * (available - 2 * config.data.cpus_per_task) / train.workers) / 100
+    what = (
+        f"train.workers = {train.workers}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
+        f"2 data tasks x {config.data.cpus_per_task:g}), the cluster has {available:g}"
+    )
+    fix = f"train.cpus_per_worker={room:g}" if room > 0 else "fewer train.workers or a larger cluster"
+    return [Finding("error", what, fix)]
+
+
+def gpus(config: Config, available: float) -> list[Finding]:
+    """GPUs that would lie idle, because there is not one for each worker."""
+    workers, batch = config.train.workers, config.train.global_batch
+    if not 0 < available < workers:
+        return []
+    fitting = max((n for n in range(1, int(available) + 1) if batch % n == 0), default=None)
+    what = f"train.workers = {workers}: the cluster has {available:g} GPUs, fewer than workers: all of these run on CPUs"
+    return [Finding("warning", what, f"train.workers={fitting}" if fitting else "a whole GPU for each worker")]
+
+
+def feed_bytes(config: Config, available_cpus: float) -> int:
+    """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
+    train, data = config.train, config.data
+    tasks = max(1, math.floor((available_cpus - train.workers * train.cpus_per_worker) / data.cpus_per_task + 1e-9))
+    whole_run = train.steps * train.global_batch * math.prod(data.crop) * 4
+    return min((2 * tasks + 2 * train.workers) * config.block_bytes, whole_run)
+
+
+def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
+    """A feed that fills the object store, so that Ray Data holds tasks back or spills crops to disk."""
+    available, cpu = cluster.get("object_store_memory"), cluster.get("CPU", 0)
+    if available is None or feed_bytes(config, cpu) <= OBJECT_STORE_SHARE * available:
+        return []
+    what = (
+        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(config.block_bytes)} on the way to the workers need "
+        f"{size(feed_bytes(config, cpu))}, over {percent(OBJECT_STORE_SHARE)} of the cluster's object store ({size(available)})"
+    )
+    tried, step_bytes = config.data.block_bytes, config.block_bytes // config.steps_per_block
+    while (tried := tried // 2) >= step_bytes:
+        smaller = config.model_copy(update={"data": config.data.model_copy(update={"block_bytes": tried})})
+        if feed_bytes(smaller, cpu) <= OBJECT_STORE_SHARE * available:
+            return [Finding("warning", what, f"data.block_bytes={tried}")]
+    return [Finding("warning", what, "fewer images per worker, a smaller data.crop_size, or a larger object store")]
+
+
+def checkpoint_bytes(config: Config, num_classes: int) -> int:
+    """Bytes of one checkpoint: the state dict and SGD's momentum of every trainable parameter."""
+    with torch.device("meta"):
+        net = build_ccnet(**network_arguments(config, num_classes))
+    momentum = sum(p.nbytes for p in net.parameters() if p.requires_grad) if config.train.momentum else 0
+    return int(sum(tensor.nbytes for tensor in net.state_dict().values()) + momentum)
+
+
+def disk(config: Config, manifest: Manifest) -> list[Finding]:
+    """A local `storage.path` without the space for a run's checkpoints."""
+    if "://" in config.storage.path:
+        return []
+    one, run = checkpoint_bytes(config, len(manifest.class_names)), Path(config.runs_url, config.run_key)
+    # The kept ones, the best, and the one being written; those that the run already wrote are not written again.
+    written = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    needed = max(one, (config.train.keep_checkpoints + 2) * one - written)
+    free = shutil.disk_usage(next(p for p in (run, *run.parents) if p.exists())).free
+    if free >= 2 * needed:
+        return []
+    what = (
+        f"storage.path = {config.storage.path}: {size(free)} are free, the run's checkpoints of {size(one)} need {size(needed)}"
+    )
+    fewer = "train.keep_checkpoints=1, " if config.train.keep_checkpoints > 1 else ""
+    return [Finding("error" if free < needed else "warning", what, f"{fewer}free some, or another storage.path")]
+
+
+def buckets(config: Config, checked: Sequence[str] = ()) -> list[Finding]:
+    """Buckets named by the configuration that refuse what its jobs do there, each asked once; `checked` are known to be fine.
+
+    Errors are those a training needs; others, which another verb would stumble on later, are warnings.
+    """
+    found, done = [], {bucket for url in checked if (bucket := _bucket(url))}
+    for setting, url, needed, proof in _addresses(config):
+        bucket = _bucket(url)
+        if not bucket or bucket in done:
+            continue
+        done.add(bucket)
+        try:
+            proof(storage.open_store(url, config.storage))
+        except storage.StorageError as error:
+            found.append(Finding("error" if needed else "warning", f"{setting}: {error}"))
+    return found
+
+
+def _addresses(config: Config) -> Iterator[tuple[str, str, bool, Callable[[storage.Store], None]]]:
+    """(setting, address, whether training needs it, how to prove it); what is written comes first, for that proves more."""
+    predict, export, data = config.predict, config.export, config.data
+    yield "storage.path", config.storage.path, True, storage.check
+    if predict.output:
+        yield "predict.output", predict.output, False, storage.check
+    if export.output:
+        yield "export.output", export.output.rpartition("/")[0], False, storage.check
+    if data.source:  # of a packed data set only jobs.prepare reads it
+        yield "data.source", data.source, not data.packed, partial(storage.check_readable, setting="data.source")
+    if predict.images:
+        yield "predict.images", predict.images, False, partial(storage.check_readable, setting="predict.images")
+
+
+def _bucket(url: str) -> str:
+    """The bucket of an address, empty for a folder."""
+    return url.removeprefix("s3://").partition("/")[0] if url.startswith("s3://") else ""
+
+
+def percent(share: float) -> str:
+    """A share of 1 for people: `62 %`, `99.9 %`."""
+    return f"{100 * share:.3g} %"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: `75 MiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
+def _by(sides: tuple[int, int]) -> str:
+    return f"{sides[0]} x {sides[1]}"
+
+
+def _classes(manifest: Manifest, numbers: Sequence[int]) -> str:
+    names = [manifest.class_names[number] for number in numbers]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} of the {len(manifest.class_names)} classes: {', '.join(names[:SHOWN])}{more}"

@@ -1,0 +1,97 @@
+"""Trying again: growing random pauses inside a budget of seconds, and which answers of a store deserve another try.
+
+Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): clients that
+failed together do not come back together.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+FIRST_PAUSE_S = 0.1
+"""Longest first pause; each further one may be twice as long."""
+LONGEST_PAUSE_S = 5.0
+
+# Codes of S3 and its relatives for "not now". RequestTimeTooSkewed is not one: a wrong clock stays wrong.
+_NOT_NOW = {
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "Throttling",
+    "ThrottlingException", "ThrottledException", "TooManyRequests", "TooManyRequestsException", "RequestThrottled",
+    "RequestLimitExceeded", "BandwidthLimitExceeded",
+}  # fmt: skip
+
+R = TypeVar("R")
+
+
+class Failed(Exception):
+    """Job number `job` failed for good, `final` saying whether at once or with the budget spent; `__cause__` is the fault."""
+
+    def __init__(self, job: int, tries: int, seconds: float, *, final: bool) -> None:
+        super().__init__(f"tried {tries} times in {seconds:.1f} s" if tries > 1 else "tried once")
+        self.job = job
+        self.tries = tries
+        self.seconds = seconds
+        self.final = final
+
+
+def is_transient_reply(status: int, code: str) -> bool:
+    """Whether a request that was answered with this HTTP status and S3 error code may succeed when sent again as it is."""
+    return code in _NOT_NOW or status == 429 or (status >= 500 and status != 501)
+
+
+def draw_pause_s(tries: int, draw: Callable[[float, float], float]) -> float:
+    """Seconds to wait after the `tries`-th try: draw(0, min(5, 0.1 * 2 ** (tries - 1)))."""
+    doublings = min(tries - 1, 10)  # past the cap, and 2.0 ** 1024 is an OverflowError
+    return draw(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**doublings))
+
+
+def outcome(call: Callable[[], R]) -> R | Exception:
+    """What a call returns, or the exception it raises."""
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def retried(
+    num_jobs: int,
+    attempt: Callable[[list[int]], Sequence[R | Exception]],
+    *,
+    patience_s: float,
+    is_transient: Callable[[Exception], bool],
+    on_fault: Callable[[int, Exception, int, float], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+    draw: Callable[[float, float], float] | None = None,
+) -> list[R]:
+    """The results of jobs 0 .. num_jobs - 1, those that failed tried again until `patience_s` seconds have passed.
+
+    `attempt(jobs)` returns a result or an exception for each. `on_fault(job, fault, next_try, pause_s)` hears of each fault
+    that will be tried again. The last try begins when the budget ends at the latest, so that the whole takes `patience_s` and
+    one attempt at most. Raises Failed, from the fault, when a fault is not transient (at once) or the budget is spent.
+    """
+    # The system's generator: workers that seeded `random` alike would pause alike, and come back together.
+    draw = draw or random.SystemRandom().uniform
+    results: dict[int, R] = {}
+    left = list(range(num_jobs))
+    start, tries = clock(), 0
+    while left:
+        tries += 1
+        faults: dict[int, Exception] = {}
+        for job, outcome in zip(left, attempt(left), strict=True):
+            if isinstance(outcome, Exception):
+                faults[job] = outcome
+            else:
+                results[job] = outcome
+        spent = clock() - start
+        for job, fault in faults.items():
+            final = not is_transient(fault)
+            if final or spent >= patience_s:
+                raise Failed(job, tries, spent, final=final) from fault
+        left = list(faults)
+        if left:
+            pause_s = min(draw_pause_s(tries, draw), patience_s - spent)
+            for job, fault in faults.items():
+                on_fault(job, fault, tries + 1, pause_s)
+            sleep(pause_s)
+    return [results[job] for job in range(num_jobs)]

@@ -1,0 +1,182 @@
+"""A store that misbehaves: an HTTP proxy on loopback before a real S3 server, which injects chosen or seeded random faults.
+
+    with FaultyStore("http://127.0.0.1:9000", seed=1, probability=0.1) as proxy:
+        store = open_store("s3://bucket/prefix", Storage(path="unused", endpoint=proxy.endpoint))
+        ...
+    assert proxy.injected["reset"] > 0
+
+Requests are numbered from 0 in the order of arrival; which of them fail, and how, depends on the seed and the number alone.
+Bytes pass unchanged, the Host header with them, so that signatures hold. One request a connection.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+FAULTS = ("slow_down", "reset", "reset_body", "stall", "stall_body", "truncate")
+"""503 SlowDown; connection reset before the answer, or in its body; silence before the answer, or in its body; an answer that
+ends in its body. `forbid` (403 SignatureDoesNotMatch) besides, which no retry mends."""
+REPLIES = {"slow_down": (503, "Slow Down", "SlowDown"), "forbid": (403, "Forbidden", "SignatureDoesNotMatch")}
+
+
+class FaultyStore:
+    """`endpoint` is its URL; `requests` and `injected` (fault -> number) count what came and what was done to it.
+
+    `chosen` maps request numbers to faults. Any other request fails with `probability`, by a fault drawn from `weights`
+    (fault -> weight); with `only_gets`, GET requests alone. A stall lasts `stall_s` seconds, then the connection is closed.
+    All but `upstream`, `requests` and `injected` may be set while it runs.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        seed: int = 0,
+        probability: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        chosen: Mapping[int, str] | None = None,
+        only_gets: bool = False,
+        stall_s: float = 60.0,
+    ) -> None:
+        address = urlsplit(upstream)
+        self.upstream = (address.hostname or "127.0.0.1", address.port or 80)
+        self.random = random.Random(seed)
+        self.probability = probability
+        self.weights = dict(weights or dict.fromkeys(FAULTS, 1.0))
+        self.chosen = dict(chosen or {})
+        self.only_gets = only_gets
+        self.stall_s = stall_s
+        self.requests = 0
+        self.injected: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="faulty-store")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._connected, sock=self._listener)
+        await self._stop.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await server.wait_closed()
+        await asyncio.sleep(0.01)  # transports close in the loop's next turns
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._answer(reader, writer)
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    def _draw(self, method: str) -> str | None:
+        number, self.requests = self.requests, self.requests + 1
+        fault = self.chosen.get(number)
+        if fault is None and self.random.random() < self.probability and not (self.only_gets and method != "GET"):
+            fault = self.random.choices(list(self.weights), list(self.weights.values()))[0]
+        if fault:
+            self.injected[fault] += 1
+        return fault
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        method = head.split(b" ", 1)[0].decode()
+        fields = _fields(head)
+        if fields.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await _body(reader, fields)
+        fault = self._draw(method)
+        if fault in REPLIES:
+            writer.write(_reply(fault, method))
+            await writer.drain()
+        elif fault == "reset":
+            _reset(writer)
+        elif fault == "stall":
+            await asyncio.sleep(self.stall_s)
+        else:
+            reply = await self._forward(head, body)
+            if fault:  # one byte short at the least; an answer without body breaks off in its head
+                start = reply.index(b"\r\n\r\n") + 4
+                reply = reply[: start + (len(reply) - start) // 2 if len(reply) > start else start - 4]
+            writer.write(reply)
+            await writer.drain()
+            if fault == "stall_body":
+                await asyncio.sleep(self.stall_s)
+            elif fault == "reset_body":
+                _reset(writer)
+
+    async def _forward(self, head: bytes, body: bytes) -> bytes:
+        """The whole answer; the server is asked to close the connection after it."""
+        reader, writer = await asyncio.open_connection(*self.upstream)
+        lines = [line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in (b"connection", b"expect")]
+        try:
+            writer.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + body)
+            return _closing(await reader.read(-1))
+        finally:
+            writer.close()
+
+
+def _fields(head: bytes) -> dict[str, str]:
+    lines = head.decode("latin-1").split("\r\n")[1:]
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
+
+
+async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+    """The body as it came, chunk sizes included."""
+    if fields.get("transfer-encoding", "").lower() != "chunked":
+        return await reader.readexactly(int(fields.get("content-length", 0)))
+    body = b""
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        body += line
+        if size:
+            body += await reader.readexactly(size + 2)
+            continue
+        while line != b"\r\n":  # trailers, then an empty line
+            line = await reader.readuntil(b"\r\n")
+            body += line
+        return body
+
+
+def _closing(reply: bytes) -> bytes:
+    """The answer with the promise to close, which servers that were asked for it may leave out."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + b"\r\n\r\n" + body
+
+
+def _reply(fault: str, method: str) -> bytes:
+    status, reason, code = REPLIES[fault]
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>Injected.</Message></Error>'.encode()
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return head.encode() + b"\r\n\r\n" + (b"" if method == "HEAD" else body)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
