@@ -49,10 +49,11 @@ demo: install
 	@echo "overlays of four validation images: outputs/demo"
 	@echo "MLflow and the Ray dashboard (token: .stack/ray.token) stay up for browsing; make down stops them."
 
-BENCH ?= jobs/configs/demo.yaml
+# On a cluster of its own: only of its own processes can it tell the memory.
+BENCH ?= jobs/configs/bench.yaml
 bench: install
-	$(BIN)/python -m jobs.prepare $(BENCH) storage.path=outputs
-	$(BIN)/python -m jobs.benchmark $(BENCH) storage.path=outputs
+	$(BIN)/python -m infra.stack up
+	. .stack/env && unset RAY_ADDRESS && $(BIN)/python -m jobs.benchmark $(BENCH)
 
 clean: install
 	$(BIN)/python -m infra.stack down

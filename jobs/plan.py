@@ -41,6 +41,11 @@ def run(config: Config, *, strict: bool = False) -> int:
         found += doctor.examine(config, manifest, resources)
         print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}\n\n{run_table(config, manifest, resources)}")
     print(f"\n{verdict(found)}")
+    return exit_code(found, strict=strict)
+
+
+def exit_code(found: list[Finding], *, strict: bool) -> int:
+    """0, or 1 with an error, or when `strict` with a warning."""
     return int(any(strict or finding.level == "error" for finding in found))
 
 

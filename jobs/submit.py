@@ -21,7 +21,7 @@ from pipeline.environment import describe_commit
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("prepare", "train", "tune", "evaluate", "predict", "export", "benchmark")
+VERBS = ("prepare", "plan", "train", "tune", "evaluate", "predict", "export", "benchmark")
 USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
 EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
 """Never sent, whatever .gitignore says; Ray itself leaves out .git and .venv."""

@@ -1,73 +1,231 @@
 """Where an image's time goes on this machine: decode, feed and training step, interleaved in one run."""
 
 import json
+import logging
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
+import ray
 
+from pipeline import cluster
+from pipeline.augment import Recipe, apply, augment, draw
+from pipeline.benchmark_data import Target, find_targets, repeated
+from pipeline.benchmark_feed import SPAWN, Length, Measured, one_round
+from pipeline.benchmark_work import Opening, open_feed, training_steps
 from pipeline.config import Config
-from pipeline.datasets import Feed, decode, open_data
-from pipeline.learner import Learner
-from pipeline.shards import Row, ShardReader
+from pipeline.feed import Feed, Int64, decode
+from pipeline.samples import open_samples
+from pipeline.transforms import UInt8, resize_label_to, resize_to
 
-ROUNDS = 5
+logger = logging.getLogger(__name__)
+
+NUM_ROWS = (1_000, 100_000)
+ROWS_ROUNDS, ROWS_STEPS = 5, 40
+AUGMENTED = 48
+"""Images of a round of the augment path, in one process."""
+STEPS = 4
+"""Training steps of a round."""
+KEPT_WORKERS = "RAY_num_workers_soft_limit"
+WHOLE, CROP = "augment: whole, then crop", "augment: the crop alone"
 
 
 class Figure(NamedTuple):
-    """Images per second of one stage in one process: the median of the rounds, and their spread."""
+    """One stage: images per second, the median of the rounds and their spread, and what else was seen of it."""
 
+    data: str
+    store: str
     stage: str
-    images_per_s: float
+    median: float
     lowest: float
     highest: float
+    rounds: int
+    cpus: int
+    cores: int
+    """Processes of the stage."""
+    ratios: dict[str, float]
+    """Name -> this stage divided by that one; medians over the rounds."""
+    first_batch_s: float | None = None
+    first_batch_cold_s: float | None = None
+    """On a cluster none of whose workers has run a task."""
+    data_wait: float | None = None
+    """Share of the time that a consumer at 0.8 of the bare loop's rate waits for data."""
+    peak_mib: float | None = None
 
     def json(self) -> str:
-        """One line, with what the number depends on."""
-        return json.dumps(self._asdict() | {"rounds": ROUNDS, "cpus": len(os.sched_getaffinity(0))})
+        """One line."""
+        figures = {key: round(v, 4) if isinstance(v, float) else v for key, v in self._asdict().items()}
+        return json.dumps(figures | {"ratios": {name: round(ratio, 4) for name, ratio in self.ratios.items()}})
 
 
-def benchmark(config: Config) -> list[Figure]:
-    """Measures each stage in turn, `ROUNDS` times; the first round warms up and does not count."""
-    store, manifest = open_data(config)
-    feed = Feed(config, store, manifest, 0)
-    num_images = min(4 * config.train.global_batch, manifest.num_images("train"))
-    rows = ShardReader(store, manifest, "train").read(list(range(num_images)))
-    stages: dict[str, Callable[[], int]] = {
-        "decode": lambda: _decode(rows),
-        "feed (fetch, decode, augment)": lambda: len(feed.crops(*feed.plan.samples(np.arange(num_images)))[0]),
-        "training step": _training_step(config, len(manifest.class_names)),
-    }
-    rates: dict[str, list[float]] = {stage: [] for stage in stages}
-    for turn in range(ROUNDS + 1):
-        for stage, run in stages.items():
+def benchmark(config: Config) -> Iterator[list[Figure]]:
+    """Figures of each data set on each store: the feed's stages, the augment path, the number of rows.
+
+    The stages of a round run one after the other; a first round is shorter, warms up and does not count.
+    """
+    cores = config.benchmark.cores or len(os.sched_getaffinity(0))
+    _connect(config, cores)  # which preparing uses too
+    targets = list(find_targets(config))
+    for number, target in enumerate(targets):
+        first_of_data = target.name not in [t.name for t in targets[:number]]
+        first_of_store = target.config.storage.path not in [t.config.storage.path for t in targets[:number]]
+        # A new cluster: its workers are cold and its object store untouched, whatever ran before.
+        ray.shutdown()
+        _connect(config, cores)
+        yield [
+            *measure_feed(target, cores),
+            *(measure_augment(target) if first_of_data else []),
+            *(measure_rows(target) if first_of_store else []),
+        ]
+    ray.shutdown()
+
+
+def _connect(config: Config, cores: int) -> None:
+    # Ray ends idle workers beyond one for each CPU after a second: every round would start them anew, training does once.
+    os.environ[KEPT_WORKERS] = str(math.ceil(cores / config.data.cpus_per_task))
+    try:
+        cluster.connect(num_cpus=cores)
+    finally:
+        del os.environ[KEPT_WORKERS]
+
+
+def measure_feed(target: Target, cores: int) -> list[Figure]:
+    """The stages of the feed, and the training step if it is asked for."""
+    config = target.config
+    warm, length = (Length.of(n, config.train.global_batch, cores) for n in (-(-target.images // 4), target.images))
+    cold = one_round(_feed(target, warm), warm, cores)["Ray Data"].first_batch_s
+    logger.info("%s on %s: warmed up", target.name, config.storage.path)
+    rounds = []
+    for turn in range(config.benchmark.rounds):
+        rounds.append(one_round(_feed(target, length), length, cores))
+        if config.benchmark.step:
+            rounds[-1]["training step"] = _training_step(target)
+        said = "  ".join(f"{stage} {m.images_per_s:.1f}" for stage, m in rounds[-1].items())
+        logger.info(
+            "%s on %s: round %d of %d, images/s: %s", target.name, config.storage.path, turn + 1, config.benchmark.rounds, said
+        )
+    rates = {stage: [r[stage].images_per_s for r in rounds] for stage in rounds[0]}
+    return [
+        _figure(target, stage, rates, ("bare loop", "torch DataLoader"), cores)._replace(
+            first_batch_s=_median([r[stage].first_batch_s for r in rounds]),
+            first_batch_cold_s=cold if stage == "Ray Data" else None,
+            data_wait=_median([r[stage].data_wait for r in rounds]),
+            peak_mib=_mib(max(r[stage].peak_bytes or 0 for r in rounds)),
+        )
+        for stage in rates
+    ]
+
+
+def _feed(target: Target, length: Length) -> Feed:
+    train = target.config.train.model_copy(update={"steps": length.flat + length.paced})
+    return Feed(target.config.model_copy(update={"train": train}), target.manifest, 0)
+
+
+def _training_step(target: Target) -> Measured:
+    # In a process of its own: what torch allocates would stay with this one and count as memory of the feed.
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        rate = pool.submit(training_steps, target.config, len(target.manifest.class_names), STEPS).result()
+    return Measured(rate, None, None, None, ())
+
+
+def measure_augment(target: Target) -> list[Figure]:
+    """The augment path against [resize whole, crop] in this process, same draws with scales above 1, decoding left out.
+
+    Nothing where the images are no larger than the crop, or are resized to a given side.
+    """
+    config, split = target.config, target.manifest.splits["train"]
+    high, crop = config.data.scale[1], config.data.crop
+    if config.data.short_sides or high <= 1 or split.smallest[0] <= crop[0] or split.smallest[1] <= crop[1]:
+        return []
+    feed = Feed(config, target.manifest, 0)
+    recipe = feed.recipe._replace(scale=(min(1 + 1 / 32, high), high), scale_step=None)
+    rates: dict[str, list[float]] = {WHOLE: [], CROP: []}
+    for turn in range(config.benchmark.rounds + 1):
+        seconds = _augment_seconds(feed, recipe, np.arange(AUGMENTED))
+        logger.info("%s: augment path, round %d of %d", target.name, turn, config.benchmark.rounds)
+        if turn:
+            for stage, spent in seconds.items():
+                rates[stage].append(AUGMENTED / spent)
+    return [_figure(target, WHOLE, rates, (), 1), _figure(target, CROP, rates, (WHOLE,), 1)]
+
+
+def _augment_seconds(feed: Feed, recipe: Recipe, positions: Int64) -> dict[str, float]:
+    """Seconds of both ways over the same draws, the two in turn at each image."""
+    samples, label_map, seed = open_samples(feed.config, feed.manifest, "train"), feed.manifest.label_lookup(), feed.config.seed
+    picks = feed.plan.picks(positions)
+    numbers = feed.samples_of(picks, samples).tolist()
+    seconds = dict.fromkeys((WHOLE, CROP), 0.0)
+    for number, row, epoch in zip(numbers, samples.read(numbers), picks.epoch.tolist(), strict=True):
+        image, label = decode(row)
+        for stage, run in ((WHOLE, whole_then_crop), (CROP, augment)):
             start = time.perf_counter()
-            images = run()
-            if turn:
-                rates[stage].append(images / (time.perf_counter() - start))
-    return [Figure(stage, statistics.median(r), min(r), max(r)) for stage, r in rates.items()]
+            run(image, label, label_map, recipe, seed=seed, epoch=epoch, sample=number)
+            seconds[stage] += time.perf_counter() - start
+    return seconds
 
 
-def _decode(rows: list[Row]) -> int:
-    for row in rows:
-        decode(row.sample_id, row.image, row.label)
-    return len(rows)
+def whole_then_crop(
+    image: UInt8, label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: int, sample: int
+) -> tuple[UInt8, UInt8]:
+    """`pipeline.augment.augment` the usual way: the whole image and label are resized, then cut.
+
+    By INTER_LINEAR, which is faster than augment's INTER_LINEAR_EXACT and differs from it by one grey level at most.
+    """
+    drawn = draw(label, label_map, recipe, seed=seed, epoch=epoch, sample=sample)
+    resized = resize_to(image, drawn.size), resize_label_to(label, drawn.size)
+    return apply(*resized, label_map, drawn._replace(factor=None))
 
 
-def _training_step(config: Config, num_classes: int) -> Callable[[], int]:
-    """One step of the configured model on random pixels, on all cores or the GPU; returns its number of images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = Learner(config, num_classes, device)
-    batch, (height, width) = config.train.global_batch, config.data.crop
-    image = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    label = torch.randint(0, num_classes, (batch, height, width), dtype=torch.uint8, device=device)
+def measure_rows(target: Target) -> list[Figure]:
+    """The feed over 1,000 and over 100,000 rows of the same few objects, each in a fresh process: memory and first batch."""
+    config = target.config
+    unweighted = config.data.model_copy(update={"oversample": {}})  # the index below lists no members of classes
+    train = config.train.model_copy(update={"steps": ROWS_STEPS})
+    config = config.model_copy(update={"data": unweighted, "train": train})
+    feeds = {num_rows: Feed(config, repeated(target, num_rows), 0) for num_rows in NUM_ROWS}
+    found: dict[int, list[Opening]] = {num_rows: [] for num_rows in feeds}
+    for turn in range(ROWS_ROUNDS):
+        for num_rows, feed in feeds.items():
+            with ProcessPoolExecutor(1, SPAWN) as pool:
+                found[num_rows].append(pool.submit(open_feed, feed, ROWS_STEPS).result())
+        logger.info("%s on %s: number of rows, round %d of %d", target.name, config.storage.path, turn + 1, ROWS_ROUNDS)
+    stages = [f"{num_rows:,} rows" for num_rows in NUM_ROWS]
+    rates = {stage: [o.images_per_s for o in openings] for stage, openings in zip(stages, found.values(), strict=True)}
+    peaks = {stage: [o.peak_bytes for o in openings] for stage, openings in zip(stages, found.values(), strict=True)}
+    firsts = {stage: [o.first_batch_s for o in openings] for stage, openings in zip(stages, found.values(), strict=True)}
+    few, many = (
+        _figure(target, stage, rates, (), 1)._replace(first_batch_s=_median(firsts[stage]), peak_mib=_mib(_median(peaks[stage])))
+        for stage in stages
+    )
+    ratios = {
+        f"memory of {stages[0]}": _ratio(peaks[stages[1]], peaks[stages[0]]),
+        f"first batch of {stages[0]}": _ratio(firsts[stages[1]], firsts[stages[0]]),
+    }
+    return [few, many._replace(ratios=ratios)]
 
-    def step() -> int:
-        float(learner.step(image, label, step=0, learning_rate=1e-3)["loss"])
-        return batch
 
-    return step
+def _figure(target: Target, stage: str, rates: Mapping[str, list[float]], others: tuple[str, ...], cores: int) -> Figure:
+    mine = rates[stage]
+    return Figure(
+        target.name, target.config.storage.path, stage, statistics.median(mine), min(mine), max(mine), len(mine),
+        len(os.sched_getaffinity(0)), cores, {other: _ratio(mine, rates[other]) for other in others},
+    )  # fmt: skip
+
+
+def _ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    """Median over the rounds of one divided by the other in the same round."""
+    return statistics.median(a / b for a, b in zip(mine, other, strict=True))
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _mib(size: float | None) -> float | None:
+    return size / 2**20 if size else None

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.data_settings import Data
-from pipeline.settings import Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Train, Tune
+from pipeline.settings import Benchmark, Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Train, Tune
 
 
 class Config(Section):
@@ -26,6 +26,7 @@ class Config(Section):
     export: Export = Export()
     tracking: Tracking = Tracking()
     tune: Tune = Tune()
+    benchmark: Benchmark = Benchmark()
 
     @property
     def run_key(self) -> str:

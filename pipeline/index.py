@@ -1,7 +1,8 @@
 """Where each sample of a split lies: pages of entries, read as they are needed, in bounded memory for any number of samples.
 
 A page is an Arrow IPC file of PAGE_ROWS entries whose name follows from its number, so that nothing is listed and nothing
-grows with the data set. Beside the pages lie the members of each class, for plans that draw from them.
+grows with the data set. Beside the pages lie the members of each class, for plans that draw from them. Each page ends with the
+sha256 of what precedes it.
 """
 
 import hashlib
@@ -73,11 +74,11 @@ def write_index(store: Store, folder: str, entries: Sequence[Entry], members: Se
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, SCHEMA) as file:
             file.write_batch(batch)
-        store.write(page_key(folder, number), sink.getvalue().to_pybytes())
+        store.write(page_key(folder, number), _sealed(sink.getvalue().to_pybytes()))
     for label, positions in enumerate(members):
         for number, start in enumerate(range(0, len(positions), MEMBERS_ROWS)):
             page = positions[start : start + MEMBERS_ROWS]
-            store.write(_members_key(folder, label, number), page.astype("<i8").tobytes())
+            store.write(members_key(folder, label, number), _sealed(page.astype("<i8").tobytes()))
 
 
 class Index(NamedTuple):
@@ -99,10 +100,10 @@ class Index(NamedTuple):
     def members(self, label: int, places: Int64) -> Int64:
         """Positions int64[n] of the images at `places` int64[n] in the list of those that contain class `label`."""
         pages = self._fetched(
-            [_members_key(self.folder, label, number) for number in _pages_of(places.tolist(), MEMBERS_ROWS)],
+            [members_key(self.folder, label, number) for number in _pages_of(places.tolist(), MEMBERS_ROWS)],
             lambda data: np.frombuffer(data, "<i8"),
         )
-        found = [pages[_members_key(self.folder, label, p // MEMBERS_ROWS)][p % MEMBERS_ROWS] for p in places.tolist()]
+        found = [pages[members_key(self.folder, label, p // MEMBERS_ROWS)][p % MEMBERS_ROWS] for p in places.tolist()]
         return np.array(found, np.int64)
 
     def _fetched(self, keys: Sequence[str], decode: Callable[[bytes], Any]) -> dict[str, Any]:
@@ -111,19 +112,26 @@ class Index(NamedTuple):
             missing = [key for key, page in pages.items() if page is None]
             try:
                 parts = self.store.read_ranges([(key, 0, None) for key in missing]) if missing else []
-                pages |= {key: decode(part) for key, part in zip(missing, parts, strict=True)}
-            except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-                raise ShardError(
-                    f"{self.store.url(self.folder)}: index missing or damaged ({error}): run python -m jobs.prepare CONFIG again"
-                ) from error
+            except FileNotFoundError as error:
+                raise ShardError(f"{error.filename}: index page missing: run python -m jobs.prepare CONFIG again") from error
+            pages |= {key: decode(self._opened(key, part)) for key, part in zip(missing, parts, strict=True)}
             _PAGES.update({(self.store, key): page for key, page in pages.items()})  # the newest at the end
             while len(_PAGES) > CACHED_PAGES:
                 del _PAGES[next(iter(_PAGES))]
         return pages
 
+    def _opened(self, key: str, sealed: bytes) -> bytes:
+        if digest(sealed[: -DIGEST.byte_width]) != sealed[-DIGEST.byte_width :]:
+            raise ShardError(f"{self.store.url(key)}: index page damaged: delete it and run python -m jobs.prepare CONFIG again")
+        return sealed[: -DIGEST.byte_width]
+
 
 _PAGES: dict[tuple[Store, str], Any] = {}
 _LOCK = threading.Lock()
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + digest(data)
 
 
 def _pages_of(positions: Sequence[int], rows: int) -> list[int]:
@@ -139,5 +147,6 @@ def page_key(folder: str, number: int) -> str:
     return f"{folder}/{number:08d}.arrow"
 
 
-def _members_key(folder: str, label: int, number: int) -> str:
+def members_key(folder: str, label: int, number: int) -> str:
+    """Key of a page of a class's members."""
     return f"{folder}/class-{label:03d}/{number:08d}.i64"

@@ -21,7 +21,7 @@ from pipeline.class_tables import (
     classes,
     read_text,
 )
-from pipeline.storage import Store, explain
+from pipeline.storage import StorageError, Store
 
 __all__ = [
     "CAMVID", "CITYSCAPES_LABEL_MAP", "GENERATED", "IGNORE", "SPLITS", "Classes", "Color", "LayoutError", "Pair", "classes",
@@ -116,7 +116,7 @@ class Listing:
 
 
 def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:
-    """Pairs of each split, sorted by sample id. Raises LayoutError with every fault: full address, and the fix.
+    """Pairs of each split, sorted by sample id. Raises LayoutError with every fault (address, fix), StorageError.
 
     `lists` (split -> key of a text file of `IMAGE LABEL` lines) replaces the layout's own way for the splits it names.
 
@@ -141,7 +141,7 @@ def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[st
             faults += error.faults
             continue
         if pairs is not None:
-            splits[split] = sorted(pairs, key=lambda pair: pair.sample_id)
+            splits[split] = sorted(pairs, key=lambda pair: (pair.sample_id, pair.image))
             faults += _shared_ids(source, splits[split])
     if faults:
         raise LayoutError(list(dict.fromkeys(faults)))
@@ -152,10 +152,8 @@ def list_source(source: Store) -> Listing:
     """All keys of a source, those in linked folders too. Raises LayoutError for none, StorageError for a store that fails."""
     try:
         waiting = [(key, frozenset({os.path.realpath(source.root)})) for key in source.list()]
-    except FileNotFoundError:
-        waiting = []
-    except Exception as error:
-        raise explain(source, error) from error
+    except StorageError as error:
+        raise StorageError(f"data.source: {error}") from error
     keys: list[str] = []
     while waiting:
         key, parents = waiting.pop()
@@ -165,7 +163,7 @@ def list_source(source: Store) -> Listing:
         elif (real := os.path.realpath(source.url(key))) not in parents:
             waiting += [(inner, parents | {real}) for inner in source.list(key)]
     if not keys or keys == [""]:
-        state = "no such folder, or an empty one" if not source.is_s3 else "no such bucket, or nothing below this prefix"
+        state = "no such folder, or an empty one" if not source.is_s3 else "nothing below this prefix"
         raise LayoutError([f"data.source = {source.root}: {state}: correct data.source"])
     return Listing(source, tuple(sorted(keys)))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import pickle
+import posixpath
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from pipeline import cluster, generated, transforms
 from pipeline.config import Config
-from pipeline.index import PAGE_ROWS, Entry, ShardError, content, digest, page_key, write_index
+from pipeline.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, content, digest, members_key, page_key, write_index
 from pipeline.inspection import inspect
 from pipeline.layouts import IGNORE, Classes, Pair, classes, find_splits
 from pipeline.shards import VERSION, Manifest, Row, Split, read_manifest, write_manifest, write_shard
@@ -133,9 +134,12 @@ def find_source(config: Config) -> Source:
         return Source(None, classes("generated", None), made, {})
     store = open_store(str(data.source), config.storage)
     check_readable(store)
-    splits = find_splits(data.layout, store, {**data.lists})
+    splits = find_splits(data.layout, store, {str(split): key for split, key in data.lists.items()})
     used = {key for pairs in splits.values() for pair in pairs for key in (pair.image, pair.label)}
     listing = {found.key: found for found in store.listing() if found.key in used}
+    # The store lists a link to a folder as one key: what the pairs have behind it is listed there.
+    for folder in {posixpath.dirname(key) for key in used - listing.keys()}:
+        listing |= {found.key: found for found in store.listing(folder) if found.key in used}
     return Source(store, classes(data.layout, store), {**splits}, listing)
 
 
@@ -166,6 +170,8 @@ def _written(manifest: Manifest, config: Config) -> set[str]:
         shards = range(-(-split.num_images // config.data.shard_rows)) if manifest.packed else ()
         keys |= {shard_key(prefix, name, number) for number in shards}
         keys |= {page_key(split.index, number) for number in range(-(-split.num_images // PAGE_ROWS))}
+        for label, num_members in enumerate(split.images if name == "train" else ()):
+            keys |= {members_key(split.index, label, number) for number in range(-(-num_members // MEMBERS_ROWS))}
     return keys
 
 

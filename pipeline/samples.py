@@ -45,11 +45,10 @@ class Samples:
         """`try_read` a few samples at a time, fetching the next while the caller works on these."""
         chunks = [positions[start : start + READ_AHEAD] for start in range(0, len(positions), READ_AHEAD)]
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self.try_read, chunks[0]) if chunks else None
-            for following in [*chunks[1:], None]:
-                assert waiting is not None
-                rows = waiting.result()
-                waiting = pool.submit(self.try_read, following) if following is not None else None
+            waiting = [pool.submit(self.try_read, chunk) for chunk in chunks[:1]]
+            for number in range(len(chunks)):
+                rows = waiting.pop().result()
+                waiting = [pool.submit(self.try_read, chunk) for chunk in chunks[number + 1 : number + 2]]
                 yield from rows
 
     def url(self, position: int) -> str:
@@ -60,7 +59,7 @@ class Samples:
         try:
             return self._checked(entry, self._fetch([entry])[0])
         except FileNotFoundError as error:
-            return _fault(entry, f"{error}: no such object")
+            return _fault(entry, f"{error.filename}: no such object", "put it back")
 
     def _fetch(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
         """(image, label) of each entry: one request where both lie in one shard, else one for each whole object."""
@@ -94,13 +93,15 @@ class Samples:
             ]
             if not wrong:
                 return Row(entry.sample_id, *data, entry.height, entry.width)
-        return _fault(entry, f"{self.objects.url(wrong[0])}: corrupt: its bytes are not those that jobs.prepare saw")
+        what = f"{self.objects.url(wrong[0])}: corrupt: its bytes are not those that jobs.prepare saw"
+        # A shard that is there counts as prepared.
+        return _fault(entry, what, "delete it" if entry.image == entry.label else "mend it")
 
 
-def _fault(entry: Entry, what: str) -> SampleError:
+def _fault(entry: Entry, what: str, fix: str) -> SampleError:
     return SampleError(
-        f"{what} (sample {entry.sample_id}): mend the object or run python -m jobs.prepare CONFIG again; data.max_skipped lets "
-        "training replace so many samples"
+        f"{what} (sample {entry.sample_id}): {fix} and run python -m jobs.prepare CONFIG again; data.max_skipped lets training "
+        "replace so many samples"
     )
 
 

@@ -228,3 +228,43 @@ class Tune(Section):
     """Steps before ASHA may stop a trial."""
     reduction: int = Field(2, ge=2)
     """ASHA keeps one in so many trials at each rung."""
+
+
+class Pictures(Section):
+    """Pictures made for a measurement, of the compressibility of photographs."""
+
+    height: int = Field(ge=33)
+    """Height in pixels."""
+    width: int = Field(ge=33)
+    """Width in pixels."""
+    format: Literal["png", "jpeg"]
+    """How they are encoded; JPEG of quality 95."""
+    crop_size: int | tuple[int, int]
+    """Training crop in pixels, one number or [height, width], each 8k + 1."""
+    images: int = Field(256, ge=1)
+    """Images of each stage in each round."""
+
+    @field_validator("crop_size")
+    @classmethod
+    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        return check_aligned(value)
+
+
+class Benchmark(Section):
+    rounds: int = Field(3, ge=1)
+    """Rounds that count, each stage once in each; one more, shorter, warms up."""
+    images: int = Field(256, ge=1)
+    """Images of each stage in each round."""
+    cores: int | None = Field(None, ge=1)
+    """Processes of each stage; by default the cores that this process may use."""
+    made: tuple[Pictures, ...] = ()
+    """Data sets to make and to measure instead of the configuration's own."""
+    stores: tuple[str, ...] = ()
+    """Measure on each of these folders or `s3://bucket/prefix` instead of storage.path alone."""
+    step: bool = True
+    """Measure the training step as well."""
+
+    @field_validator("stores")
+    @classmethod
+    def _absolute(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_absolute_url, value))

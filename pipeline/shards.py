@@ -126,7 +126,7 @@ def read_manifest(store: Store) -> Manifest:
         raise ShardError(f"{where}: version {found!r}, this code reads {VERSION}: {again} again")
     try:
         manifest = _from_json(tree)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{where}: damaged ({error!r}): {again} again") from error
     if manifest.sealed() != manifest:
         raise ShardError(f"{where}: its fingerprint does not match its content: {again} again")

@@ -35,11 +35,12 @@ PART_BYTES = 8 * 2**20
 """Part of a multipart upload, and read-ahead of `Store.arrow`'s files."""
 RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
 """botocore's own budget behind `Store.arrow`, whose calls come from Ray and pyarrow and not through our retries."""
-PROBED = (3.0, 2.0)
+PROBED = (4.0, 2.0)
 """patience_s and read_timeout_s of the first request of a check: an unreachable endpoint is reported within 15 s."""
 
 __all__ = ["Object", "StorageError", "Store", "check", "check_readable", "explain", "open_store"]
 R = TypeVar("R")
+Range = tuple[str, int, int | None]  # key, first byte, byte behind the last; None: to the object's end
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +84,7 @@ class Store:
     """`s3://bucket/prefix` or an absolute folder, without a slash at the end."""
     endpoint: str | None = None
     patience_s: float = field(default=120, compare=False, repr=False)
-    """Seconds for which a request that fails for a passing reason is tried again; the last try may end later."""
+    """Seconds for which a request that fails for a passing reason is tried again."""
     read_timeout_s: float = field(default=20, compare=False, repr=False)
     """Seconds without a byte after which a request counts as failed."""
 
@@ -103,23 +104,23 @@ class Store:
         """Raises FileNotFoundError, whose message is the full address."""
         return self._request(key, lambda fs, path: bytes(fs.cat_file(path)))
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> builtins.list[bytes]:
-        """Bytes [start, end) of each (key, start, end), fetched concurrently from S3, one request each; only those that
-        failed are fetched again. As a file does, an object that ends before `end` gives what it holds.
+    def read_ranges(self, ranges: Sequence[Range]) -> builtins.list[bytes]:
+        """Bytes of each range, fetched concurrently from S3, one request each; only those that failed are fetched again. As a
+        file does, an object that ends before `end` gives what it holds.
 
         Raises FileNotFoundError, whose message is the full address.
         """
         return self._requests([key for key, _, _ in ranges], lambda jobs: self._fetch([ranges[job] for job in jobs]))
 
-    def _fetch(self, ranges: Sequence[tuple[str, int, int]]) -> builtins.list[bytes | Exception]:
+    def _fetch(self, ranges: Sequence[Range]) -> builtins.list[bytes | Exception]:
         keys, starts, ends = zip(*ranges, strict=True)
         parts = self._fs().cat_ranges([self._path(key) for key in keys], list(starts), list(ends), on_error="return")
         return [self._whole(*wanted, part) for wanted, part in zip(ranges, parts, strict=True)]
 
-    def _whole(self, key: str, start: int, end: int, part: bytes | Exception) -> bytes | Exception:
+    def _whole(self, key: str, start: int, end: int | None, part: bytes | Exception) -> bytes | Exception:
         if isinstance(part, Exception):
             return b"" if "InvalidRange" in codes(part) else part
-        if not self.is_s3 or len(part) >= end - start:
+        if not self.is_s3 or end is None or len(part) >= end - start:
             return bytes(part)
         held = outcome(lambda: int(self._fs().info(self._path(key))["size"]))
         if isinstance(held, Exception):
@@ -144,11 +145,8 @@ class Store:
         return self._held(key) is not None
 
     def _held(self, key: str) -> int | None:
-        if not self.is_s3:
-            path = self._path(key)
-            return os.path.getsize(path) if os.path.exists(path) else None
         try:
-            return int(self._request(key, lambda fs, path: fs.info(path)["size"]))
+            return self._request(key, lambda fs, path: int(fs.info(path)["size"]) if self.is_s3 or fs.exists(path) else None)
         except FileNotFoundError:
             return None
 

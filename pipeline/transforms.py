@@ -88,6 +88,14 @@ def encode_png(image: UInt8) -> bytes:
     return data.tobytes()
 
 
+def encode_jpeg(image: UInt8, quality: int = 95) -> bytes:
+    """JPEG bytes of uint8[H, W, 3] RGB."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"cannot encode an image of shape {image.shape} as JPEG")
+    return data.tobytes()
+
+
 def resize_image(image: UInt8, scale: float) -> UInt8:
     """Bilinear resize by a factor; sides are rounded, at least 1 pixel."""
     return resize_to(image, (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))))
@@ -98,6 +106,11 @@ def resize_to(image: UInt8, size: tuple[int, int]) -> UInt8:
     if image.shape[:2] == size:
         return image
     return as_uint8(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))
+
+
+def resize_label_to(label: UInt8, size: tuple[int, int]) -> UInt8:
+    """Nearest-neighbour resize of uint8[H, W] to (height, width)."""
+    return as_uint8(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST))
 
 
 def cut_image(image: UInt8, size: tuple[int, int], factor: Fraction | None, extent: tuple[int, int, int, int]) -> UInt8:

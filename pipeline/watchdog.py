@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TypeVar
 
 import ray
@@ -12,7 +11,6 @@ import ray
 from pipeline.config import Config
 from pipeline.samples import open_samples
 from pipeline.shards import Manifest
-from pipeline.storage import open_store
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -63,9 +61,11 @@ class Watchdog:
                 waited, self.due = time.monotonic() - self.since, time.monotonic() + self.seconds
                 self.changed.release()  # the reason may take a while, and the batch may come meanwhile
                 try:
-                    logger.warning("no batch for %.0f s: %s", waited, self.reason())
-                finally:
-                    self.changed.acquire()
+                    found = self.reason()
+                except Exception as error:  # said, for what keeps the feed waiting may also keep its reason from being found
+                    found = f"the reason cannot be found: {type(error).__name__}: {error}"
+                logger.warning("no batch for %.0f s: %s", waited, found)
+                self.changed.acquire()
 
 
 def stall_reason(config: Config, manifest: Manifest) -> str:
@@ -74,11 +74,10 @@ def stall_reason(config: Config, manifest: Manifest) -> str:
 
 
 def _storage_state(config: Config, manifest: Manifest) -> str:
-    samples = open_samples(config, manifest, "train")
-    objects = open_store(samples.objects.root, config.storage.model_copy(update={"patience_s": PROBE_S}))
+    hurried = config.model_copy(update={"storage": config.storage.model_copy(update={"patience_s": PROBE_S})})
     started = time.monotonic()
     try:
-        replace(samples, objects=objects).read([0])
+        open_samples(hurried, manifest, "train").read([0])
     except Exception as error:  # whatever it is, it is the answer
         return f"the storage does not answer: {error}"
     return f"the storage answers in {time.monotonic() - started:.1f} s"

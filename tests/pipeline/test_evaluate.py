@@ -1,7 +1,7 @@
 """Evaluation and prediction of a small data set, as configured, with and without Ray."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,28 @@ from pipeline import checkpoint, cluster, evaluate, generated, shares, transform
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config
 from pipeline.datasets import evaluation_samples
+from pipeline.index import content, write_index
 from pipeline.loading import override, parse
+from pipeline.plan import evaluation_share
 from pipeline.predict import predict
-from pipeline.score import Score
+from pipeline.samples import SampleError
+from pipeline.score import Counts, Score
 from pipeline.shards import Manifest, Row, Split, read_manifest, write_manifest, write_shard
 from pipeline.storage import open_store
 
-NUM_IMAGES, SIZE = 5, 49
+NUM_IMAGES, SIZE = 10, 49
 CPU = torch.device("cpu")
 MODEL = {"backbone": "resnet18", "num_classes": len(generated.NAMES), "recurrence": 2}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A packed data set of five validation images and a checkpoint of a network with random weights."""
+    """A packed data set of ten validation images and a checkpoint of a network with random weights."""
     made = parse(
         {
             "name": "t",
             "storage": {"path": str(tmp_path_factory.mktemp("storage"))},
-            "data": {"name": "five", "layout": "generated", "crop_size": 33},
+            "data": {"name": "ten", "layout": "generated", "crop_size": 33},
             "model": {"backbone": "resnet18", "recurrence": 2},
         }
     )
@@ -61,11 +64,12 @@ def pack(config: Config) -> None:
     for position in range(NUM_IMAGES):
         pair = generated.sample(generated.split_index("val", position), 0, SIZE)
         rows.append(Row(f"val-{position}", *map(transforms.encode_png, pair), SIZE, SIZE))
-    pixels = (0,) * len(generated.NAMES)
-    val = Split(NUM_IMAGES, (write_shard(store, "val-0.parquet", rows),), pixels, 0, ((SIZE, SIZE, NUM_IMAGES),))
-    splits = {"train": Split(0, (), pixels, 0, ()), "val": val}
+    entries = write_shard(store, "val-0.parquet", rows)
+    write_index(store, "index-val", entries, [])
+    pixels, size = (0,) * len(generated.NAMES), (SIZE, SIZE)
+    split = Split(NUM_IMAGES, "index-val", content(entries), 1, pixels, pixels, 0, size, size)
     ids = {k: k for k in range(len(generated.NAMES))}
-    write_manifest(store, Manifest("five", "generated", generated.NAMES, generated.COLORS, ids, splits, "source"))
+    write_manifest(store, Manifest("ten", "generated", generated.NAMES, generated.COLORS, ids, {"val": split}, True, "source"))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +77,8 @@ def manifest(config: Config) -> Manifest:
     return read_manifest(open_store(config.data_url, config.storage))
 
 
-def samples(config: Config, manifest: Manifest, numbers: list[int]) -> Iterator[Any]:
-    return evaluation_samples(open_store(config.data_url, config.storage), manifest, "val", numbers, config.evaluate.scale)
+def samples(config: Config, manifest: Manifest, numbers: Sequence[int]) -> Iterator[Any]:
+    return evaluation_samples(config, manifest, "val", list(numbers), config.evaluate.scale)
 
 
 def test_another_recurrence_is_refused_with_the_fix_for_either_wish(config: Config, manifest: Manifest) -> None:
@@ -102,18 +106,48 @@ def test_shares_of_the_images_add_up_to_all(config: Config, manifest: Manifest) 
     net, _ = evaluate.load_network(config, manifest)
     whole, first, second = (
         evaluate.evaluate_samples(net, samples(config, manifest, numbers), len(manifest.class_names), CPU)
-        for numbers in ([0, 1, 2, 3, 4], [0, 2, 4], [1, 3])
+        for numbers in (range(NUM_IMAGES), [0, 2, 4], [1, 3, 5, 6, 7, 8, 9])
     )
-    assert [num_images for _, num_images in (whole, first, second)] == [5, 3, 2]
+    assert [num_images for _, num_images in (whole, first, second)] == [10, 3, 7]
     merged = first[0].merge(second[0])
     assert torch.equal(merged.confusion.counts, whole[0].confusion.counts)
     assert torch.equal(merged.boundary.counts, whole[0].boundary.counts)
 
 
+def test_what_pads_the_share_of_a_rank_is_looked_at_but_never_counted(config: Config, manifest: Manifest) -> None:
+    net, _ = evaluate.load_network(config, manifest)
+    num_classes = len(manifest.class_names)
+    whole, _ = evaluate.evaluate_samples(net, samples(config, manifest, range(NUM_IMAGES)), num_classes, CPU)
+    merged, counted = Counts.none(num_classes), []
+    for rank in range(3):
+        share = evaluation_share(NUM_IMAGES, rank, 3)
+        looked_at = list(samples(config, manifest, share))
+        assert [sample.number for sample in looked_at] == share
+        assert all((sample.label == transforms.IGNORE).all() == (sample.number < 0) for sample in looked_at)
+        counts, num_images = evaluate.evaluate_samples(net, looked_at, num_classes, CPU)
+        merged.merge(counts)
+        counted.append(num_images)
+    assert counted == [4, 3, 3]
+    assert torch.equal(merged.confusion.counts, whole.confusion.counts)
+    assert torch.equal(merged.boundary.counts, whole.boundary.counts)
+    assert evaluate.checked_score(merged, sum(counted), manifest, "val", {}).num_images == 10
+
+
+def test_an_image_that_cannot_be_read_is_never_left_out(config: Config, manifest: Manifest) -> None:
+    store = open_store(config.data_url, config.storage)
+    whole = store.read("val-0.parquet")
+    store.write("val-0.parquet", whole[: len(whole) // 2])
+    try:
+        with pytest.raises(SampleError, match=r"val-0.parquet: corrupt: .* \(sample val-9\)"):
+            list(samples(config, manifest, [0, 9]))
+    finally:
+        store.write("val-0.parquet", whole)
+
+
 def test_an_image_missed_is_an_error(config: Config, manifest: Manifest) -> None:
     net, _ = evaluate.load_network(config, manifest)
     counts, num_images = evaluate.evaluate_samples(net, samples(config, manifest, [0, 1]), len(manifest.class_names), CPU)
-    with pytest.raises(RuntimeError, match="2 images of val were scored, the manifest lists 5"):
+    with pytest.raises(RuntimeError, match="2 images of val were scored, the manifest lists 10"):
         evaluate.reduced_score(counts, num_images, manifest, "val", evaluate.describe(config, manifest), CPU)
 
 
@@ -150,7 +184,7 @@ def test_evaluating_counts_each_image_once_and_says_how(config: Config, manifest
     score = evaluate.evaluate(made)
     net, found = evaluate.load_network(made, manifest)
     expected = ConfusionMatrix(len(manifest.class_names))
-    for sample in samples(made, manifest, list(range(NUM_IMAGES))):
+    for sample in samples(made, manifest, range(NUM_IMAGES)):
         image, label = evaluate.as_batch(sample.image, CPU), torch.from_numpy(sample.label)[None]
         prediction = predict_classes(net, image, window=(33, 33), stride=(23, 23), scales=(0.5, 1.0), flip=True)
         expected.update(prediction, label)

@@ -1,9 +1,16 @@
 """What is checked before a run takes a worker."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
-from pipeline.job import protocol_change
-from pipeline.loading import parse
+import pytest
+import ray
+
+from pipeline import cluster
+from pipeline.job import open_job, protocol_change
+from pipeline.loading import ConfigError, override, parse
+from pipeline.prepare import prepare
 from pipeline.tune import concurrent_trials
 
 
@@ -38,3 +45,32 @@ def test_changed_data_cannot_go_on_under_the_same_name() -> None:
 def test_what_an_older_checkpoint_did_not_record_is_no_change() -> None:
     progress = {"step": 40, "score": {"protocol": {"data_fingerprint": "a"}}}
     assert protocol_change(progress, {"data_fingerprint": "a", "boundary_dilation_ratio": 0.02}) is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
+def test_a_run_starts_by_asking_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    clean = override(
+        config(),
+        {
+            "storage.path": str(tmp_path),
+            "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+            "data.generated": {"num_train": 4, "num_val": 2, "size": 65},
+        },
+    )
+    cluster.connect(num_cpus=2)
+    try:
+        prepare(clean)
+        with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.job"):
+            open_job(override(clean, {"loss.class_weights": [1, 2], "loss.ohem": {}, "train.cpus_per_worker": 1.0}))
+    finally:
+        ray.shutdown()
+    assert raised.value.mistakes == [
+        "loss.class_weights has 2 values: g has 6 classes (give one each)",
+        "train.workers = 2: 2.5 CPUs are needed (workers x 1 + 2 data tasks x 0.25), the cluster has 2 "
+        "(train.cpus_per_worker=0.75)",
+    ]
+    assert any(message.startswith("warning: loss.ohem.min_kept = 100000: no fewer than") for message in caplog.messages)

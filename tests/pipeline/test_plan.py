@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, block, num_blocks, permute
+from pipeline.plan import Plan, block, evaluation_share, num_blocks, oversampled, permute
 
 sizes = st.integers(1, 3000)
 seeds = st.integers(0, 2**32 - 1)
@@ -19,8 +19,7 @@ def test_every_epoch_holds_each_sample_once(num_samples: int, seed: int, epoch: 
 
 def test_the_order_of_a_seed_never_changes() -> None:
     """A changed order would silently break the resume of every run in the world."""
-    _, order = Plan(10, 4, seed=7).samples(np.arange(20))
-    assert order.tolist() == FIRST_TWENTY
+    assert Plan(10, 4, seed=7).picks(np.arange(20)).place.tolist() == FIRST_TWENTY
 
 
 FIRST_TWENTY = [2, 7, 1, 3, 4, 0, 8, 5, 6, 9, 7, 2, 1, 9, 4, 0, 3, 5, 6, 8]
@@ -53,11 +52,80 @@ def test_the_order_looks_shuffled() -> None:
 
 
 def test_a_billion_samples_cost_nothing_to_plan() -> None:
-    epochs, samples = Plan(10**9, 8, seed=3).samples(np.array([5, 10**9 + 5]))
-    assert epochs.tolist() == [0, 1]
-    assert samples.max() < 10**9
+    picks = Plan(10**9, 8, seed=3).picks(np.array([5, 10**9 + 5]))
+    assert picks.epoch.tolist() == [0, 1]
+    assert picks.place.max() < 10**9
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.global_batch = 8: must be a multiple of the 3 workers"):
         Plan(10, 8, 0).positions(0, 1, 0, 3)
+
+
+def test_camvid_sees_each_sample_exactly_once_an_epoch() -> None:
+    places = Plan(367, 8, seed=0).picks(np.arange(5 * 367)).place
+    assert np.bincount(places, minlength=367).tolist() == [5] * 367
+
+
+def test_the_first_blocks_are_short_and_then_full() -> None:
+    sizes = [block(i, 10, 100, steps_per_block=6, workers=1) for i in range(6)]
+    assert [(b.first_step, b.last_step) for b in sizes] == [(10, 11), (11, 13), (13, 17), (17, 23), (23, 29), (29, 35)]
+
+
+@given(
+    num_samples=st.integers(20, 500),
+    rare=st.integers(1, 20),
+    weights=st.lists(st.floats(0.01, 3), min_size=1, max_size=3),
+    seed=seeds,
+    epoch=st.integers(0, 1000),
+)
+def test_oversampling_keeps_the_epoch_and_gives_each_class_its_share(
+    num_samples: int, rare: int, weights: list[float], seed: int, epoch: int
+) -> None:
+    images = dict.fromkeys(range(len(weights)), rare)
+    plan = Plan(num_samples, 4, seed, oversampled(num_samples, images, dict(enumerate(weights))))
+    picks = plan.picks(epoch * num_samples + np.arange(num_samples))
+    drawn = np.bincount(picks.stream, minlength=1 + len(weights))
+    assert drawn.sum() == num_samples
+    assert drawn[1:].tolist() == [int(num_samples * weight / (1 + sum(weights))) for weight in weights]
+    for number, stream in enumerate(plan.streams):
+        places = picks.place[picks.stream == number]
+        assert ((places >= 0) & (places < stream.num_images)).all()
+
+
+@given(num_samples=st.integers(5, 60), rare=st.integers(1, 9), weight=st.floats(0.1, 4), seed=seeds)
+def test_every_stream_goes_through_all_its_images_before_any_comes_again(
+    num_samples: int, rare: int, weight: float, seed: int
+) -> None:
+    plan = Plan(num_samples, 4, seed, oversampled(num_samples, {3: rare}, {3: weight}))
+    picks = plan.picks(np.arange(12 * num_samples))
+    for number, stream in enumerate(plan.streams):
+        mine = picks.stream == number
+        visits = set(zip(picks.epoch[mine].tolist(), picks.place[mine].tolist(), strict=True))
+        assert len(visits) == mine.sum(), "a visit occurs twice"
+        whole = int(mine.sum()) // stream.num_images
+        assert {(e, p) for e in range(whole) for p in range(stream.num_images)} <= visits
+
+
+@given(num_samples=st.integers(5, 300), seed=seeds, at=st.integers(0, 10_000))
+def test_an_oversampling_plan_is_a_function_of_the_position_alone(num_samples: int, seed: int, at: int) -> None:
+    plan = Plan(num_samples, 4, seed, oversampled(num_samples, {0: 3, 1: 2}, {0: 0.5, 1: 0.25}))
+    whole = plan.picks(np.arange(at, at + 50))
+    for i in range(0, 50, 7):
+        assert [int(part[0]) for part in plan.picks(np.array([at + i]))] == [int(part[i]) for part in whole]
+
+
+def test_a_class_that_no_image_contains_cannot_be_oversampled() -> None:
+    with pytest.raises(ValueError, match=r"data\.oversample: no training image contains class 4"):
+        oversampled(10, {4: 0}, {4: 0.5})
+
+
+@given(num_images=st.integers(0, 200), workers=st.integers(1, 9))
+def test_evaluation_shares_hold_every_image_once_and_are_equally_long(num_images: int, workers: int) -> None:
+    shares = [evaluation_share(num_images, rank, workers) for rank in range(workers)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(i for share in shares for i in share if i >= 0) == list(range(num_images))
+
+
+def test_ten_images_on_three_workers() -> None:
+    assert [evaluation_share(10, rank, 3) for rank in range(3)] == [[0, 3, 6, 9], [1, 4, 7, -1], [2, 5, 8, -1]]

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.settings import Storage
-from pipeline.storage import StorageError, Store, check, open_store
+from pipeline.storage import Object, StorageError, Store, check, check_readable, open_store
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,50 @@ def test_directory_markers_are_not_keys(endpoint: str) -> None:
     store.write("run/file", b"x")
     store._fs().call_s3("put_object", Bucket=store.root.split("/")[2], Key="some/prefix/run/dir/", Body=b"")
     assert store.list() == ["run/file"]
+
+
+def test_a_listing_has_sizes_and_versions_that_change_with_the_content(store: Store) -> None:
+    store.write("b/x", b"12345")
+    store.write("a", b"")
+    before = store.listing()
+    assert [(found.key, found.size) for found in before] == [("a", 0), ("b/x", 5)]
+    assert store.listing("b") == before[1:]
+    assert before[1].version == (
+        "827ccb0eea8a706c4c34a16891f84e7b" if store.is_s3 else str(Path(store.url("b/x")).stat().st_mtime_ns)
+    )
+    store.write("b/x", b"54321")
+    after = store.listing()
+    assert after[0] == before[0]
+    assert after[1] == Object("b/x", 5, after[1].version)
+    assert after[1].version != before[1].version
+
+
+def test_a_missing_key_is_named_by_its_full_address(store: Store) -> None:
+    for call in (lambda: store.read("a/gone"), lambda: store.read_ranges([("a/gone", 0, 1)])):
+        with pytest.raises(FileNotFoundError, match=f"'{store.url('a/gone')}'"):
+            call()
+    assert store.size("a/gone") == 0
+    assert store.read_ranges([]) == []
+
+
+def test_a_source_with_nothing_in_it_is_told(store: Store) -> None:
+    source = store.join("source")
+    store.write("other", b"x")
+    with pytest.raises(StorageError, match=rf"{source.root}.*correct data.source"):
+        check_readable(source)
+    source.write("deep/below/x.png", b"x")
+    check_readable(source)
+
+
+def test_a_source_that_cannot_be_listed_is_told(endpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"none: cannot be read \(No such file or directory\): correct predict.images"):
+        check_readable(Store(str(tmp_path / "none")), "predict.images")
+    with pytest.raises(StorageError, match=r"s3://none/p at .*: bucket `none` does not exist: create it, or correct data.source"):
+        check_readable(Store("s3://none/p", endpoint))
+
+
+def test_the_patience_of_the_settings_reaches_every_store(tmp_path: Path) -> None:
+    assert open_store("s3://b/p", Storage(path="unused", patience_s=7)).join("below").patience_s == 7
 
 
 def test_ray_trains_own_upload_and_download(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Peak memory of a group of processes, pages that they share counted once."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class PeakMemory:
+    """The highest sum of PSS (Linux, Documentation/filesystems/proc.rst) of the processes while the context is open."""
+
+    def __init__(self, pids: Callable[[], Iterable[int]], every_s: float = 0.5) -> None:
+        self.pids, self.every_s = pids, every_s
+        self.bytes = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closed.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self.every_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        self.bytes = max(self.bytes, sum(map(pss, self.pids())))
+
+
+def pss(pid: int) -> int:
+    """Proportional set size of a process in bytes; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def own_peak() -> int:
+    """Highest resident size of this process so far, in bytes.
+
+    Not ru_maxrss, which a process that was started by a larger one inherits from it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    parents = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                # The name before it is in brackets and may hold blanks and brackets itself.
+                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    members, new = [pid], {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new}
+        members += sorted(new)
+    return members

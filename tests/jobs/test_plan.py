@@ -1,0 +1,153 @@
+"""What jobs.plan shows, before and after preparation, and how it ends."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from jobs import plan
+from pipeline import cluster, transforms
+from pipeline.config import Config
+from pipeline.doctor import Finding
+from pipeline.loading import parse
+from pipeline.prepare import prepare
+from pipeline.shards import Manifest, Split
+
+ROOT = Path(__file__).parents[2]
+TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "train.steps=10", "train.global_batch=4"]
+ERROR, WARNING = Finding("error", "a = 1: must be 2", "a=2"), Finding("warning", "b: doubtful", "look")
+
+
+def config(root: Path, **sections: dict[str, Any]) -> Config:
+    data = {"name": "toy", "layout": "generated", "crop_size": 65, "scale": [1.0, 1.0]}
+    data |= {"generated": {"num_train": 8, "num_val": 4, "size": 65}} | sections.pop("data", {})
+    tree = {"name": "t", "storage": {"path": str(root)}, "model": {"recurrence": 2, "backbone": "resnet18"}, "data": data}
+    return parse(tree | {"train": {"global_batch": 4, "steps": 10}} | sections)
+
+
+def manifest() -> Manifest:
+    train = Split(
+        num_images=1200, index="i", content="c", bytes=3 * 2**20, pixels=(600, 200), images=(1200, 300), ignored=200,
+        smallest=(40, 60), largest=(40, 80),
+    )  # fmt: skip
+    return Manifest("toy", "generated", ("road", "car"), ((0, 0, 0), (1, 1, 1)), {0: 0, 1: 1}, {"train": train}, True, "")
+
+
+def test_errors_come_first_and_are_counted() -> None:
+    assert plan.verdict([WARNING, ERROR, WARNING]) == (
+        "error    a = 1: must be 2\n"
+        "         fix: a=2\n"
+        "warning  b: doubtful\n"
+        "         fix: look\n"
+        "warning  b: doubtful\n"
+        "         fix: look\n"
+        "\n"
+        "1 error, 2 warnings"
+    )
+    assert plan.verdict([]) == "0 errors, 0 warnings"
+
+
+def test_of_many_faults_twenty_are_listed_and_all_are_counted() -> None:
+    lines = plan.verdict([Finding("error", f"{i}.png: empty file") for i in range(33)]).splitlines()
+    assert lines[19:] == ["error    19.png: empty file", "         ... and 13 more", "", "33 errors, 0 warnings"]
+
+
+@pytest.mark.parametrize(("found", "lax", "strict"), [([], 0, 0), ([WARNING], 0, 1), ([ERROR], 1, 1), ([WARNING, ERROR], 1, 1)])
+def test_strict_counts_warnings(found: list[Finding], lax: int, strict: int) -> None:
+    assert plan.exit_code(found, strict=False) == lax
+    assert plan.exit_code(found, strict=True) == strict
+
+
+def test_the_tables_show_sizes_ignored_pixels_and_classes() -> None:
+    assert plan.split_table(manifest()).splitlines() == [
+        "split               images        height         width       bytes   ignored",
+        "train                1,200            40      60 to 80       3 MiB      20 %",
+    ]
+    assert plan.class_table(manifest()).splitlines() == [
+        "class              train %    images",
+        "road                 75.00     1,200",
+        "car                  25.00       300",
+    ]
+
+
+def test_the_run_table_shows_what_training_comes_to(tmp_path: Path) -> None:
+    oversampled = config(tmp_path, data={"oversample": {"car": 1.0}})
+    lines = plan.run_table(oversampled, manifest(), {"CPU": 2.0}).splitlines()
+    assert lines[:5] == [
+        "epoch           1,200 images, 300 steps",
+        "training        10 steps, 0.03333 epochs, 40 samples seen",
+        "global batch    4 = 2 x 2 images",
+        "workers         2 on CPUs; the cluster has 2 CPUs, 0 GPUs",
+        "crop            65 x 65, scale 1 to 1",
+    ]
+    assert lines[-2:] == [
+        "all images      50 % of an epoch: 1,200 images, 0.5 times each",
+        "car             50 % of an epoch: 300 images, 2 times each",
+    ]
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster.connect(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def source(root: Path) -> Path:
+    """Two pairs a split; the label of train/1.png is of another size."""
+    for split in ("train", "val"):
+        for kind, shape in (("", (24, 32, 3)), ("annot", (24, 32))):
+            (root / f"{split}{kind}").mkdir(parents=True)
+            for i in range(2):
+                size = (32, 24) if (split, kind, i) == ("train", "annot", 1) else shape
+                (root / f"{split}{kind}" / f"{i}.png").write_bytes(transforms.encode_png(np.full(size, i, np.uint8)))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
+def test_a_plan_before_and_after_preparation(tmp_path: Path, joined: None, capsys: pytest.CaptureFixture[str]) -> None:
+    clean = config(tmp_path / "s")
+    assert plan.run(clean, strict=True) == 0
+    before = capsys.readouterr().out
+    assert "the source was looked through instead; nothing was prepared" in before
+    assert not [path for path in (tmp_path / "s").rglob("*") if path.is_file()]
+    prepared = prepare(clean)
+    assert plan.run(clean, strict=True) == 0
+    after = capsys.readouterr().out
+    assert f"fingerprint {prepared.fingerprint[:16]}" in after
+    assert after.partition("\n\n")[2] == before.partition("\n\n")[2]
+    assert after.endswith("\n0 errors, 0 warnings\n")
+
+    doubtful = config(tmp_path / "s", loss={"ohem": {}})
+    assert plan.run(doubtful) == 0
+    assert plan.run(doubtful, strict=True) == 1
+    assert capsys.readouterr().out.endswith("\n0 errors, 1 warning\n")
+    assert plan.run(config(tmp_path / "s", loss={"class_weights": [1, 2]})) == 1
+    assert "error    loss.class_weights has 2 values: toy has 6 classes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
+def test_faults_of_the_source_are_errors(tmp_path: Path, joined: None, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = source(tmp_path / "source")
+    broken = config(tmp_path / "s", data={"layout": "camvid", "source": str(folder)}, train={"cpus_per_worker": 2.0})
+    assert plan.run(broken) == 1
+    shown = capsys.readouterr().out
+    assert f"error    {folder}/trainannot/1.png: label is 24 x 32 pixels, its image 32 x 24" in shown
+    assert "error    train.workers = 2: 4.5 CPUs are needed" in shown
+    assert shown.endswith("\n2 errors, 0 warnings\n")
+
+
+@pytest.mark.slow
+def test_the_command_takes_strict_anywhere(tmp_path: Path) -> None:
+    words = ["--strict", "jobs/configs/demo.yaml", *TINY, f"storage.path={tmp_path}", "loss.ohem={}"]
+    done = subprocess.run([sys.executable, "-m", "jobs.plan", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.endswith("\n0 errors, 1 warning\n")

@@ -1,0 +1,72 @@
+"""A small data set of one's own, and the hashes of the global batches that a feed makes of it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.datasets import open_data
+from pipeline.feed import Batch, Feed
+from pipeline.generated import NAMES, SEED, sample
+from pipeline.transforms import encode_png
+
+NUM_TRAIN, STEPS, GLOBAL_BATCH = 30, 9, 12
+
+
+def make_source(folder: Path) -> Path:
+    """Thirty training and two validation pictures of one's own, as layout `folders`."""
+    for split, count in (("train", NUM_TRAIN), ("val", 2)):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image, label = sample(index + 1000 * (split == "val"), SEED, 40)
+            (folder / "images" / split / f"{index:03d}.png").write_bytes(encode_png(image))
+            (folder / "masks" / split / f"{index:03d}.png").write_bytes(encode_png(label))
+    (folder / "classes.yaml").write_text("\n".join(f"- {name}" for name in NAMES))
+    return folder
+
+
+def config(folder: Path, **changed: Any) -> Config:
+    data = {"name": "own", "layout": "folders", "source": str(folder / "source"), "crop_size": 25, "scale": [0.75, 2.0],
+            "cat_max": 0.75, "photometric": True, "shard_rows": 7, "block_bytes": 40_000}  # fmt: skip
+    train = {"workers": 1, "global_batch": GLOBAL_BATCH, "steps": STEPS}
+    for key, value in changed.items():
+        (data if key in {"packed", "oversample", "max_skipped", "name"} else train)[key] = value
+    return Config.model_validate({
+        "name": "t", "storage": {"path": str(folder / "out")}, "data": data, "train": train,
+        "model": {"backbone": "resnet18", "recurrence": 2},
+    })  # fmt: skip
+
+
+def feed_of(folder: Path, first_step: int = 0, **changed: Any) -> Feed:
+    made = config(folder, **changed)
+    return Feed(made, open_data(made), first_step)
+
+
+def hashes(batches: dict[int, list[Batch]]) -> dict[int, str]:
+    """Step -> hash of its global batch, the ranks' parts in order."""
+    found = {}
+    for step, parts in batches.items():
+        total = hashlib.sha256()
+        for key in ("image", "label", "position"):
+            total.update(np.concatenate([part[key] for part in parts]).tobytes())
+        found[step] = total.hexdigest()
+    return found
+
+
+def by_step(feed: Feed) -> dict[int, str]:
+    """Hashes of the global batches of all blocks of a feed."""
+    batches: dict[int, list[Batch]] = {step: [] for step in range(feed.first_step, STEPS)}
+    number = 0
+    while True:
+        rows = feed.rows({"id": np.array([number])})
+        if not len(rows["step"]):
+            break
+        for step in np.unique(rows["step"]):
+            batches[int(step)].append({key: column[rows["step"] == step] for key, column in rows.items()})
+        number += 1
+        if rows["step"][-1] == STEPS - 1 and rows["rank"][0] == feed.config.train.workers - 1:
+            break
+    return hashes(batches)
