@@ -16,7 +16,7 @@ import ray
 from pipeline import cluster
 from pipeline.augment import Recipe, apply, augment, draw
 from pipeline.benchmark_data import Target, find_targets, repeated
-from pipeline.benchmark_feed import SPAWN, Length, Measured, one_round
+from pipeline.benchmark_feed import SPAWN, Length, Measured, first_steps, one_round, ray_data
 from pipeline.benchmark_work import Opening, open_feed, training_steps
 from pipeline.config import Config
 from pipeline.feed import Feed, Int64, decode
@@ -66,7 +66,7 @@ class Figure(NamedTuple):
 def benchmark(config: Config) -> Iterator[list[Figure]]:
     """Figures of each data set on each store: the feed's stages, the augment path, the number of rows.
 
-    The stages of a round run one after the other; a first round is shorter, warms up and does not count.
+    The stages of a round run one after the other; before the first, Ray Data's workers are started.
     """
     cores = config.benchmark.cores or len(os.sched_getaffinity(0))
     _connect(config, cores)  # which preparing uses too
@@ -96,13 +96,14 @@ def _connect(config: Config, cores: int) -> None:
 
 def measure_feed(target: Target, cores: int) -> list[Figure]:
     """The stages of the feed, and the training step if it is asked for."""
-    config = target.config
-    warm, length = (Length.of(n, config.train.global_batch, cores) for n in (-(-target.images // 4), target.images))
-    cold = one_round(_feed(target, warm), warm, cores)["Ray Data"].first_batch_s
+    config, feed = target.config, Feed(target.config, target.manifest, 0)
+    length = Length.of(target.images, config.train.global_batch, cores)
+    # All of the length, so that each worker that the cluster will use is up; the other stages warm up by themselves.
+    cold = ray_data(first_steps(feed, length.flat), cores, 0.0).first_batch_s
     logger.info("%s on %s: warmed up", target.name, config.storage.path)
     rounds = []
     for turn in range(config.benchmark.rounds):
-        rounds.append(one_round(_feed(target, length), length, cores))
+        rounds.append(one_round(feed, length, cores))
         if config.benchmark.step:
             rounds[-1]["training step"] = _training_step(target)
         said = "  ".join(f"{stage} {m.images_per_s:.1f}" for stage, m in rounds[-1].items())
@@ -119,11 +120,6 @@ def measure_feed(target: Target, cores: int) -> list[Figure]:
         )
         for stage in rates
     ]
-
-
-def _feed(target: Target, length: Length) -> Feed:
-    train = target.config.train.model_copy(update={"steps": length.flat + length.paced})
-    return Feed(target.config.model_copy(update={"train": train}), target.manifest, 0)
 
 
 def _training_step(target: Target) -> Measured:
@@ -185,8 +181,7 @@ def measure_rows(target: Target) -> list[Figure]:
     """The feed over 1,000 and over 100,000 rows of the same few objects, each in a fresh process: memory and first batch."""
     config = target.config
     unweighted = config.data.model_copy(update={"oversample": {}})  # the index below lists no members of classes
-    train = config.train.model_copy(update={"steps": ROWS_STEPS})
-    config = config.model_copy(update={"data": unweighted, "train": train})
+    config = config.model_copy(update={"data": unweighted})
     feeds = {num_rows: Feed(config, repeated(target, num_rows), 0) for num_rows in NUM_ROWS}
     found: dict[int, list[Opening]] = {num_rows: [] for num_rows in feeds}
     for turn in range(ROWS_ROUNDS):

@@ -15,8 +15,6 @@ from pipeline.datasets import data_config, planned_batches, training_data
 from pipeline.feed import Feed
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-STEADY = (0.25, 0.9)
-"""Part of the steps over which a feed's steady rate is taken."""
 LOAD = 0.8
 """Rate of the paced consumer, as a share of the bare loop's."""
 
@@ -36,42 +34,49 @@ class Measured(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Steps of a round: `flat` as fast as they come, then `paced` ones to a consumer that takes its time."""
+    """Steps of a round: `flat` as fast as they come, and a pass of `paced` ones to a consumer that takes its time."""
 
     flat: int
     paced: int
 
     @classmethod
     def of(cls, images: int, global_batch: int, cores: int) -> "Length":
-        """At least so many images, an equal share for each core; a fourth of it paced."""
-        share = max(2, -(-images // (global_batch * cores)))
-        flat = max(8, share * cores)
-        return cls(flat, max(4, flat // 4))
+        """At least so many images, an equal share for each core; a fourth as many paced."""
+        share = max(4, -(-images // (global_batch * cores)))
+        return cls(share * cores, max(4, share * cores // 4))
 
 
 def one_round(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
     """Each stage once, one after the other; none leaves a process behind, but for Ray's own."""
-    batch = feed.config.train.global_batch
-    stages = {"decode only": _pool(decode_share, feed, length, cores, first_batch=False)}
-    bare = stages["bare loop"] = _pool(feed_share, feed, length, cores, first_batch=True)
-    pace_s = batch / (LOAD * bare.images_per_s)
-    stages["torch DataLoader"] = data_loader(feed, length, pace_s, cores)
-    stages["Ray Data"] = ray_data(feed, length, pace_s)
+    flat, paced = first_steps(feed, length.flat), first_steps(feed, length.paced)
+    stages = {
+        "decode only": _pool(decode_share, flat, cores, first_batch=False),
+        "bare loop": _pool(feed_share, flat, cores, first_batch=True),
+    }
+    pace_s = feed.config.train.global_batch / (LOAD * stages["bare loop"].images_per_s)
+    for stage, run in (("torch DataLoader", data_loader), ("Ray Data", ray_data)):
+        stages[stage] = run(flat, cores, 0.0)._replace(data_wait=run(paced, cores, pace_s).data_wait)
     return stages
 
 
-def _pool(work: Callable[[Feed, range], Share], feed: Feed, length: Length, cores: int, *, first_batch: bool) -> Measured:
-    """The flat steps dealt out to a pool of processes, timed from the moment when all are ready to the last one's end."""
-    asked = time.perf_counter()
+def first_steps(feed: Feed, steps: int) -> Feed:
+    """The feed of a training run of so many steps."""
+    train = feed.config.train.model_copy(update={"steps": steps})
+    return feed._replace(config=feed.config.model_copy(update={"train": train}))
+
+
+def _pool(work: Callable[[Feed, range], Share], feed: Feed, cores: int, *, first_batch: bool) -> Measured:
+    """The steps dealt out to a pool of processes, timed from the moment when all are ready to the last one's end."""
+    steps, asked = feed.config.train.steps, time.perf_counter()
     with (
         ProcessPoolExecutor(cores, SPAWN, join, (SPAWN.Barrier(cores),)) as pool,
         PeakMemory(_children) as peak,
     ):
-        running = [pool.submit(work, feed, range(core, length.flat, cores)) for core in range(cores)]
+        running = [pool.submit(work, feed, range(core, steps, cores)) for core in range(cores)]
         shares = [future.result() for future in running]
     seconds = max(s.ended for s in shares) - min(s.started for s in shares)
     return Measured(
-        images_per_s=length.flat * feed.config.train.global_batch / seconds,
+        images_per_s=steps * feed.config.train.global_batch / seconds,
         first_batch_s=min(s.first_done for s in shares) - asked if first_batch else None,
         data_wait=None,
         peak_bytes=peak.bytes,
@@ -79,18 +84,26 @@ def _pool(work: Callable[[Feed, range], Share], feed: Feed, length: Length, core
     )
 
 
-def data_loader(feed: Feed, length: Length, pace_s: float, cores: int) -> Measured:
-    """A torch DataLoader whose items are whole steps; its first batch includes the start of its processes."""
+def data_loader(feed: Feed, cores: int, pace_s: float) -> Measured:
+    """A torch DataLoader whose items are whole steps, to a consumer that takes `pace_s` for each.
+
+    Its first batch includes the start of its processes. Its rate counts from there, when each of them has done a step.
+    """
     steps: Any = Steps(feed)  # torch asks for a subclass of its Dataset, which would import torch into every pool
     loader = torch.utils.data.DataLoader(
         steps, batch_size=None, num_workers=cores, prefetch_factor=4, multiprocessing_context=SPAWN
     )
     with PeakMemory(lambda: [os.getpid(), *_children()]) as peak:
-        return _consumed(lambda: (int(step) for step, _, _ in loader), feed, length, pace_s)._replace(peak_bytes=peak.bytes)
+        taken = _taken((int(step) for step, _, _ in loader), pace_s)
+    images = (len(taken.steps) - cores) * feed.config.train.global_batch
+    return Measured(images / (taken.arrived[-1] - taken.arrived[0]), taken.first_s, taken.wait, peak.bytes, taken.steps)
 
 
-def ray_data(feed: Feed, length: Length, pace_s: float) -> Measured:
-    """Ray Data to this process, as a training worker reads it (`pipeline.train`)."""
+def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
+    """Ray Data on the cluster, of so many CPUs, to this process, as a training worker reads it (`pipeline.train`).
+
+    Its rate counts from the request, for its blocks come in bursts: tasks that start together end together.
+    """
 
     def batches() -> Iterator[int]:
         data = training_data(feed)
@@ -100,33 +113,41 @@ def ray_data(feed: Feed, length: Length, pace_s: float) -> Measured:
             yield batch.step
 
     with PeakMemory(lambda: family(os.getpid())) as peak:
-        measured = _consumed(batches, feed, length, pace_s)
+        taken = _taken(batches(), pace_s)
     # A cluster that was joined is no descendant of this process.
-    return measured._replace(peak_bytes=None if os.environ.get("RAY_ADDRESS") else peak.bytes)
+    known = None if os.environ.get("RAY_ADDRESS") else peak.bytes
+    images = len(taken.steps) * feed.config.train.global_batch
+    return Measured(images / (taken.arrived[-1] - taken.asked), taken.first_s, taken.wait, known, taken.steps)
 
 
-def _consumed(batches: Callable[[], Iterator[int]], feed: Feed, length: Length, pace_s: float) -> Measured:
-    """Takes the flat steps as they come and the paced ones every `pace_s`, whose first wait does not count."""
-    asked = time.perf_counter()
+class Taken(NamedTuple):
+    """What a consumer got, and when by the machine's monotonic clock, in seconds."""
+
+    steps: tuple[int, ...]
+    asked: float
+    arrived: tuple[float, ...]
+    wait: float
+    """Share of the time after the first batch spent waiting for the next."""
+
+    @property
+    def first_s(self) -> float:
+        """From the request to the first batch."""
+        return self.arrived[0] - self.asked
+
+
+def _taken(batches: Iterator[int], pace_s: float) -> Taken:
+    """Takes all batches and spends `pace_s` on each."""
+    begun = asked = time.perf_counter()
     steps: list[int] = []
     arrived: list[float] = []
     waits: list[float] = []
-    for step in batches():
+    for step in batches:
         steps.append(step)
         arrived.append(time.perf_counter())
         waits.append(arrived[-1] - asked)
-        if len(steps) > length.flat:
-            time.sleep(pace_s)
+        time.sleep(pace_s)
         asked = time.perf_counter()
-    first, last = (int(share * length.flat) for share in STEADY)
-    paced = slice(length.flat + 1, None)
-    return Measured(
-        images_per_s=(last - first) * feed.config.train.global_batch / (arrived[last] - arrived[first]),
-        first_batch_s=waits[0],
-        data_wait=sum(waits[paced]) / (arrived[-1] - arrived[length.flat]),
-        peak_bytes=None,
-        steps=tuple(steps),
-    )
+    return Taken(tuple(steps), begun, tuple(arrived), sum(waits[1:]) / (arrived[-1] - arrived[0]))
 
 
 def _children() -> list[int]:

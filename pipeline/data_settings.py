@@ -94,6 +94,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _has_source(self) -> Self:
+        if self.layout == "generated" and not self.packed:
+            raise ValueError("packed = false: generated images lie nowhere; leave packed at true")
         if self.layout != "generated" and not self.source:
             raise ValueError(f"source is missing: layout `{self.layout}` reads a folder or bucket; add data.source=FOLDER")
         return self

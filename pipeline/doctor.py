@@ -17,7 +17,7 @@ from pipeline.shards import Manifest
 
 MOSTLY_IGNORED = 0.5
 """Share of ignored pixels above which the label map is doubted."""
-MOSTLY_PADDING = 0.5
+MOSTLY_PADDING = 0.75
 """Share of a crop beyond the image above which the crop is doubted."""
 OBJECT_STORE_SHARE = 0.5
 """Share of the cluster's object store that Ray Data fills before it holds its tasks back (its own default)."""

@@ -20,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import cluster, generated, transforms
+from pipeline.census import Done, manifest_of, of_classes, of_split
 from pipeline.config import Config
-from pipeline.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, content, digest, members_key, page_key, write_index
+from pipeline.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, digest, members_key, page_key, write_index
 from pipeline.inspection import inspect
-from pipeline.layouts import IGNORE, Classes, Pair, classes, find_splits
-from pipeline.shards import VERSION, Manifest, Row, Split, read_manifest, write_manifest, write_shard
+from pipeline.layouts import Classes, Pair, classes, find_splits
+from pipeline.shards import VERSION, Manifest, Row, read_manifest, write_manifest, write_shard
 from pipeline.storage import Object, Store, check, check_readable, open_store
 
 logger = logging.getLogger(__name__)
 
 SHOWN_FAULTS = 20
-SHOWN_DUPLICATES = 20
 
 
 class PrepareError(ValueError):
@@ -74,17 +74,6 @@ class Work:
     label_map: dict[int, int]
 
 
-@dataclass(frozen=True)
-class Done:
-    """What became of it: no entries when there are faults."""
-
-    split: str
-    entries: tuple[Entry, ...]
-    faults: tuple[str, ...]
-    histograms: npt.NDArray[np.int64]
-    """int64[n, 256]: pixels of each image by stored label id."""
-
-
 def prepare(config: Config) -> Manifest:
     """The data set's manifest, prepared now or found already prepared from the same source and settings.
 
@@ -103,10 +92,10 @@ def prepare(config: Config) -> Manifest:
     prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
     try:
         done = _run(list(_work(config, source, store if config.data.packed else None, prefix)), config)
-        manifest = _manifest(config, source.known, done, identity, prefix)
+        manifest = manifest_of(config, source.known, done, identity, prefix)
         for name, split in manifest.splits.items():
-            entries, histograms = _of_split(done, name)
-            contained = _of_classes(histograms, source.known) > 0
+            entries, histograms = of_split(done, name)
+            contained = of_classes(histograms, source.known) > 0
             write_index(store, split.index, entries, [np.flatnonzero(c) for c in contained.T] if name == "train" else [])
         manifest = write_manifest(store, manifest)
     except BaseException:
@@ -123,7 +112,7 @@ def survey(config: Config) -> Manifest:
     """
     source = find_source(config)
     done = _run(list(_work(config, source, None, "")), config)
-    return _manifest(config, source.known, done, _identity(config, source), "").sealed()
+    return manifest_of(config, source.known, done, _identity(config, source), "").sealed()
 
 
 def find_source(config: Config) -> Source:
@@ -256,54 +245,3 @@ def _load(item: Item, job: Work) -> tuple[Row, npt.NDArray[np.int64], list[str]]
     where = job.source.url(item.image), job.source.url(item.label)
     size, counts, faults = inspect(*where, *data, job.label_map)
     return Row(item.sample_id, *data, *size), counts, faults
-
-
-def _of_split(done: list[Done], name: str) -> tuple[list[Entry], npt.NDArray[np.int64]]:
-    """Entries of a split, and int64[n, 256] pixels of each image by stored label id."""
-    mine = [d for d in done if d.split == name]
-    return [entry for d in mine for entry in d.entries], np.concatenate([d.histograms for d in mine])
-
-
-def _of_classes(histograms: npt.NDArray[np.int64], known: Classes) -> npt.NDArray[np.int64]:
-    """int64[n, K]: pixels of each image by class."""
-    pixels = np.zeros((len(histograms), 256), np.int64)
-    for stored, index in known.label_map.items():
-        pixels[:, index] += histograms[:, stored]
-    return pixels[:, : len(known.names)]
-
-
-def _manifest(config: Config, known: Classes, done: list[Done], identity: str, prefix: str) -> Manifest:
-    data = config.data
-    names = list(dict.fromkeys(d.split for d in done))
-    splits = {name: _split(*_of_split(done, name), known, f"{prefix}/index-{name}") for name in names}
-    twins = _duplicates({name: _of_split(done, name)[0] for name in names})
-    return Manifest(data.name, data.layout, known.names, known.colors, known.label_map, splits, data.packed, identity,
-                    num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
-
-
-def _split(entries: list[Entry], histograms: npt.NDArray[np.int64], known: Classes, index: str) -> Split:
-    pixels = _of_classes(histograms, known)
-    sizes = np.array([(e.height, e.width) for e in entries])
-    return Split(
-        num_images=len(entries),
-        index=index,
-        content=content(entries),
-        bytes=sum(e.image_bytes + e.label_bytes for e in entries),
-        pixels=tuple(pixels.sum(0).tolist()),
-        images=tuple((pixels > 0).sum(0).tolist()),
-        ignored=int(sum(histograms[:, stored].sum() for stored, index in known.label_map.items() if index == IGNORE)),
-        smallest=tuple(sizes.min(0).tolist()),
-        largest=tuple(sizes.max(0).tolist()),
-    )
-
-
-def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
-    """("train/ID", "val/ID") of each image that occurs in an earlier split as well, byte for byte."""
-    first: dict[bytes, tuple[str, str]] = {}
-    twins = []
-    for split, entries in splits.items():
-        for entry in entries:
-            seen = first.setdefault(entry.image_sha256, (split, entry.sample_id))
-            if seen[0] != split:
-                twins.append(("/".join(seen), f"{split}/{entry.sample_id}"))
-    return twins

@@ -252,7 +252,7 @@ class Pictures(Section):
 
 class Benchmark(Section):
     rounds: int = Field(3, ge=1)
-    """Rounds that count, each stage once in each; one more, shorter, warms up."""
+    """Rounds, each stage once in each; what is reported are medians over them."""
     images: int = Field(256, ge=1)
     """Images of each stage in each round."""
     cores: int | None = Field(None, ge=1)
