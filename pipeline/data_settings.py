@@ -54,8 +54,8 @@ class Data(Section):
     block_bytes: int = Field(16 * 2**20, ge=1)
     """Pixels of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
     memory."""
-    cpus_per_task: float = Field(0.25, gt=0)
-    """Logical CPUs of one Ray Data task."""
+    cpus_per_task: float = Field(0.5, gt=0)
+    """Logical CPUs of one Ray Data task: with half of one, a core has a task at work while another is handed over."""
     generated: Generated = Generated()
 
     @field_validator("crop_size")

@@ -1,16 +1,14 @@
 """The plan executed by Ray Data, block by block; workers check every row's place. And the whole images of an evaluation."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import ray.data
 import torch
 from ray.data import ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from pipeline import transforms
@@ -20,36 +18,13 @@ from pipeline.plan import Plan, num_blocks
 from pipeline.samples import SampleError, open_samples
 from pipeline.shards import Manifest, read_manifest
 from pipeline.storage import check, open_store
+from pipeline.unhurried import Unhurried
 
 
 def open_data(config: Config) -> Manifest:
     """The prepared data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
     check(open_store(config.storage.path, config.storage))
     return read_manifest(open_store(config.data_url, config.storage))
-
-
-class Unhurried(ExecutionCallback):
-    """Holds Ray Data's scheduling loop to 20 rounds a second while nothing moves.
-
-    A feed that is ahead of training is held back by leaving finished tasks unread; Ray 2.60 then finds them ready in every
-    round and spins, which took three quarters of a core away from training (measured on two cores).
-    """
-
-    ROUND_S = 0.05
-
-    def __init__(self) -> None:
-        self.last = 0.0
-        self.moved = -1
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data at the end of each round."""
-        moved = sum(
-            op.metrics.num_tasks_submitted + op.metrics.num_task_outputs_generated + op.metrics.num_outputs_taken
-            for op in executor._topology
-        )
-        if moved == self.moved:
-            time.sleep(max(0.0, self.ROUND_S - (time.monotonic() - self.last)))
-        self.moved, self.last = moved, time.monotonic()
 
 
 def training_data(feed: Feed) -> ray.data.Dataset:

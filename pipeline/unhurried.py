@@ -1,0 +1,30 @@
+"""A calmer scheduling loop for Ray Data. In a file of its own: every task worker imports it, and torch must not come along."""
+
+import time
+from typing import Any
+
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+
+class Unhurried(ExecutionCallback):
+    """Holds Ray Data's scheduling loop to 20 rounds a second while nothing moves.
+
+    A feed that is ahead of training is held back by leaving finished tasks unread; Ray 2.60 then finds them ready in every
+    round and spins, which took three quarters of a core away from training (measured on two cores).
+    """
+
+    ROUND_S = 0.05
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.moved = -1
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray Data at the end of each round."""
+        moved = sum(
+            op.metrics.num_tasks_submitted + op.metrics.num_task_outputs_generated + op.metrics.num_outputs_taken
+            for op in executor._topology
+        )
+        if moved == self.moved:
+            time.sleep(max(0.0, self.ROUND_S - (time.monotonic() - self.last)))
+        self.moved, self.last = moved, time.monotonic()
