@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch.utils.data
@@ -41,9 +42,9 @@ class Length(NamedTuple):
 
     @classmethod
     def of(cls, images: int, global_batch: int, cores: int) -> "Length":
-        """At least so many images, an equal share for each core; a fourth as many paced."""
+        """At least so many images, an equal share for each core; half as many paced."""
         share = max(4, -(-images // (global_batch * cores)))
-        return cls(share * cores, max(4, share * cores // 4))
+        return cls(share * cores, max(4, share * cores // 2))
 
 
 def one_round(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
@@ -54,8 +55,13 @@ def one_round(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
         "bare loop": _pool(feed_share, flat, cores, first_batch=True),
     }
     pace_s = feed.config.train.global_batch / (LOAD * stages["bare loop"].images_per_s)
-    for stage, run in (("torch DataLoader", data_loader), ("Ray Data", ray_data)):
-        stages[stage] = run(flat, cores, 0.0)._replace(data_wait=run(paced, cores, pace_s).data_wait)
+    # A cluster that was joined is no descendant of this process: its memory is not seen.
+    of_ray = list if os.environ.get("RAY_ADDRESS") else partial(family, os.getpid())
+    for stage, run, pids in (("torch DataLoader", data_loader, _own), ("Ray Data", ray_data, of_ray)):
+        measured = run(flat, cores, 0.0)
+        with PeakMemory(pids) as peak:  # reading it costs a tenth of these cores: not while the rate is taken
+            wait = run(paced, cores, pace_s).data_wait
+        stages[stage] = measured._replace(data_wait=wait, peak_bytes=peak.bytes or None)
     return stages
 
 
@@ -93,10 +99,9 @@ def data_loader(feed: Feed, cores: int, pace_s: float) -> Measured:
     loader = torch.utils.data.DataLoader(
         steps, batch_size=None, num_workers=cores, prefetch_factor=4, multiprocessing_context=SPAWN
     )
-    with PeakMemory(lambda: [os.getpid(), *_children()]) as peak:
-        taken = _taken((int(step) for step, _, _ in loader), pace_s)
+    taken = _taken((int(step) for step, _, _ in loader), pace_s)
     images = (len(taken.steps) - cores) * feed.config.train.global_batch
-    return Measured(images / (taken.arrived[-1] - taken.arrived[0]), taken.first_s, taken.wait, peak.bytes, taken.steps)
+    return Measured(images / (taken.arrived[-1] - taken.arrived[0]), taken.first_s, taken.wait, None, taken.steps)
 
 
 def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
@@ -112,12 +117,9 @@ def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
         for batch in planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=0, workers=1):
             yield batch.step
 
-    with PeakMemory(lambda: family(os.getpid())) as peak:
-        taken = _taken(batches(), pace_s)
-    # A cluster that was joined is no descendant of this process.
-    known = None if os.environ.get("RAY_ADDRESS") else peak.bytes
+    taken = _taken(batches(), pace_s)
     images = len(taken.steps) * feed.config.train.global_batch
-    return Measured(images / (taken.arrived[-1] - taken.asked), taken.first_s, taken.wait, known, taken.steps)
+    return Measured(images / (taken.arrived[-1] - taken.asked), taken.first_s, taken.wait, None, taken.steps)
 
 
 class Taken(NamedTuple):
@@ -127,7 +129,7 @@ class Taken(NamedTuple):
     asked: float
     arrived: tuple[float, ...]
     wait: float
-    """Share of the time after the first batch spent waiting for the next."""
+    """Share of the time spent waiting for the next batch, once a fourth of them has come."""
 
     @property
     def first_s(self) -> float:
@@ -147,7 +149,12 @@ def _taken(batches: Iterator[int], pace_s: float) -> Taken:
         waits.append(arrived[-1] - asked)
         time.sleep(pace_s)
         asked = time.perf_counter()
-    return Taken(tuple(steps), begun, tuple(arrived), sum(waits[1:]) / (arrived[-1] - arrived[0]))
+    settled = len(steps) // 4
+    return Taken(tuple(steps), begun, tuple(arrived), sum(waits[settled + 1 :]) / (arrived[-1] - arrived[settled]))
+
+
+def _own() -> list[int]:
+    return [os.getpid(), *_children()]
 
 
 def _children() -> list[int]:
