@@ -20,45 +20,56 @@ class Done:
     split: str
     entries: tuple[Entry, ...]
     faults: tuple[str, ...]
-    histograms: npt.NDArray[np.int64]
-    """int64[n, 256]: pixels of each image by stored label id."""
+    pixels: npt.NDArray[np.int64]
+    """int64[256]: pixels by stored label id."""
+    present: npt.NDArray[np.uint8]
+    """uint8[n, 32]: of each image, the stored label ids that occur in it, one bit each."""
 
 
-def of_split(done: list[Done], name: str) -> tuple[list[Entry], npt.NDArray[np.int64]]:
-    """Entries of a split, and int64[n, 256] pixels of each image by stored label id."""
-    mine = [d for d in done if d.split == name]
-    return [entry for d in mine for entry in d.entries], np.concatenate([d.histograms for d in mine])
+def of_split(done: list[Done], name: str) -> list[Done]:
+    """What belongs to a split, in order."""
+    return [d for d in done if d.split == name]
 
 
-def of_classes(histograms: npt.NDArray[np.int64], known: Classes) -> npt.NDArray[np.int64]:
-    """int64[n, K]: pixels of each image by class."""
-    pixels = np.zeros((len(histograms), 256), np.int64)
-    for stored, index in known.label_map.items():
-        pixels[:, index] += histograms[:, stored]
-    return pixels[:, : len(known.names)]
+def entries_of(done: list[Done]) -> list[Entry]:
+    """All entries, in order."""
+    return [entry for d in done for entry in d.entries]
+
+
+def members_of(done: list[Done], known: Classes) -> list[npt.NDArray[np.int64]]:
+    """Of each class, the positions int64[m] of the images that contain it."""
+    present = np.concatenate([d.present for d in done])
+    found = []
+    for label in range(len(known.names)):
+        stored = np.isin(np.arange(256), [i for i, index in known.label_map.items() if index == label])
+        found.append(np.flatnonzero((present & np.packbits(stored)).any(1)))
+    return found
 
 
 def manifest_of(config: Config, known: Classes, done: list[Done], identity: str, prefix: str) -> Manifest:
     """The manifest of what was looked at, its indexes to be written below `prefix`."""
     data = config.data
-    names = list(dict.fromkeys(d.split for d in done))
-    splits = {name: _split(*of_split(done, name), known, f"{prefix}/index-{name}") for name in names}
-    twins = _duplicates({name: of_split(done, name)[0] for name in names})
+    parts = {name: of_split(done, name) for name in dict.fromkeys(d.split for d in done)}
+    splits = {name: _split(part, known, f"{prefix}/index-{name}") for name, part in parts.items()}
+    twins = _duplicates({name: entries_of(part) for name, part in parts.items()})
     return Manifest(data.name, data.layout, known.names, known.colors, known.label_map, splits, data.packed, identity,
                     num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
 
 
-def _split(entries: list[Entry], histograms: npt.NDArray[np.int64], known: Classes, index: str) -> Split:
-    pixels = of_classes(histograms, known)
+def _split(done: list[Done], known: Classes, index: str) -> Split:
+    entries, stored = entries_of(done), np.sum([d.pixels for d in done], axis=0)
+    pixels = np.zeros(256, np.int64)
+    for label, of_class in known.label_map.items():
+        pixels[of_class] += stored[label]
     sizes = np.array([(e.height, e.width) for e in entries])
     return Split(
         num_images=len(entries),
         index=index,
         content=content(entries),
         bytes=sum(e.image_bytes + e.label_bytes for e in entries),
-        pixels=tuple(pixels.sum(0).tolist()),
-        images=tuple((pixels > 0).sum(0).tolist()),
-        ignored=int(sum(histograms[:, stored].sum() for stored, index in known.label_map.items() if index == IGNORE)),
+        pixels=tuple(pixels[: len(known.names)].tolist()),
+        images=tuple(map(len, members_of(done, known))),
+        ignored=int(pixels[IGNORE]),
         smallest=tuple(sizes.min(0).tolist()),
         largest=tuple(sizes.max(0).tolist()),
     )

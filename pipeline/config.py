@@ -61,7 +61,7 @@ class Config(Section):
 
     @property
     def block_bytes(self) -> int:
-        """Pixels of one Ray Data block: uint8 image and label."""
+        """Bytes of one Ray Data block: uint8 image and label."""
         return self.steps_per_block * self._step_bytes
 
     @property

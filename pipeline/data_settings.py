@@ -48,11 +48,11 @@ class Data(Section):
     oversample: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Class name -> weight: beside weight 1 for all images, so much of each epoch are images that contain the class."""
     max_skipped: int = Field(0, ge=0)
-    """Missing or corrupt training samples that may be replaced by another one, each reported, before the run stops."""
+    """Times that a missing or corrupt training sample may be replaced by another one, each reported, before the run stops."""
     stall_s: float = Field(60, gt=0)
     """Seconds without a batch after which the reason is looked for and said."""
     block_bytes: int = Field(16 * 2**20, ge=1)
-    """Pixels of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
+    """Bytes of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
     memory."""
     cpus_per_task: float = Field(0.5, gt=0)
     """Logical CPUs of one Ray Data task: with half of one, a core has a task at work while another is handed over."""
@@ -88,7 +88,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_resize(self) -> Self:
-        if self.short_sides and {"scale", "scale_step"} & self.model_fields_set:
+        if self.short_sides and (self.scale != (0.75, 2.0) or self.scale_step is not None):
             raise ValueError("short_sides: replaces scale and scale_step (leave these two out)")
         return self
 

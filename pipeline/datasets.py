@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.feed import Batch, Feed, decode
 from pipeline.plan import Plan, num_blocks
 from pipeline.samples import SampleError, open_samples
-from pipeline.shards import Manifest, read_manifest
+from pipeline.shards import Manifest, ShardError, read_manifest
 from pipeline.storage import check, open_store
 from pipeline.unhurried import Unhurried
 
@@ -24,7 +24,14 @@ from pipeline.unhurried import Unhurried
 def open_data(config: Config) -> Manifest:
     """The prepared data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
     check(open_store(config.storage.path, config.storage))
-    return read_manifest(open_store(config.data_url, config.storage))
+    manifest, data = read_manifest(open_store(config.data_url, config.storage)), config.data
+    for setting, prepared, wanted in (("layout", manifest.layout, data.layout), ("packed", manifest.packed, data.packed)):
+        if prepared != wanted:
+            raise ShardError(
+                f"{config.data_url}: was prepared with data.{setting}={prepared}, the configuration says {wanted}: set it so, or "
+                "run python -m jobs.prepare CONFIG again"
+            )
+    return manifest
 
 
 def training_data(feed: Feed) -> ray.data.Dataset:
@@ -81,7 +88,7 @@ def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int,
         image = torch.from_numpy(np.ascontiguousarray(batch["image"])).permute(0, 3, 1, 2)  # [b, 3, h, w]
         label = torch.from_numpy(np.ascontiguousarray(batch["label"]))
         yield TrainingBatch(step, image, label, int(batch["replaced"].sum()))
-    if step >= 0 and step + 1 != steps:
+    if step + 1 != steps:
         raise RuntimeError(
             f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint"
         )

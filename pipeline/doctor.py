@@ -12,6 +12,7 @@ import torch
 from ccnet import build_ccnet
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.feed import Feed
 from pipeline.learner import network_arguments, objective
 from pipeline.shards import Manifest
 
@@ -97,24 +98,27 @@ def duplicates(manifest: Manifest) -> list[Finding]:
 def sizes(config: Config, manifest: Manifest) -> list[Finding]:
     """Crops that the training images, as they are scaled, do not fill."""
     crop, train = config.data.crop, manifest.splits["train"]
+    if shorter := config.data.short_sides:
+        if max(shorter) >= min(crop):  # how long the longer sides are depends on each image
+            return []
+        what = f"data.crop_size = {list(crop)}: every crop is padded, for the shorter side is at most {max(shorter)}"
+        return [Finding("warning", what, "a smaller data.crop_size, or larger data.short_sides")]
     largest, smallest = _scaled(config, train.largest, max), _scaled(config, train.smallest, min)
-    setting = "data.short_sides" if config.data.short_sides else "data.scale"
     what = f"data.crop_size = {list(crop)}: "
     if any(side < limit for side, limit in zip(largest, crop, strict=True)):
         fits = [min(limit, max(17, (side - 1) // 8 * 8 + 1)) for side, limit in zip(largest, crop, strict=True)]
         what += f"every crop is padded, for the largest image, scaled up, is {_by(largest)} (height x width)"
-        return [Finding("warning", what, f"data.crop_size={fits}, or a larger {setting}")]
+        return [Finding("warning", what, f"data.crop_size={fits}, or a larger data.scale")]
     filled = math.prod(min(side, limit) for side, limit in zip(smallest, crop, strict=True)) / math.prod(crop)
     if 1 - filled > MOSTLY_PADDING:
         what += f"the smallest image, scaled down to {_by(smallest)} (height x width), leaves {percent(1 - filled)} padding"
-        return [Finding("warning", what, f"a smaller data.crop_size, or raise the low end of {setting}")]
+        return [Finding("warning", what, "a smaller data.crop_size, or raise the low end of data.scale")]
     return []
 
 
 def _scaled(config: Config, sides: tuple[int, int], end: Callable[[Iterable[float]], float]) -> tuple[int, int]:
     """(height, width) of an image at the `end`, min or max, of the configured scales."""
-    data = config.data
-    scale = end(data.short_sides) / min(sides) if data.short_sides else end(data.scale)
+    scale = end(config.data.scale)
     return round(sides[0] * scale), round(sides[1] * scale)
 
 
@@ -126,6 +130,12 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
             found.append(Finding("error", f"data.oversample.{name}: no such class", f"legal: {', '.join(names)}"))
         elif not manifest.splits["train"].images[names.index(name)]:
             found.append(Finding("error", f"data.oversample.{name}: no training image contains it", "leave it out"))
+    if found:
+        return found
+    for stream in Feed(config, manifest, 0).plan.oversampled:
+        if not stream.per_epoch and stream.label is not None:
+            what = f"data.oversample.{names[stream.label]}: its share of an epoch of {manifest.num_images('train')} is no image"
+            found.append(Finding("warning", what, "raise its weight"))
     return found
 
 
@@ -235,7 +245,9 @@ def buckets(config: Config, checked: Sequence[str] = ()) -> list[Finding]:
     found, done = [], {bucket for url in checked if (bucket := _bucket(url))}
     for setting, url, needed, proof in _addresses(config):
         bucket = _bucket(url)
-        if not bucket or bucket in done:
+        # Originals that training reads are looked at wherever they lie: a folder may have moved, a prefix be empty.
+        in_place = setting == "data.source" and needed
+        if not in_place and (not bucket or bucket in done):
             continue
         done.add(bucket)
         try:

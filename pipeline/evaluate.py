@@ -151,11 +151,18 @@ def _find(config: Config) -> checkpoint.Checkpoint:
     return checkpoint.load(runs, best, with_optimizer=False)
 
 
-def evaluate(config: Config) -> Score:
-    """Scores the checkpoint on `evaluate.split` as `config.evaluate` says, each image exactly once, with the interval."""
-    manifest, split = open_data(config), config.evaluate.split
+def known_split(config: Config, manifest: Manifest) -> str:
+    """`evaluate.split`. Raises ConfigError when the data set has no such split."""
+    split = config.evaluate.split
     if not manifest.num_images(split):
         raise ConfigError([f"evaluate.split = {split!r}: {config.data.name} has {', '.join(manifest.splits)}"])
+    return split
+
+
+def evaluate(config: Config) -> Score:
+    """Scores the checkpoint on `evaluate.split` as `config.evaluate` says, each image exactly once, with the interval."""
+    manifest = open_data(config)
+    split = known_split(config, manifest)
     net, found = load_network(config, manifest)
     num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
     counts, numbers = Counts.none(num_classes), []

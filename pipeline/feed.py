@@ -35,7 +35,8 @@ class Feed(NamedTuple):
         """The order of the training split."""
         config, split = self.config, self.manifest.splits["train"]
         labels = {name: label for label, name in enumerate(self.manifest.class_names)}
-        weights = {labels[name]: weight for name, weight in config.data.oversample.items()}
+        # By class, for a configuration whose keys stand in another order is the same run.
+        weights = dict(sorted((labels[name], weight) for name, weight in config.data.oversample.items()))
         streams = oversampled(split.num_images, dict(enumerate(split.images)), weights)
         return Plan(split.num_images, config.train.global_batch, config.seed, streams)
 

@@ -10,7 +10,7 @@ from ccnet import CCNet
 from pipeline import figures, transforms
 from pipeline.config import Config
 from pipeline.datasets import evaluation_samples, open_data
-from pipeline.evaluate import load_network, predict_image
+from pipeline.evaluate import known_split, load_network, predict_image
 from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.shares import in_shares
@@ -45,6 +45,7 @@ def _names(config: Config, manifest: Manifest) -> list[str]:
     """Keys below `predict.images`, or the positions of `evaluate.split` as text."""
     folder = config.predict.images
     if folder is None:
+        known_split(config, manifest)
         return [str(index) for index in range(manifest.num_images(config.evaluate.split))]
     names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(SUFFIXES)]
     if not names:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import cluster, generated, transforms
-from pipeline.census import Done, manifest_of, of_classes, of_split
+from pipeline.census import Done, entries_of, manifest_of, members_of, of_split
 from pipeline.config import Config
 from pipeline.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, digest, members_key, page_key, write_index
 from pipeline.inspection import inspect
@@ -94,9 +94,9 @@ def prepare(config: Config) -> Manifest:
         done = _run(list(_work(config, source, store if config.data.packed else None, prefix)), config)
         manifest = manifest_of(config, source.known, done, identity, prefix)
         for name, split in manifest.splits.items():
-            entries, histograms = of_split(done, name)
-            contained = of_classes(histograms, source.known) > 0
-            write_index(store, split.index, entries, [np.flatnonzero(c) for c in contained.T] if name == "train" else [])
+            part = of_split(done, name)
+            members = members_of(part, source.known) if name == "train" else []
+            write_index(store, split.index, entries_of(part), members)
         manifest = write_manifest(store, manifest)
     except BaseException:
         store.delete(prefix)
@@ -220,7 +220,8 @@ def pack(job: Work) -> Done:
             entries = write_shard(job.shards, job.key, rows) if job.shards else list(map(_in_place, job.items, rows))
         except Exception as error:  # any fault of any store; it is reported with the others, and fails the whole
             faults.append(f"{job.shards and job.shards.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
-    return Done(job.split, tuple(entries), tuple(faults), np.stack(histograms))
+    counts = np.stack(histograms)
+    return Done(job.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
 
 
 def _in_place(item: Item, row: Row) -> Entry:

@@ -78,11 +78,11 @@ def retried(
     while left:
         tries += 1
         faults: dict[int, Exception] = {}
-        for job, outcome in zip(left, attempt(left), strict=True):
-            if isinstance(outcome, Exception):
-                faults[job] = outcome
+        for job, found in zip(left, attempt(left), strict=True):
+            if isinstance(found, Exception):
+                faults[job] = found
             else:
-                results[job] = outcome
+                results[job] = found
         spent = clock() - start
         for job, fault in faults.items():
             final = not is_transient(fault)

@@ -65,8 +65,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     progress = Progress(train.steps, train.global_batch)
-    learner, batches = _start(job)
-    replaced = 0
+    learner, batches, replaced = _start(job)
     try:
         for step, image, label, replaced_now in progress.timed(batches):
             learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
@@ -74,23 +73,25 @@ def train_worker(settings: dict[str, Any]) -> None:
             progress.step_done()
             done = step + 1
             replaced += replaced_now
-            if done % train.log_every == 0 or done == train.steps:
-                data_points = _replaced_points(job.config, replaced, learner.device)
-                if log:
-                    points, text = progress.flush(done)
-                    loss, *terms = ((name, float(value)) for name, value in losses.items())
-                    points |= {"train/loss": loss[1], "train/learning_rate": learning_rate} | data_points
-                    log.metrics(points | {f"train/loss_{name}": value for name, value in terms}, done)
-                    logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss[1], text)
-            if done % train.validate_every == 0 or done == train.steps:
-                _validate_and_save(job, learner, done, log)
+            logs, validates = (done % every == 0 or done == train.steps for every in (train.log_every, train.validate_every))
+            total = _replaced_in_all(job.config, replaced, learner.device) if logs or validates else 0
+            if log and logs:
+                points, text = progress.flush(done)
+                loss, *terms = ((name, float(value)) for name, value in losses.items())
+                points |= {"train/loss": loss[1], "train/learning_rate": learning_rate}
+                points |= {"data/replaced_samples": total} if job.config.data.max_skipped else {}
+                log.metrics(points | {f"train/loss_{name}": value for name, value in terms}, done)
+                logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss[1], text)
+            if validates:
+                _validate_and_save(job, learner, done, total, log)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
             logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
 
 
-def _start(job: Job) -> tuple[Learner, Iterator[TrainingBatch]]:
-    """The learner as it was when the feed's first step began, and the batches from there."""
+def _start(job: Job) -> tuple[Learner, Iterator[TrainingBatch], int]:
+    """The learner as it was when the feed's first step began, the batches from there, and this rank's share of the samples
+    replaced before."""
     train = job.config.train
     shard = ray.train.get_dataset_shard("train")
     batch = train.global_batch // train.workers
@@ -101,16 +102,15 @@ def _start(job: Job) -> tuple[Learner, Iterator[TrainingBatch]]:
     batches = watchdog.watched(batches)
     learner = Learner(job.config, len(job.manifest.class_names), ray.train.torch.get_device())
     started = time.monotonic()
-    first = next(batches, None)
-    if first is None:
-        return learner, iter(())
+    first, replaced = next(batches), 0
     if first.step:
         found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first.step))
         checkpoint.restore(found, learner.net, learner.optimizer)
         logger.info("resumed at step %d from %s", found.step, found.url)
+        replaced = found.progress.get("replaced", 0) if workers.rank() == 0 else 0
     learner.distribute()
     logger.info("first batch after %.1f s", time.monotonic() - started)
-    return learner, _chain(first, batches)
+    return learner, _chain(first, batches), replaced
 
 
 def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
@@ -118,20 +118,20 @@ def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[Trai
     yield from rest
 
 
-def _replaced_points(config: Config, replaced: int, device: torch.device) -> dict[str, float]:
-    """Replaced samples of all workers since this start, for MLflow. Raises RuntimeError past `data.max_skipped`."""
+def _replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
+    """Replaced samples of all workers in this run. Raises RuntimeError past `data.max_skipped`."""
     if not config.data.max_skipped:  # the first one that cannot be read has stopped the feed
-        return {}
+        return 0
     total = int(workers.sum_over_workers(torch.tensor(replaced, device=device)))
     if total > config.data.max_skipped:
         raise RuntimeError(
             f"{total} training samples could not be read and were replaced, data.max_skipped = {config.data.max_skipped}: the "
             "log names them; mend the objects and submit the run again"
         )
-    return {"data/replaced_samples": total}
+    return total
 
 
-def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | None) -> None:
+def _validate_and_save(job: Job, learner: Learner, step: int, replaced: int, log: MetricLog | None) -> None:
     """Scores the validation split over all workers, logs it, and reports it with a checkpoint."""
     started = time.monotonic()
     score = _validate(job, learner)
@@ -146,7 +146,7 @@ def _validate_and_save(job: Job, learner: Learner, step: int, log: MetricLog | N
     for name, picture in panels.of_validation(job, learner).items():
         log.picture(name, step, picture)
     folder = Path(tempfile.mkdtemp(prefix="ccnet-checkpoint-"))
-    progress = {"step": step, "run_key": job.config.run_key, "run_id": job.run_id, "model": learner.model,
+    progress = {"step": step, "replaced": replaced, "run_key": job.config.run_key, "run_id": job.run_id, "model": learner.model,
                 "metrics": metrics, "score": score._asdict(), "config": job.config.record()}  # fmt: skip
     checkpoint.save(folder, learner.net, learner.optimizer, progress)
     ray.train.report(

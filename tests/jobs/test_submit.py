@@ -31,7 +31,7 @@ def test_an_absolute_path_under_the_folder_becomes_relative(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian", "demo.yaml"], "trian: no such verb (did you mean train?); legal: prepare, train, tune"),
+        (["trian", "demo.yaml"], "trian: no such verb (did you mean train?); legal: prepare, plan, train"),
         (["train", "demos.yaml"], "demos.yaml: no such file (did you mean demo.yaml?)"),
         (["train", "../outside.yaml"], "../outside.yaml: must lie under "),
         (

@@ -177,14 +177,14 @@ def test_mining_that_would_keep_every_pixel_is_doubted() -> None:
 
 
 def test_a_run_needs_its_workers_and_two_data_tasks() -> None:
-    assert doctor.cpus_needed(config()) == 2 * 0.5 + 2 * 0.25
+    assert doctor.cpus_needed(config()) == 2 * 0.5 + 2 * 0.5
 
 
 def test_too_few_cpus_are_named_with_the_setting_that_fits() -> None:
     assert doctor.cpus(config(), 2) == []
     (found,) = doctor.cpus(config(train__cpus_per_worker=1.0), 2)
     assert found.level == "error"
-    assert found.what == ("train.workers = 2: 2.5 CPUs are needed (workers x 1 + 2 data tasks x 0.25), the cluster has 2")
+    assert found.what == ("train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2")
     assert found.fix == "train.cpus_per_worker=0.75"
     (found,) = doctor.cpus(config(), 0.5)
     assert found.fix == "fewer train.workers or a larger cluster"
@@ -192,7 +192,7 @@ def test_too_few_cpus_are_named_with_the_setting_that_fits() -> None:
 
 def test_the_cpus_that_are_proposed_suffice() -> None:
     """Rounded down: 3 workers of 1.1666 CPUs on 4 CPUs, not of 1.2."""
-    three = config(train__workers=3, train__global_batch=9, train__cpus_per_worker=2)
+    three = config(train__workers=3, train__global_batch=9, train__cpus_per_worker=2, data__cpus_per_task=0.25)
     assert doctor.cpus(three, 4)[0].fix == "train.cpus_per_worker=1.16"
     assert doctor.cpus(override(three, {"train.cpus_per_worker": 1.16}), 4) == []
 
@@ -209,7 +209,7 @@ def test_gpus_that_would_lie_idle_are_named_with_the_workers_that_use_them() -> 
 
 def test_a_feed_larger_than_half_the_object_store_is_doubted_with_blocks_that_fit() -> None:
     """Cityscapes on 2 CPUs: a step of a worker is 4 crops of 769 x 769 x 4 bytes, 4 tasks and 2 workers hold 12 of them."""
-    large = config(data__crop_size=769)
+    large = config(data__crop_size=769, data__cpus_per_task=0.25)
     assert doctor.feed_bytes(large, 2) == 12 * 4 * 769 * 769 * 4
     assert doctor.object_store(large, TWO_CPUS) == []
     (found,) = doctor.object_store(large, {"CPU": 2, "object_store_memory": 2e8})

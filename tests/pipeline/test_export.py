@@ -28,8 +28,8 @@ def settings(tmp_path: Path) -> Path:
     model = "{backbone: resnet18, recurrence: 2}"
     path.write_text(f"name: toy\nstorage: {{path: {tmp_path}}}\ndata: {data}\nmodel: {model}\n")
     config = load(path)
-    empty = Split(0, (), (0, 0), 0, ())
-    manifest = Manifest("toy", "generated", NAMES, COLORS, {0: 0, 1: 1}, {"train": empty, "val": empty}, "source")
+    empty = Split(0, "index", "", 0, (0, 0), (0, 0), 0, (0, 0), (0, 0))
+    manifest = Manifest("toy", "generated", NAMES, COLORS, {0: 0, 1: 1}, {"train": empty, "val": empty}, True, "source")
     write_manifest(open_store(config.data_url, config.storage), manifest)
     return path
 

@@ -28,7 +28,7 @@ def config(**train: Any) -> Any:
 
 def test_trials_at_a_time_follow_cpus_and_gpus() -> None:
     assert concurrent_trials(config(), {"CPU": 2}) == 1
-    assert concurrent_trials(config(), {"CPU": 16}) == 10
+    assert concurrent_trials(config(), {"CPU": 16}) == 8
     assert concurrent_trials(config(), {"CPU": 16, "GPU": 4}) == 2
     assert concurrent_trials(config(), {"CPU": 1}) == 1
 
