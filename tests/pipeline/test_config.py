@@ -173,3 +173,9 @@ def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
     assert override(parse(tree(tune={"space": space})), {"loss.ohem.thresh": 0.6}).loss.ohem.thresh == 0.6
     with pytest.raises(ConfigError, match=r"seed.x: `seed` is a setting, not a section"):
         override(parse(tree()), {"seed.x": 1})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_can_be_searched_over(path: Path) -> None:
+    """An override reads the whole configuration again, defaults included."""
+    assert override(load(path), {"train.learning_rate": 0.02}).train.learning_rate == 0.02

@@ -185,7 +185,7 @@ def test_too_few_cpus_are_named_with_the_setting_that_fits() -> None:
     (found,) = doctor.cpus(config(train__cpus_per_worker=1.0), 2)
     assert found.level == "error"
     assert found.what == ("train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2")
-    assert found.fix == "train.cpus_per_worker=0.75"
+    assert found.fix == "train.cpus_per_worker=0.5"
     (found,) = doctor.cpus(config(), 0.5)
     assert found.fix == "fewer train.workers or a larger cluster"
 
