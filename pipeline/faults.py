@@ -56,10 +56,12 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     tried = next((f"; {link}" for link in _chain(error) if isinstance(link, Failed) and not link.final), "")
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
-    writes = setting in ("", "storage.path")
+    writes = setting == "storage.path"
     if not store.is_s3:
         reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
-        fix = f"choose another folder for {setting or 'storage.path'}" if writes else f"correct {setting}"
+        if not setting:
+            return StorageError(f"{where}: cannot be used ({reason}): check the path and who may read and write it")
+        fix = f"choose another folder for {setting}" if writes else f"correct {setting}"
         return StorageError(f"{where}: cannot be {'created or written' if writes else 'read'} ({reason}): {fix}")
     bucket = store.root.removeprefix("s3://").split("/")[0]
     where = f"{where} at {store.endpoint or 'AWS S3'}"
@@ -69,7 +71,7 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     if found & _REFUSED or "PermissionError" in _kinds(error):
         return StorageError(
             f"{where}: access refused ({fault}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and that they may "
-            f"{'list, read, write and delete' if writes else 'list and read'} in bucket `{bucket}`"
+            f"{'list, read, write and delete' if writes else 'list and read' if setting else 'do this'} in bucket `{bucket}`"
         )
     if "NoSuchBucket" in found:
         return StorageError(f"{where}: bucket `{bucket}` does not exist: create it, or correct {setting or 'its name'}")

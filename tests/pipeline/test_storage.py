@@ -243,3 +243,9 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_other_urls_are_refused(url: str, fault: str) -> None:
     with pytest.raises(StorageError, match=fault):
         open_store(url, Storage(path="unused"))
+
+
+def test_a_fault_of_reading_does_not_advise_on_writing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"/folder: cannot be used \(Is a directory\): check the path and who may read"):
+        open_store(str(tmp_path), Storage(path="unused")).read("folder")
