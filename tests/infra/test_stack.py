@@ -127,11 +127,17 @@ def test_a_job_ends_with_its_own_exit_code_and_only_what_git_tracks_is_sent(stac
 def test_an_interrupt_stops_the_job(stack: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import time\nprint('running', flush=True)\ntime.sleep(600)\n")
     command = [sys.executable, "-c", JOB, "python script.py", str(tmp_path)]
-    with subprocess.Popen(command, env=os.environ | stack, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=os.environ | stack, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and pass that on
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert any("running" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=60)[0]
+        try:
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "stopping raysubmit_" in rest
 

@@ -19,7 +19,7 @@ from pipeline.augment import Recipe, augment
 from pipeline.benchmark import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
 from pipeline.benchmark_data import Target, find_targets, make_pictures, picture, repeated
 from pipeline.benchmark_feed import Length, Measured, first_steps, one_round
-from pipeline.benchmark_memory import PeakMemory, family, own_peak, pss
+from pipeline.benchmark_memory import family, own_peak, pss
 from pipeline.benchmark_work import Steps, positions
 from pipeline.config import Config
 from pipeline.feed import Feed
@@ -175,14 +175,21 @@ def test_the_augment_path_and_the_rows_have_their_ratios(target: Target, monkeyp
 
 
 def test_peak_memory_sees_an_allocation_that_is_gone_again() -> None:
-    before = pss(os.getpid())
-    with PeakMemory(lambda: [os.getpid()], every_s=0.01) as peak:
-        held = np.ones(64 * MIB, np.uint8)
-        while peak.bytes < before + 50 * MIB:
-            pass
-        del held
-    assert peak.bytes >= before + 50 * MIB
-    assert pss(os.getpid()) < peak.bytes - 40 * MIB
+    code = """
+import os, time
+import numpy as np
+from pipeline.benchmark_memory import PeakMemory, pss
+before = pss(os.getpid())
+with PeakMemory(lambda: [os.getpid()], every_s=0.01) as peak:
+    held = np.ones(64 << 20, np.uint8)
+    time.sleep(0.5)
+    del held
+print(peak.bytes - before, pss(os.getpid()) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak, after = map(int, done.stdout.split())
+    assert 60 * MIB < peak < 90 * MIB
+    assert after < 30 * MIB
 
 
 def test_own_peak_is_not_that_of_the_process_that_started_it() -> None:
