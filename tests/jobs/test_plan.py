@@ -141,7 +141,7 @@ def test_faults_of_the_source_are_errors(tmp_path: Path, joined: None, capsys: p
     assert plan.run(broken) == 1
     shown = capsys.readouterr().out
     assert f"error    {folder}/trainannot/1.png: label is 24 x 32 pixels, its image 32 x 24" in shown
-    assert "error    train.workers = 2: 4.5 CPUs are needed" in shown
+    assert "error    train.workers = 2: 5 CPUs are needed" in shown
     assert shown.endswith("\n2 errors, 0 warnings\n")
 
 
