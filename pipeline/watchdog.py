@@ -78,8 +78,8 @@ def _storage_state(config: Config, manifest: Manifest) -> str:
     started = time.monotonic()
     try:
         open_samples(hurried, manifest, "train").read([0])
-    except SampleError:  # an answer all the same
-        pass
+    except SampleError as error:
+        return f"the storage answers, but {error}"
     except Exception as error:  # whatever it is, it is the answer
         return f"the storage does not answer: {error}"
     return f"the storage answers in {time.monotonic() - started:.1f} s"

@@ -207,7 +207,7 @@ def test_200_faults_in_2000_fetches_change_no_batch_and_are_all_in_the_log(
     expected = feed_of(prepared).crops(positions)
     weights = {"slow_down": 30.0, "reset": 30.0, "reset_body": 30.0, "truncate": 30.0, "stall": 2.0, "stall_body": 2.0}
     upstream = in_bucket.config.storage.endpoint or ""
-    with FaultyStore(upstream, seed=0, probability=0.12, weights=weights, only_gets=True, stall_s=1) as proxy:
+    with FaultyStore(upstream, seed=0, probability=0.12, weights=weights, only_gets=True, stall_s=0.3) as proxy:
         found = through(in_bucket, proxy).crops(positions)
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
     assert set(proxy.injected) == set(FAULTS)

@@ -178,4 +178,4 @@ def test_the_reason_names_a_lost_shard(tmp_path: Path, local_ray: None, caplog: 
     config, manifest = prepared(tmp_path)
     open_store(config.data_url, config.storage).delete("a.parquet")
     with caplog.at_level(logging.WARNING):
-        assert f"the storage does not answer: {config.data_url}/a.parquet: no such object" in stall_reason(config, manifest)
+        assert f"the storage answers, but {config.data_url}/a.parquet: no such object" in stall_reason(config, manifest)
