@@ -1,6 +1,7 @@
 """`python -m jobs.plan CONFIG.yaml [dotted.key=value ...] [--strict]`: the data, the run they come to, and the doctor's findings.
 
-Trains nothing and writes nothing. Ends with 1 when there is an error, with --strict also when there is a warning.
+Trains nothing and keeps nothing that it writes (a probe of each bucket).
+Ends with 1 when there is an error, with --strict also when there is a warning.
 """
 
 import sys
@@ -8,15 +9,17 @@ import sys
 import ray
 
 from jobs.cli import main
+from jobs.prepare import class_table, split_table
 from pipeline import cluster, doctor
 from pipeline.config import Config
 from pipeline.datasets import open_data
-from pipeline.doctor import Finding, percent, size
+from pipeline.doctor import Finding
 from pipeline.feed import Feed
 from pipeline.layouts import LayoutError
 from pipeline.prepare import PrepareError, survey
 from pipeline.shards import Manifest, ShardError
 from pipeline.storage import StorageError
+from pipeline.units import percent, size
 
 STRICT = "--strict"
 SHOWN = 20
@@ -64,28 +67,6 @@ def look(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
         return None, origin, [Finding("error", f"data.source: {error}")]
     except (LayoutError, PrepareError) as error:
         return None, origin, [Finding("error", fault) for fault in error.faults]
-
-
-def split_table(manifest: Manifest) -> str:
-    """Images, their sizes, bytes and share of ignored pixels of each split."""
-    lines = [f"{'split':<16}{'images':>10}{'height':>14}{'width':>14}{'bytes':>12}{'ignored':>10}"]
-    for name, split in manifest.splits.items():
-        spans = zip(split.smallest, split.largest, strict=True)
-        height, width = (str(low) if low == high else f"{low} to {high}" for low, high in spans)
-        ignored = percent(split.ignored / max(1, split.ignored + sum(split.pixels)))
-        lines.append(f"{name:<16}{split.num_images:>10,}{height:>14}{width:>14}{size(split.bytes):>12}{ignored:>10}")
-    return "\n".join(lines)
-
-
-def class_table(manifest: Manifest) -> str:
-    """Each class's share of the labelled pixels, and the images that contain it."""
-    width = max(16, *(len(name) + 2 for name in manifest.class_names))
-    splits = manifest.splits.items()
-    lines = [f"{'class':<{width}}" + "".join(f"{name + ' %':>10}{'images':>10}" for name, _ in splits)]
-    for k, label in enumerate(manifest.class_names):
-        shares = ((100 * split.pixels[k] / max(1, sum(split.pixels)), split.images[k]) for _, split in splits)
-        lines.append(f"{label:<{width}}" + "".join(f"{share:>10.2f}{images:>10,}" for share, images in shares))
-    return "\n".join(lines)
 
 
 def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -> str:

@@ -9,9 +9,6 @@ import numpy.typing as npt
 
 from pipeline.transforms import IGNORE, UInt8, as_uint8, cut_image, cut_label
 
-# OpenCV's own threads slow each other down across worker processes and hang after a fork.
-cv2.setNumThreads(0)
-
 # RGB mean of the published recipe, rounded to uint8: what lies outside an image is within half a grey level of zero.
 MEAN_COLOUR = np.array([123, 117, 104], np.uint8)
 TRIES = 10
@@ -166,6 +163,8 @@ def _extent(drawn: Augmentation) -> tuple[int, int, int, int]:
 
 def _photometry(image: UInt8, change: Photometric) -> UInt8:
     """Brightness, contrast, saturation and hue on uint8[h, w, 3] RGB by tables, in the order and rounding of mmsegmentation."""
+    if change == Photometric():
+        return image
     coloured = change.saturation != 1 or change.hue != 0
     ids = np.arange(256)
     bright, contrast = _table(ids + change.brightness), _table(ids * change.contrast)

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.feed import Feed
 from pipeline.learner import network_arguments, objective
 from pipeline.shards import Manifest
+from pipeline.units import percent, size
 
 MOSTLY_IGNORED = 0.5
 """Share of ignored pixels above which the label map is doubted."""
@@ -274,20 +275,6 @@ def _addresses(config: Config) -> Iterator[tuple[str, str, bool, Callable[[stora
 def _bucket(url: str) -> str:
     """The bucket of an address, empty for a folder."""
     return url.removeprefix("s3://").partition("/")[0] if url.startswith("s3://") else ""
-
-
-def percent(share: float) -> str:
-    """A share of 1 for people: `62 %`, `99.9 %`."""
-    return f"{100 * share:.3g} %"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people: `75 MiB`."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.3g} TiB"
 
 
 def _by(sides: tuple[int, int]) -> str:

@@ -61,16 +61,15 @@ class Feed(NamedTuple):
         """
         crop, seed = self.config.data.crop, self.config.seed
         samples, label_map = open_samples(self.config, self.manifest, "train"), self.manifest.label_lookup()
-        picks = self.plan.picks(positions)
+        picks, recipe = self.plan.picks(positions), self.recipe
         numbers = self.samples_of(picks, samples)
         image = np.empty((len(positions), *crop, 3), np.uint8)
         label = np.empty((len(positions), *crop), np.uint8)
         replaced = np.zeros(len(positions), bool)
-        for i, pair in enumerate(self._decoded(samples, numbers)):
-            sample, pixels, ids = pair
+        for i, (sample, pixels, ids) in enumerate(self._decoded(samples, numbers)):
             replaced[i] = sample != numbers[i]
             image[i], label[i] = augment(
-                pixels, ids, label_map, self.recipe,
+                pixels, ids, label_map, recipe,
                 seed=seed, epoch=int(picks.epoch[i]), sample=sample, stream=int(picks.stream[i]),
             )  # fmt: skip
         return image, label, replaced

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import transforms
-
-PNG = b"\x89PNG\r\n\x1a\n"
+from pipeline.transforms import PNG
 
 
 def inspect(

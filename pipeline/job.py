@@ -8,7 +8,6 @@ import ray
 from pipeline import checkpoint, cluster, doctor, evaluate, tracking
 from pipeline.config import Config
 from pipeline.datasets import open_data
-from pipeline.doctor import cpus_needed as cpus_needed
 from pipeline.environment import environment
 from pipeline.feed import Feed
 from pipeline.loading import ConfigError

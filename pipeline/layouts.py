@@ -1,6 +1,5 @@
 """How data sets lie in a folder or bucket: the pairs of image and label of each split."""
 
-import os
 import posixpath
 from bisect import bisect_left
 from collections import Counter
@@ -149,23 +148,15 @@ def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[st
 
 
 def list_source(source: Store) -> Listing:
-    """All keys of a source, those in linked folders too. Raises LayoutError for none, StorageError for a store that fails."""
+    """All keys of a source. Raises LayoutError for none, StorageError for a store that fails."""
     try:
-        waiting = [(key, frozenset({os.path.realpath(source.root)})) for key in source.list()]
+        keys = source.list()
     except StorageError as error:
         raise StorageError(f"data.source: {error}") from error
-    keys: list[str] = []
-    while waiting:
-        key, parents = waiting.pop()
-        # The store lists a link to a folder as one key; data sets are often linked together from several disks.
-        if source.is_s3 or not os.path.isdir(source.url(key)):
-            keys.append(key)
-        elif (real := os.path.realpath(source.url(key))) not in parents:
-            waiting += [(inner, parents | {real}) for inner in source.list(key)]
     if not keys or keys == [""]:
         state = "no such folder, or an empty one" if not source.is_s3 else "nothing below this prefix"
         raise LayoutError([f"data.source = {source.root}: {state}: correct data.source"])
-    return Listing(source, tuple(sorted(keys)))
+    return Listing(source, tuple(keys))
 
 
 def _own(layout: str, split: str, listing: Listing, faults: list[str]) -> list[Pair] | None:

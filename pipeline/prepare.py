@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import pickle
-import posixpath
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -126,9 +125,6 @@ def find_source(config: Config) -> Source:
     splits = find_splits(data.layout, store, {str(split): key for split, key in data.lists.items()})
     used = {key for pairs in splits.values() for pair in pairs for key in (pair.image, pair.label)}
     listing = {found.key: found for found in store.listing() if found.key in used}
-    # The store lists a link to a folder as one key: what the pairs have behind it is listed there.
-    for folder in {posixpath.dirname(key) for key in used - listing.keys()}:
-        listing |= {found.key: found for found in store.listing(folder) if found.key in used}
     return Source(store, classes(data.layout, store), {**splits}, listing)
 
 

@@ -51,10 +51,6 @@ class Samples:
                 waiting = [pool.submit(self.try_read, chunk) for chunk in chunks[number + 1 : number + 2]]
                 yield from rows
 
-    def url(self, position: int) -> str:
-        """Address of the object that holds the image at `position`."""
-        return self.objects.url(self.index.entries([position])[0].image)
-
     def _alone(self, entry: Entry) -> Row | SampleError:
         try:
             return self._checked(entry, self._fetch([entry])[0])

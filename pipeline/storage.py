@@ -25,6 +25,7 @@ from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untype
 from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
 from pipeline.faults import ShortBody, StorageError, codes, describe, explain, is_transient
+from pipeline.folders import files_below, replace_file
 from pipeline.retries import Failed, outcome, retried
 from pipeline.settings import Storage
 
@@ -130,7 +131,7 @@ class Store:
 
     def write(self, key: str, data: bytes) -> None:
         """The whole value or nothing: readers never see a part of it."""
-        self._request(key, lambda fs, path: fs.pipe_file(path, data) if self.is_s3 else _replace_file(fs, path, data))
+        self._request(key, lambda fs, path: fs.pipe_file(path, data) if self.is_s3 else replace_file(path, data))
 
     def size(self, key: str) -> int:
         """Bytes of a key as the store itself answers, 0 for one it does not hold."""
@@ -156,15 +157,20 @@ class Store:
 
     def listing(self, prefix: str = "") -> builtins.list[Object]:
         """What lies below the folder `prefix`, sorted by key; keys are relative to the root, `dir/` markers left out."""
-        found: dict[str, dict[str, Any]] = self._request(prefix, lambda fs, path: fs.find(path, detail=True))
         start = len(self._path("")) + 1
-        objects = []
-        for name, info in found.items():
-            if not (name.endswith("/") or info.get("Key", "").endswith("/")):
+        if not self.is_s3:
+            objects = []
+            for path in self._request(prefix, lambda _, path: [*files_below(path)]):
                 with contextlib.suppress(FileNotFoundError):  # a file that was deleted since
-                    version = info.get("ETag", "").strip('"') if self.is_s3 else str(os.stat(name).st_mtime_ns)
-                    objects.append(Object(name[start:], int(info["size"]), version))
-        return sorted(objects)
+                    info = os.stat(path)
+                    objects.append(Object(path[start:], info.st_size, str(info.st_mtime_ns)))
+            return sorted(objects)
+        found: dict[str, dict[str, Any]] = self._request(prefix, lambda fs, path: fs.find(path, detail=True))
+        return sorted(
+            Object(name[start:], int(info["size"]), info.get("ETag", "").strip('"'))
+            for name, info in found.items()
+            if not (name.endswith("/") or info.get("Key", "").endswith("/"))
+        )
 
     def delete(self, prefix: str) -> None:
         """Deletes the key or the folder `prefix` with all below it; nothing there is no error."""
@@ -215,15 +221,6 @@ class Store:
             if isinstance(fault, FileNotFoundError) and "NoSuchBucket" not in codes(fault):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url(key)) from fault
             raise explain(self, failed, key) from failed
-
-
-def _replace_file(fs: Any, path: str, data: bytes) -> None:
-    scratch = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        fs.pipe_file(scratch, data)
-        os.replace(scratch, path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def open_store(url: str, storage: Storage) -> Store:

@@ -16,8 +16,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline import checkpoint, tracking
 from pipeline.config import Config
+from pipeline.doctor import cpus_needed
 from pipeline.environment import environment
-from pipeline.job import Job, cpus_needed, open_job
+from pipeline.job import Job, open_job
 from pipeline.loading import ConfigError, override
 from pipeline.score import Score
 from pipeline.settings import Dimension

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from ccnet import ConfusionMatrix, build_ccnet
 from ccnet.inference import predict_classes
-from pipeline import checkpoint, cluster, evaluate, generated, shares, transforms
+from pipeline import checkpoint, evaluate, generated, shares, transforms
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config
 from pipeline.datasets import evaluation_samples
@@ -166,16 +165,6 @@ def test_training_validates_whatever_the_evaluation_is_set_to(config: Config, ma
         "recurrence": "as trained",
     }
     assert said.items() <= protocol.items()
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.shutdown()
-        cluster.connect(num_cpus=2)
-        yield
-        ray.shutdown()
 
 
 @pytest.mark.slow

@@ -4,13 +4,10 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from moto.server import ThreadedMotoServer
 
-from pipeline import storage
 from pipeline.storage import StorageError, Store, check_readable
 from tests.faulty_store import FAULTS, FaultyStore
 
@@ -18,27 +15,13 @@ NUM_OBJECTS, OBJECT_BYTES = 40, 20_000
 LINE = re.compile(r"s3://[^:]+/(shard-\d+|new): (.+), try \d+ in \d\.\d s")
 
 
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    storage._S3.clear_instance_cache()
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+pytestmark = pytest.mark.usefixtures("credentials")
 
 
 @pytest.fixture
-def healthy(upstream: str) -> Store:
+def healthy(endpoint: str) -> Store:
     """A bucket of 40 objects, seen without the proxy."""
-    store = Store(f"s3://bucket-{secrets.token_hex(4)}/data", upstream)
+    store = Store(f"s3://bucket-{secrets.token_hex(4)}/data", endpoint)
     store._fs().mkdir(store.root.split("/")[2])
     for number in range(NUM_OBJECTS):
         store.write(f"shard-{number}", random.Random(number).randbytes(OBJECT_BYTES))

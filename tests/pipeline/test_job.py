@@ -70,7 +70,6 @@ def test_a_run_starts_by_asking_the_doctor(
         ray.shutdown()
     assert raised.value.mistakes == [
         "loss.class_weights has 2 values: g has 6 classes (give one each)",
-        "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2 "
-        "(train.cpus_per_worker=0.5)",
+        "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2 (train.cpus_per_worker=0.5)",
     ]
     assert any(message.startswith("warning: loss.ohem.min_kept = 100000: no fewer than") for message in caplog.messages)

@@ -3,13 +3,10 @@
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
-from pipeline import storage
 from pipeline.class_tables import CITYSCAPES, VOC, palette
 from pipeline.layouts import CAMVID, CITYSCAPES_LABEL_MAP, GENERATED, IGNORE, LayoutError, Pair, classes, find_splits
 from pipeline.settings import Storage
@@ -443,21 +440,8 @@ def test_lists_in_the_form_of_ccnet_and_of_deeplab(tmp_path: Path) -> None:
     assert splits["train"] == [Pair("d", "JPEGImages/d.jpg", "SegmentationClassAug/d.png")]
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
-    storage._S3.clear_instance_cache()
+def bucket(endpoint: str, credentials: None) -> Store:
     name = f"bucket-{secrets.token_hex(4)}"
     store = open_store(f"s3://{name}/data/source", Storage(path="unused", endpoint=endpoint))
     store._fs().mkdir(name)

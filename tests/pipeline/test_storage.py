@@ -4,34 +4,16 @@ import pickle
 import secrets
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.settings import Storage
 from pipeline.storage import Object, StorageError, Store, check, check_readable, open_store
 
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
-    storage._S3.clear_instance_cache()
+pytestmark = pytest.mark.usefixtures("credentials")
 
 
 @pytest.fixture(params=["s3", "folder"])

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
-from pipeline import cluster, watchdog
+from pipeline import watchdog
 from pipeline.config import Config
 from pipeline.index import write_index
 from pipeline.loading import override, parse
@@ -123,16 +122,6 @@ def test_no_thread_is_left_when_the_batches_end_or_fail() -> None:
     with pytest.raises(RuntimeError, match="data order broken"):
         list(Watchdog(60.0, never).watched(failing()))
     assert set(threading.enumerate()) == before
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.shutdown()
-        cluster.connect(num_cpus=2)
-        yield
-        ray.shutdown()
 
 
 def prepared(folder: Path) -> tuple[Config, Manifest]:
