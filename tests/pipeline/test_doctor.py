@@ -1,13 +1,11 @@
 """Each finding appears for what has the fault, with the fix, and not for what has not."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from ccnet import build_ccnet
 from pipeline import doctor, generated
@@ -265,20 +263,7 @@ def test_the_bytes_of_a_checkpoint_are_those_of_its_tensors() -> None:
 # Buckets
 
 
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
-
-
-def test_every_bucket_is_proven_and_the_missing_ones_are_named(endpoint: str, tmp_path: Path) -> None:
+def test_every_bucket_is_proven_and_the_missing_ones_are_named(endpoint: str, credentials: None) -> None:
     for name in ("runs", "masks", "models", "source"):
         Store(f"s3://{name}", endpoint)._fs().mkdir(name)
     Store("s3://source", endpoint).write("x/a.png", b"")

@@ -137,9 +137,9 @@ def test_refused_credentials_are_told_at_once(healthy: Store, caplog: pytest.Log
     assert faults_told(caplog) == []
 
 
-def test_a_missing_bucket_is_told_at_once(upstream: str) -> None:
+def test_a_missing_bucket_is_told_at_once(endpoint: str) -> None:
     with pytest.raises(StorageError, match=r"s3://none/p/key at .*: bucket `none` does not exist: create it"):
-        Store("s3://none/p", upstream).read_ranges([("key", 0, 9)])
+        Store("s3://none/p", endpoint).read_ranges([("key", 0, 9)])
 
 
 def test_a_range_past_the_end_gives_what_the_object_holds(healthy: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from moto.server import ThreadedMotoServer
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import cluster, storage
@@ -171,16 +170,10 @@ def test_tasks_import_neither_torch_nor_ray() -> None:
 
 
 @pytest.fixture
-def in_bucket(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
+def in_bucket(prepared: Path, endpoint: str, credentials: None) -> Feed:
     """The data set prepared in place, with its originals, copied into a bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    storage._S3.clear_instance_cache()
     name = f"bucket-{secrets.token_hex(4)}"  # servers of one process share what they hold
-    bucket = storage.Store(f"s3://{name}", f"http://{host}:{port}")
+    bucket = storage.Store(f"s3://{name}", endpoint)
     bucket._fs().mkdir(name)
     for path in [*prepared.glob("source/**/*.png"), *prepared.glob("out/data/loose/**/*.*")]:
         bucket.write(str(path.relative_to(prepared)), path.read_bytes())
@@ -189,9 +182,7 @@ def in_bucket(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]
         "storage": base.storage.model_copy(update={"path": f"{bucket.root}/out", "endpoint": bucket.endpoint}),
         "data": base.data.model_copy(update={"source": f"{bucket.root}/source"}),
     })  # fmt: skip
-    yield Feed(made, open_data(made), 0)
-    storage._S3.clear_instance_cache()
-    server.stop()
+    return Feed(made, open_data(made), 0)
 
 
 def through(feed: Feed, proxy: FaultyStore, **changed: float) -> Feed:

@@ -183,7 +183,8 @@ def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path:
     packed = config(path, folder, name="packed")
     assert prepare(packed).splits["train"].content == manifest.splits["train"].content
     assert rows_of(made, manifest) == rows_of(packed, read_manifest(data_store(packed)))
-    assert open_samples(made, manifest, "val").url(1) == f"{folder}/val/001.png"
+    samples = open_samples(made, manifest, "val")
+    assert samples.objects.url(samples.index.entries([1])[0].image) == f"{folder}/val/001.png"
     assert prepare(made) == manifest  # recognised
     assert prepare(config(path, folder)).fingerprint == manifest.fingerprint  # the same data under the same name
 

@@ -4,14 +4,12 @@ import pickle
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
-from pipeline import storage
 from pipeline.index import Entry, Index, ShardError, digest, page_key, write_index
 from pipeline.loading import parse
 from pipeline.samples import READ_AHEAD, SampleError, Samples, open_samples
@@ -24,22 +22,8 @@ ROWS = [Row(f"s-{i}", secrets.token_bytes(3000 + i), secrets.token_bytes(90 + i)
 SHARDS = ("train-0.parquet", "train-1.parquet")
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        patch.delenv("AWS_ENDPOINT_URL", raising=False)
-        storage._S3.clear_instance_cache()
-        yield "http://{}:{}".format(*server.get_host_and_port())
-    storage._S3.clear_instance_cache()
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, credentials: None, tmp_path: Path) -> Store:
     if request.param == "folder":
         return open_store(str(tmp_path), Storage(path="unused"))
     bucket = f"bucket-{secrets.token_hex(4)}"
@@ -125,11 +109,6 @@ def test_a_sample_in_place_costs_two_requests_for_whole_objects(store: Store, as
     del asked[:]
     assert samples.read([3]) == [ROWS[3]]
     assert asked == [("train/s-3.png", 0, None), ("trainannot/s-3.png", 0, None)]
-
-
-def test_the_address_of_a_sample_is_that_of_its_object(store: Store) -> None:
-    assert packed(store).url(12) == f"{store.root}/train-1.parquet"
-    assert in_place(store).url(12) == f"{store.root}/source/train/s-12.png"
 
 
 @pytest.mark.parametrize("part", ["image", "label"])
