@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # The processes that are measured import this file again: what they need not, they must not load.
 
 FEEDS = ("bare loop", "torch DataLoader")
-HEADINGS = ("x bare", "x DataLoader", "first batch s", "data wait", "peak MiB")
+HEADINGS = ("x bare", "x DataLoader", "with start", "first batch s", "data wait", "peak MiB")
 
 
 def run(config: "Config") -> int:
@@ -40,6 +40,7 @@ def _table(figures: "list[Figure]") -> str:
     for f in figures:
         cells = [
             *(f"{f.ratios[name]:.2f}" if name in f.ratios else "" for name in FEEDS),
+            "" if f.from_request is None else f"{f.from_request:.1f}",
             "" if f.first_batch_s is None else f"{f.first_batch_s:.2f}",
             "" if f.data_wait is None else f"{f.data_wait:.1%}",
             "" if f.peak_mib is None else f"{f.peak_mib:.0f}",
@@ -53,7 +54,7 @@ def _table(figures: "list[Figure]") -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "".join(f"{cell:>{len(heading) + 3}}" for cell, heading in zip(cells, HEADINGS, strict=True))
+    return "".join(f"{cell:>{len(heading) + 2}}" for cell, heading in zip(cells, HEADINGS, strict=True))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ class Figure(NamedTuple):
     """Processes of the stage."""
     ratios: dict[str, float]
     """Name -> this stage divided by that one; medians over the rounds."""
+    from_request: float | None = None
+    """Images per second with the start, where the rate leaves it out."""
     first_batch_s: float | None = None
     first_batch_cold_s: float | None = None
     """On a cluster none of whose workers has run a task."""
@@ -113,6 +115,7 @@ def measure_feed(target: Target, cores: int) -> list[Figure]:
     rates = {stage: [r[stage].images_per_s for r in rounds] for stage in rounds[0]}
     return [
         _figure(target, stage, rates, ("bare loop", "torch DataLoader"), cores)._replace(
+            from_request=_median([r[stage].from_request for r in rounds]),
             first_batch_s=_median([r[stage].first_batch_s for r in rounds]),
             first_batch_cold_s=cold if stage == "Ray Data" else None,
             data_wait=_median([r[stage].data_wait for r in rounds]),
@@ -126,7 +129,7 @@ def _training_step(target: Target) -> Measured:
     # In a process of its own: what torch allocates would stay with this one and count as memory of the feed.
     with ProcessPoolExecutor(1, SPAWN) as pool:
         rate = pool.submit(training_steps, target.config, len(target.manifest.class_names), STEPS).result()
-    return Measured(rate, None, None, None, ())
+    return Measured(rate, None, None, None, None, ())
 
 
 def measure_augment(target: Target) -> list[Figure]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,9 @@ class Measured(NamedTuple):
     """One stage in one round."""
 
     images_per_s: float
+    """At steady state."""
+    from_request: float | None
+    """Images per second from the request for the feed to its last batch, starting up included."""
     first_batch_s: float | None
     """From the request for the feed to its first batch."""
     data_wait: float | None
@@ -83,6 +87,7 @@ def _pool(work: Callable[[Feed, range], Share], feed: Feed, cores: int, *, first
     seconds = max(s.ended for s in shares) - min(s.started for s in shares)
     return Measured(
         images_per_s=steps * feed.config.train.global_batch / seconds,
+        from_request=None,
         first_batch_s=min(s.first_done for s in shares) - asked if first_batch else None,
         data_wait=None,
         peak_bytes=peak.bytes,
@@ -93,22 +98,17 @@ def _pool(work: Callable[[Feed, range], Share], feed: Feed, cores: int, *, first
 def data_loader(feed: Feed, cores: int, pace_s: float) -> Measured:
     """A torch DataLoader whose items are whole steps, to a consumer that takes `pace_s` for each.
 
-    Its first batch includes the start of its processes. Its rate counts from there, when each of them has done a step.
+    Its first batch includes the start of its processes.
     """
     steps: Any = Steps(feed)  # torch asks for a subclass of its Dataset, which would import torch into every pool
     loader = torch.utils.data.DataLoader(
         steps, batch_size=None, num_workers=cores, prefetch_factor=4, multiprocessing_context=SPAWN
     )
-    taken = _taken((int(step) for step, _, _ in loader), pace_s)
-    images = (len(taken.steps) - cores) * feed.config.train.global_batch
-    return Measured(images / (taken.arrived[-1] - taken.arrived[0]), taken.first_s, taken.wait, None, taken.steps)
+    return _taken((int(step) for step, _, _ in loader), feed.config.train.global_batch, pace_s)
 
 
 def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
-    """Ray Data on the cluster, of so many CPUs, to this process, as a training worker reads it (`pipeline.train`).
-
-    Its rate counts from the request, for its blocks come in bursts: tasks that start together end together.
-    """
+    """Ray Data on the cluster, of so many CPUs, to this process, as a training worker reads it (`pipeline.train`)."""
 
     def batches() -> Iterator[int]:
         data = training_data(feed)
@@ -117,28 +117,11 @@ def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
         for batch in planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=0, workers=1):
             yield batch.step
 
-    taken = _taken(batches(), pace_s)
-    images = len(taken.steps) * feed.config.train.global_batch
-    return Measured(images / (taken.arrived[-1] - taken.asked), taken.first_s, taken.wait, None, taken.steps)
+    return _taken(batches(), feed.config.train.global_batch, pace_s)
 
 
-class Taken(NamedTuple):
-    """What a consumer got, and when by the machine's monotonic clock, in seconds."""
-
-    steps: tuple[int, ...]
-    asked: float
-    arrived: tuple[float, ...]
-    wait: float
-    """Share of the time spent waiting for the next batch, once a fourth of them has come."""
-
-    @property
-    def first_s(self) -> float:
-        """From the request to the first batch."""
-        return self.arrived[0] - self.asked
-
-
-def _taken(batches: Iterator[int], pace_s: float) -> Taken:
-    """Takes all batches and spends `pace_s` on each."""
+def _taken(batches: Iterator[int], global_batch: int, pace_s: float) -> Measured:
+    """Takes all batches, which say their step, and spends `pace_s` on each. Steady state: once a fourth of them has come."""
     begun = asked = time.perf_counter()
     steps: list[int] = []
     arrived: list[float] = []
@@ -150,7 +133,16 @@ def _taken(batches: Iterator[int], pace_s: float) -> Taken:
         time.sleep(pace_s)
         asked = time.perf_counter()
     settled = len(steps) // 4
-    return Taken(tuple(steps), begun, tuple(arrived), sum(waits[settled + 1 :]) / (arrived[-1] - arrived[settled]))
+    # A line through the arrivals, for they come in bursts: tasks that start together end together.
+    steps_per_s, _ = statistics.linear_regression(arrived[settled:], range(settled, len(steps)))
+    return Measured(
+        images_per_s=steps_per_s * global_batch,
+        from_request=len(steps) * global_batch / (arrived[-1] - begun),
+        first_batch_s=arrived[0] - begun,
+        data_wait=sum(waits[settled + 1 :]) / (arrived[-1] - arrived[settled]),
+        peak_bytes=None,
+        steps=tuple(steps),
+    )
 
 
 def _own() -> list[int]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline import cluster, transforms
 from pipeline.augment import Recipe, augment
 from pipeline.benchmark import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
 from pipeline.benchmark_data import Target, find_targets, make_pictures, picture, repeated
-from pipeline.benchmark_feed import Length, Measured, first_steps, one_round
+from pipeline.benchmark_feed import Length, Measured, _taken, first_steps, one_round
 from pipeline.benchmark_memory import family, own_peak, pss
 from pipeline.benchmark_work import Steps, positions
 from pipeline.config import Config
@@ -88,7 +89,22 @@ def test_every_stage_says_how_fast_and_how_large_it_is(stages: dict[str, Measure
         assert first is not None
         assert 0 <= wait <= 1
         assert first > 0
+        assert stages[stage].from_request
     assert stages["decode only"].data_wait is stages["decode only"].first_batch_s is stages["bare loop"].data_wait is None
+
+
+def test_the_rate_is_that_of_the_steady_state_and_bursts_do_not_shift_it() -> None:
+    def bursts() -> Iterator[int]:
+        time.sleep(0.5)  # the start
+        for step in range(24):
+            time.sleep(0.0 if step % 4 else 0.1)  # four steps at a time, 40 steps a second
+            yield step
+
+    taken = _taken(bursts(), 2, 0.0)
+    assert taken.steps == tuple(range(24))
+    assert taken.images_per_s == pytest.approx(80, rel=0.25)
+    assert taken.from_request is not None
+    assert taken.from_request < 0.7 * taken.images_per_s
 
 
 @pytest.mark.slow
@@ -215,7 +231,7 @@ def figure(stage: str, **other: object) -> Figure:
 
 
 def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
-    fed = {"first_batch_s": 1.25, "data_wait": 0.031, "peak_mib": 812.3, "first_batch_cold_s": 4.5}
+    fed = {"from_request": 88.0, "first_batch_s": 1.25, "data_wait": 0.031, "peak_mib": 812.3, "first_batch_cold_s": 4.5}
     text = job.tables(
         [
             figure("bare loop", ratios={"bare loop": 1.0, "torch DataLoader": 1.1}),
@@ -226,7 +242,7 @@ def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
     )
     rows = {line[:26].strip(): line[26:].split() for line in text.splitlines()}
     assert rows["bare loop"] == ["100.0", "90.0", "to", "110.0", "1.00", "1.10"]
-    assert rows["Ray Data"] == ["100.0", "90.0", "to", "110.0", "0.90", "0.99", "1.25", "3.1%", "812"]
+    assert rows["Ray Data"] == ["100.0", "90.0", "to", "110.0", "0.90", "0.99", "88.0", "1.25", "3.1%", "812"]
     assert "augment: the crop alone: 3.50 x augment: whole, then crop" in text
     assert "Ray Data: first batch 4.50 s on a cluster whose workers have run nothing" in text
     assert text.count("spread") == 2
