@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
 
 
 def _taken(batches: Iterator[int], global_batch: int, pace_s: float) -> Measured:
-    """Takes all batches, which say their step, and spends `pace_s` on each. Steady state: between a fourth and three fourths."""
+    """Takes all batches, which say their step, and spends `pace_s` on each."""
     begun = asked = time.perf_counter()
     steps: list[int] = []
     arrived: list[float] = []
@@ -132,18 +132,26 @@ def _taken(batches: Iterator[int], global_batch: int, pace_s: float) -> Measured
         waits.append(arrived[-1] - asked)
         time.sleep(pace_s)
         asked = time.perf_counter()
-    settled, drained = len(steps) // 4, 3 * len(steps) // 4
-    # A line through the arrivals, for they come in bursts: tasks that start together end together. Without the last ones, which
-    # arrive while nothing new is begun.
-    steps_per_s, _ = statistics.linear_regression(arrived[settled:drained], range(settled, drained))
+    settled = len(steps) // 4
     return Measured(
-        images_per_s=steps_per_s * global_batch,
+        images_per_s=steady_rate(arrived) * global_batch,
         from_request=len(steps) * global_batch / (arrived[-1] - begun),
         first_batch_s=arrived[0] - begun,
         data_wait=sum(waits[settled + 1 :]) / (arrived[-1] - arrived[settled]),
         peak_bytes=None,
         steps=tuple(steps),
     )
+
+
+def steady_rate(arrived: Sequence[float]) -> float:
+    """Batches a second from the first fourth to the third, of their times of arrival in seconds.
+
+    A line through them, for they come in bursts: tasks that start together end together. The last ones, which arrive while
+    nothing new is begun, would count what was in flight before.
+    """
+    settled, drained = len(arrived) // 4, 3 * len(arrived) // 4
+    slope, _ = statistics.linear_regression(arrived[settled:drained], range(settled, drained))
+    return slope
 
 
 def _own() -> list[int]:

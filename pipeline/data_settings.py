@@ -88,7 +88,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_resize(self) -> Self:
-        if self.short_sides and (self.scale != (0.75, 2.0) or self.scale_step is not None):
+        if self.short_sides and (self.scale != type(self).model_fields["scale"].default or self.scale_step is not None):
             raise ValueError("short_sides: replaces scale and scale_step (leave these two out)")
         return self
 

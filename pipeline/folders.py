@@ -23,10 +23,9 @@ def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str
 
     The path itself when it is a file, nothing when it is not there; a link back into a folder that it lies in is not followed.
     """
-    real = os.path.realpath(path)
     if os.path.isfile(path):
         yield path
-    elif os.path.isdir(path) and real not in inside:
+    elif os.path.isdir(path) and (real := os.path.realpath(path)) not in inside:
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):  # deleted since
             names = sorted(os.listdir(path))

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline import cluster, transforms
 from pipeline.augment import Recipe, augment
 from pipeline.benchmark import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
 from pipeline.benchmark_data import Target, find_targets, make_pictures, picture, repeated
-from pipeline.benchmark_feed import Length, Measured, _taken, first_steps, one_round
+from pipeline.benchmark_feed import Length, Measured, first_steps, one_round, steady_rate
 from pipeline.benchmark_memory import family, own_peak, pss
 from pipeline.benchmark_work import Steps, positions
 from pipeline.config import Config
@@ -93,18 +92,14 @@ def test_every_stage_says_how_fast_and_how_large_it_is(stages: dict[str, Measure
     assert stages["decode only"].data_wait is stages["decode only"].first_batch_s is stages["bare loop"].data_wait is None
 
 
-def test_the_rate_is_that_of_the_steady_state_and_bursts_do_not_shift_it() -> None:
-    def bursts() -> Iterator[int]:
-        time.sleep(0.5)  # the start
-        for step in range(24):
-            time.sleep(0.0 if step % 4 else 0.1)  # four steps at a time, 40 steps a second
-            yield step
-
-    taken = _taken(bursts(), 2, 0.0)
-    assert taken.steps == tuple(range(24))
-    assert taken.images_per_s == pytest.approx(80, rel=0.25)
-    assert taken.from_request is not None
-    assert taken.from_request < 0.7 * taken.images_per_s
+def test_the_rate_is_that_of_the_steady_state_and_neither_bursts_nor_start_nor_drain_shift_it() -> None:
+    bursts = [0.1 * (step // 4) for step in range(64)]  # four steps at a time, 40 steps a second
+    assert steady_rate(bursts) == pytest.approx(40, rel=0.05)
+    late = [max(0.5, at) for at in bursts[:16]] + bursts[16:]
+    assert steady_rate(late) == steady_rate(bursts)
+    drained = bursts[:48] + [bursts[48]] * 16
+    assert steady_rate(drained) == steady_rate(bursts)
+    assert steady_rate([step / 40 for step in range(64)]) == pytest.approx(40)
 
 
 @pytest.mark.slow
@@ -198,7 +193,7 @@ from pipeline.benchmark_memory import PeakMemory, pss
 before = pss(os.getpid())
 with PeakMemory(lambda: [os.getpid()], every_s=0.01) as peak:
     held = np.ones(64 << 20, np.uint8)
-    time.sleep(0.5)
+    time.sleep(0.5)  # held for many of the samples that another thread takes
     del held
 print(peak.bytes - before, pss(os.getpid()) - before)
 """
