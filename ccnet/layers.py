@@ -1,5 +1,7 @@
-"""Batch norm and dropout whose result does not depend on how many workers share the global batch."""
+"""Batch norm and dropout whose result does not depend on how many workers share the global batch; batch norm that is frozen."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,11 @@ from torch import Tensor, nn
 def world_size() -> int:
     """Number of workers in the default process group; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this worker among them, from 0; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
@@ -97,6 +104,33 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), self.momentum)
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm2d whose statistics, scale and shift never change, not in training either. Same state dict as BatchNorm2d.
+
+    y = weight (x - running_mean) / sqrt(running_var + eps) + bias. Not a subclass of it, which torch's SyncBatchNorm would swap.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Normalise by the running statistics."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
 def synchronise_batch_norm(net: nn.Module, device: torch.device | str) -> nn.Module:
     """Swap every BatchNorm2d of `net`, in place, for one over the global batch, and return `net`.
 
@@ -106,30 +140,69 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device | str) -> nn.Mod
     if torch.device(device).type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
         return converted
+    return _swap(net, lambda child: type(child) is nn.BatchNorm2d, _synced)
+
+
+def freeze_batch_norm(net: nn.Module) -> nn.Module:
+    """Swap every batch norm of `net`, in place, for a FrozenBatchNorm2d with its parameters and buffers, and return `net`.
+
+    For fine-tuning. Also those that `synchronise_batch_norm` has swapped; it leaves frozen ones alone. Before the optimizer is
+    built, which must not get their parameters. ValueError as there.
+    """
+    return _swap(net, lambda child: isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm), _frozen)
+
+
+def _swap(net: nn.Module, found: Callable[[nn.Module], bool], swapped: Callable[[Any], nn.Module]) -> nn.Module:
     for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _synced(child))
+            if found(child):
+                setattr(parent, name, swapped(child))
     return net
 
 
-def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
+def _synced(norm: nn.BatchNorm2d) -> nn.Module:
     if norm.momentum is None or not norm.affine or not norm.track_running_stats:
         raise ValueError(f"{norm}: only affine batch norm with a momentum and running statistics can be synchronised on the CPU")
-    synced = SyncedBatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum)
-    synced.weight, synced.bias = norm.weight, norm.bias
-    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
-    synced.num_batches_tracked = norm.num_batches_tracked
-    return synced.train(norm.training)
+    return _with_state_of(norm, SyncedBatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum))
+
+
+def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:
+    if not norm.affine or not norm.track_running_stats:
+        raise ValueError(f"{norm}: only affine batch norm with running statistics can be frozen")
+    return _with_state_of(norm, FrozenBatchNorm2d(norm.num_features, eps=norm.eps)).requires_grad_(False)
+
+
+def _with_state_of(norm: nn.Module, other: nn.Module) -> nn.Module:
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(other, name, getattr(norm, name))
+    return other.train(norm.training)
+
+
+_global_rows: tuple[Tensor, int] | None = None
+
+
+@contextmanager
+def global_rows(first: int, total: int) -> Iterator[None]:
+    """Inside, the B rows of a batch are rows [first, first + B) of a global batch of `total`; outside all hold as many, by rank.
+
+    It says so to SampleDropout2d, in this process; threads share it.
+    """
+    global _global_rows
+    # The first as a tensor, because for a number torch.compile would compile each pass anew.
+    outside, _global_rows = _global_rows, (torch.tensor(first), total)
+    try:
+        yield
+    finally:
+        _global_rows = outside
 
 
 class SampleDropout2d(nn.Module):
     """Dropout2d whose mask for row j of the global batch is the same for any number of workers.
 
-    In training every worker draws the channel mask of the whole global batch, world_size * B rows, from torch's default CPU
-    generator, and keeps rows [rank * B, (rank + 1) * B). The caller seeds that generator alike on every worker before each step
-    (`ccnet.step.train_step` does); all workers must hold batches of the same size. torch.compile's inductor draws
-    otherwise, unless torch._inductor.config.fallback_random is set.
+    In training every worker draws the channel mask of the whole global batch from torch's default CPU generator, and keeps its
+    own rows: those of `global_rows`, outside of it [rank * B, (rank + 1) * B) of world_size * B. The caller seeds that generator
+    alike on every worker before each pass over a part of the batch (`ccnet.step.train_step` does), so that the mask depends on
+    neither shares nor passes. torch.compile's inductor draws otherwise, unless torch._inductor.config.fallback_random is set.
     """
 
     def __init__(self, p: float) -> None:
@@ -143,10 +216,10 @@ class SampleDropout2d(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         batch, channels = x.shape[:2]
-        rank = dist.get_rank() if dist.is_initialized() else 0
+        first, total = _global_rows or (rank() * batch, world_size() * batch)
         # On the CPU and in float32 whatever x is: the same mask on every kind of device.
-        kept = torch.rand(world_size() * batch, channels) >= self.p  # [N * B, C]
-        mask = kept[rank * batch : (rank + 1) * batch, :, None, None]  # [B, C, 1, 1]
+        kept = torch.rand(total, channels) >= self.p  # [N, C]
+        mask = kept[first + torch.arange(batch), :, None, None]  # [B, C, 1, 1]
         # non_blocking, for otherwise the host waits for the device at every step.
         mask = mask.to(x.device, x.dtype, non_blocking=True)
         return x * mask / (1.0 - self.p)

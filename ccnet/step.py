@@ -1,17 +1,38 @@
 """One training step and one evaluation step, on one device, alone or as one worker of many."""
 
 import hashlib
+import itertools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float64, Integer, Shaped, UInt8
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ccnet.average import Average
 from ccnet.inference import predict_classes
-from ccnet.layers import world_size
+from ccnet.layers import global_rows, rank, world_size
 from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
+from ccnet.model import Output
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StepResult(NamedTuple):
+    """What a training step found and did; the same on every worker."""
+
+    losses: dict[str, Float64[Tensor, ""]]
+    """The mean of each term of the objective over the global batch by name, and their weighted sum as "loss"; detached."""
+    gradient_norm: Float64[Tensor, ""]
+    """L2 norm of the whole gradient before clipping."""
+    applied: bool
+    """False when the loss or the gradient was not finite: the step was left out."""
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -31,30 +52,138 @@ def train_step(
     objective: Objective = PUBLISHED,
     seed: int,
     step: int,
-) -> dict[str, Float64[Tensor, ""]]:
-    """One optimizer step on this worker's rows of the global batch; returns what was minimised and what it consists of.
+    rows: tuple[int, int] | None = None,
+    precision: Precision = "float32",
+    scaler: GradScaler | None = None,
+    micro_batch: int | None = None,
+    clip_norm: float | None = None,
+    average: Average[nn.Module] | None = None,
+) -> StepResult:
+    """One optimizer step on this worker's rows of the global batch.
 
-    `net` is the bare module on one worker and wrapped in DistributedDataParallel on several; worker r holds rows
-    [r * B, (r + 1) * B). The result, detached and the same on every worker, has the mean of each term of the objective over the
-    global batch by name, sum over all workers / count over all workers, and their weighted sum as "loss". A term that counts
-    nothing, as in a global batch without a valid pixel, is 0 and has zero gradients (momentum and weight decay still act).
+    `net` is the bare module on one worker, wrapped in DistributedDataParallel on several. `rows` is (first, total): this worker
+    holds rows [first, first + B) of a global batch of `total`, and shares differ by one row at most; by default all workers hold
+    as many, in the order of their ranks. The mean of a term is its sum over all workers / its count over all workers, whatever
+    their shares. A term that counts nothing, as in a global batch without a valid pixel, is 0 and has zero gradients (momentum
+    and weight decay still act).
+
+    When the loss or the norm of the gradient is not finite, parameters, optimizer state, buffers and `average` stay as they were,
+    on every worker alike. To know, the host waits for the device once.
+
+    `precision` is that of the network's convolutions and products (autocast); its output becomes float32 before the losses. fp16
+    needs a `scaler`; it takes a smaller scale after a step left out. A gradient with a norm above `clip_norm` is scaled down to
+    it. `average` takes in the weights after each step, `step` being its n.
+
+    With `micro_batch` the rows go through the network in several passes of at most that many images, equally many passes on
+    every worker (hence passes of 2 for a micro_batch of 1 when shares are unequal and the smallest is 1). A pass counts with its
+    share of the global batch's valid pixels, or of their class weights: cross-entropy has the loss and gradient of a single
+    pass. Batch norm in training and the OHEM, consistency, dice and Lovasz terms see one pass of all workers at a time, OHEM with
+    an equal part of `min_kept`. Dropout is that of a single pass.
+
+    ValueError for `rows` outside the global batch or fewer than there are passes, for micro_batch < 1, for fp16 without scaler.
     """
-    seed_step(seed, step)
+    first, total = rows or (rank() * len(image), world_size() * len(image))
+    runs = _runs(len(image), first, total, micro_batch)
+    if precision == "fp16" and scaler is None:
+        raise ValueError(
+            "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), for small gradients round to 0 (try bf16)"
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     net.train()
     optimizer.zero_grad(set_to_none=True)
-    terms = objective.terms(net(image), label)
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    shares = _shares([label[run] for run in runs], objective)
+    of_pass = objective.of_pass(len(runs))
+    passes = []
+    for run, share in zip(runs, shares, strict=True):
+        seed_step(seed, step)
+        with _gradients_stay_local(net, run is not runs[-1]), global_rows(first + run.start, total):
+            passes.append(_add_gradients(net, image[run], label[run], of_pass, share, DTYPES[precision], scaler))
+    losses = {name: torch.stack([each[name] for each in passes]).sum() for name in passes[0]}
+    gradient_norm, applied = _apply(optimizer, losses["loss"], clip_norm, scaler)
+    if not applied:
+        for buffer, before in zip(net.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    elif average is not None:
+        average.update(net, step)
+    return StepResult(losses, gradient_norm, applied)
+
+
+def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> list[slice]:
+    """The rows of each pass: nearly equal runs of this worker's, as many on every worker."""
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch = {micro_batch}: must be at least 1 image, or None for one pass")
+    smallest, largest = total // world_size(), -(-total // world_size())
+    # As many as the smallest share at most: a worker without a row would miss the collectives of a pass.
+    num_passes = 1 if micro_batch is None else min(-(-largest // micro_batch), smallest)
+    if not 0 <= first <= total - num_images or num_images < max(num_passes, 1):
+        raise ValueError(
+            f"rows = {(first, total)} with {num_images} images: must be (first, total) with first + {num_images} <= total, "
+            "and the workers' shares of total equal or different by one"
+        )
+    cuts = [num_images * n // num_passes for n in range(num_passes + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(cuts)]
+
+
+def _shares(labels: list[Tensor], objective: Objective) -> Float64[Tensor, " M"]:
+    """What part each pass, over all workers, is of the global batch; 0 for all when there is no valid pixel."""
+    if len(labels) == 1:
+        return torch.ones(1, dtype=torch.float64, device=labels[0].device)
+    extents = torch.stack([objective.extent(label) for label in labels])  # [M]
+    if dist.is_initialized():
+        dist.all_reduce(extents)
+    return mean(extents, extents.sum().expand_as(extents))
+
+
+def _gradients_stay_local(net: nn.Module, local: bool) -> AbstractContextManager[None]:
+    """Inside, DistributedDataParallel adds up gradients and does not exchange them, when `local`."""
+    return net.no_sync() if local and isinstance(net, DistributedDataParallel) else nullcontext()
+
+
+def _add_gradients(
+    net: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    objective: Objective,
+    share: Float64[Tensor, ""],
+    dtype: torch.dtype | None,
+    scaler: GradScaler | None,
+) -> dict[str, Float64[Tensor, ""]]:
+    """One forward and backward pass; returns its part of the means, the weighted sum first."""
+    with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
+        output = net(image)
+    wide = Output._make(x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in output)
+    terms = objective.terms(wide, label)
     totals = torch.stack([torch.stack([total.detach().double(), count]) for _, total, count in terms.values()])  # [T, 2]
     if dist.is_initialized():
         dist.all_reduce(totals)
     sums, counts = totals.unbind(1)
     parts = [weight * mean(total, count) for (weight, total, _), count in zip(terms.values(), counts, strict=True)]
     # Times the world size, because DistributedDataParallel averages the workers' gradients and the law asks for their sum.
-    torch.autograd.backward(torch.stack(parts).sum() * world_size())
-    optimizer.step()
-    means = dict(zip(terms, mean(sums, counts), strict=True))
+    loss = torch.stack(parts).sum() * world_size() * share
+    torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+    means = dict(zip(terms, share * mean(sums, counts), strict=True))
     return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means
+
+
+def _apply(
+    optimizer: Optimizer, loss: Float64[Tensor, ""], clip_norm: float | None, scaler: GradScaler | None
+) -> tuple[Float64[Tensor, ""], bool]:
+    """Move the weights unless something is not finite; returns the norm of the gradient and whether they moved."""
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    # All workers have the same sums and gradients, so they decide alike.
+    applied = bool(loss.isfinite() & norm.isfinite())
+    if applied:
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        optimizer.step()
+    if scaler is not None:
+        scaler.update()
+    return norm.double(), applied
 
 
 def evaluate_step(

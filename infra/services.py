@@ -31,6 +31,8 @@ class Ports:
     """Ray's remote driver service, unused here; `ray start` cannot leave it out."""
 
 
+JOB_STOP_S = 60
+"""Seconds between the two signals of a job's stop; by default 3, too few for a checkpoint."""
 PREFERRED = Ports(s3=9000, mlflow=5000, gcs=6379, dashboard=8265, client=10001)
 
 
@@ -141,6 +143,7 @@ def _ray(root: Path, ports: Ports, secrets: Secrets, temporary: Path) -> Service
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--{key}={value}" for key, value in options.items()]
     environment = os.environ | client_environment(root, ports, secrets) | _path()
+    environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S)}
     header = {"Authorization": f"Bearer {secrets.token}"}
     return Service("ray", url, command, environment, lambda: answers(f"{url}/api/jobs/", header))
 

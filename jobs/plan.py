@@ -5,6 +5,8 @@ Ends with 1 when there is an error, with --strict also when there is a warning.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import ray
 
@@ -16,9 +18,11 @@ from pipeline.datasets import open_data
 from pipeline.doctor import Finding
 from pipeline.feed import Feed
 from pipeline.layouts import LayoutError
+from pipeline.needs import checkpoint_bytes, cpus_needed
 from pipeline.prepare import PrepareError, survey
 from pipeline.shards import Manifest, ShardError
 from pipeline.storage import StorageError
+from pipeline.train_settings import Train
 from pipeline.units import percent, size
 
 STRICT = "--strict"
@@ -72,21 +76,22 @@ def look(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
 def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -> str:
     """What a training with these settings comes to."""
     train, data, images = config.train, config.data, manifest.num_images("train")
-    samples, gpus = train.steps * train.global_batch, resources.get("GPU", 0)
-    device = "a GPU each" if gpus >= train.workers else "CPUs"
+    samples, has, gpus = train.steps * train.global_batch, resources.get("CPU", 0), resources.get("GPU", 0)
+    device = "a GPU each" if gpus >= train.fewest_workers else "CPUs"
+    cpus = _range(train, lambda workers: f"{cpus_needed(config, workers):g}")
     scale = f"scale {data.scale[0]:g} to {data.scale[1]:g}"
     if data.short_sides:
         scale = f"shorter side {', '.join(map(str, data.short_sides))}"
     rows = [
         ("epoch", f"{images:,} images, {images / train.global_batch:.4g} steps"),
         ("training", f"{train.steps:,} steps, {samples / images:.4g} epochs, {samples:,} samples seen"),
-        ("global batch", f"{train.global_batch} = {train.workers} x {train.global_batch // train.workers} images"),
-        ("workers", f"{train.workers} on {device}; the cluster has {resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs"),
+        ("global batch", f"{train.global_batch} = {_range(train, partial(_split, train.global_batch))} images"),
+        ("workers", f"{_range(train, str)} on {device}, {cpus} CPUs with the data; cluster: {has:g} CPUs, {gpus:g} GPUs"),
         ("crop", f"{data.crop[0]} x {data.crop[1]}, {scale}"),
-        ("block", f"{size(config.block_bytes)}, {config.steps_per_block} steps of a worker"),
+        ("block", f"{_range(train, partial(_block, config))} of a worker"),
         (
             "checkpoint",
-            f"{size(doctor.checkpoint_bytes(config, len(manifest.class_names)))}, "
+            f"{size(checkpoint_bytes(config, len(manifest.class_names)))}, "
             f"kept are the best and the last {train.keep_checkpoints}",
         ),
         *_oversampled(config, manifest),
@@ -94,10 +99,26 @@ def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -
     return "\n".join(f"{key:<16}{value}" for key, value in rows)
 
 
+def _range(train: Train, of_number: Callable[[int], str]) -> str:
+    """What comes of the number of workers: of the fewest and of the most, where both differ."""
+    return " to ".join(dict.fromkeys(of_number(workers) for workers in (train.fewest_workers, train.most_workers)))
+
+
+def _split(global_batch: int, workers: int) -> str:
+    """A global batch as `workers x images`; where they do not divide it, some of the workers hold one image more."""
+    low, larger = divmod(global_batch, workers)
+    groups = [(larger, low + 1), (workers - larger, low)]
+    return " + ".join(f"{number} x {images}" for number, images in groups if number)
+
+
+def _block(config: Config, workers: int) -> str:
+    return f"{size(config.block_bytes(workers))}, {config.steps_per_block(workers)} steps"
+
+
 def _oversampled(config: Config, manifest: Manifest) -> list[tuple[str, str]]:
     if not config.data.oversample or doctor.oversampling(config, manifest):
         return []
-    plan = Feed(config, manifest, 0).plan
+    plan = Feed(config, manifest, 0, workers=1).plan
     rows = []
     for stream in plan.streams:
         name = "all images" if stream.label is None else manifest.class_names[stream.label]

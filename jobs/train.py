@@ -14,6 +14,8 @@ def run(config: Config) -> int:
     print(outcome.score.table())
     print(f"\nbest checkpoint   step {outcome.best.step}  {outcome.best.url}  sha256 {outcome.best.sha256[:16]}")
     print(f"time              {outcome.seconds:.0f} s")
+    if outcome.left_off:
+        print(f"left off          {outcome.left_off}")
     print(f"MLflow run        {tracking.page(tracking.tracking_uri(config.tracking), outcome.run_id)}")
     return 0
 

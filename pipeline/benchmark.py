@@ -98,7 +98,7 @@ def _connect(config: Config, cores: int) -> None:
 
 def measure_feed(target: Target, cores: int) -> list[Figure]:
     """The stages of the feed, and the training step if it is asked for."""
-    config, feed = target.config, Feed(target.config, target.manifest, 0)
+    config, feed = target.config, Feed(target.config, target.manifest, 0, workers=1)
     length = Length.of(target.images, config.train.global_batch, cores)
     # All of the length, so that each worker that the cluster will use is up; the other stages warm up by themselves.
     cold = ray_data(first_steps(feed, length.flat), cores, 0.0).first_batch_s
@@ -141,7 +141,7 @@ def measure_augment(target: Target) -> list[Figure]:
     high, crop = config.data.scale[1], config.data.crop
     if config.data.short_sides or high <= 1 or split.smallest[0] <= crop[0] or split.smallest[1] <= crop[1]:
         return []
-    feed = Feed(config, target.manifest, 0)
+    feed = Feed(config, target.manifest, 0, workers=1)
     recipe = feed.recipe._replace(scale=(min(1 + 1 / 32, high), high), scale_step=None)
     rates: dict[str, list[float]] = {WHOLE: [], CROP: []}
     for turn in range(config.benchmark.rounds + 1):
@@ -185,7 +185,7 @@ def measure_rows(target: Target) -> list[Figure]:
     config = target.config
     unweighted = config.data.model_copy(update={"oversample": {}})  # the index below lists no members of classes
     config = config.model_copy(update={"data": unweighted})
-    feeds = {num_rows: Feed(config, repeated(target, num_rows), 0) for num_rows in NUM_ROWS}
+    feeds = {num_rows: Feed(config, repeated(target, num_rows), 0, workers=1) for num_rows in NUM_ROWS}
     found: dict[int, list[Opening]] = {num_rows: [] for num_rows in feeds}
     for turn in range(ROWS_ROUNDS):
         for num_rows, feed in feeds.items():

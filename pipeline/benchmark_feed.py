@@ -13,7 +13,7 @@ import torch.utils.data
 
 from pipeline.benchmark_memory import PeakMemory, family
 from pipeline.benchmark_work import Share, Steps, decode_share, feed_share, join
-from pipeline.datasets import data_config, planned_batches, training_data
+from pipeline.datasets import in_plan_order, training_batches, training_data
 from pipeline.feed import Feed
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
@@ -112,9 +112,8 @@ def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
 
     def batches() -> Iterator[int]:
         data = training_data(feed)
-        data.context.execution_options = data_config()._resolve_execution_options("train")
-        rows = data.iter_batches(batch_size=feed.config.train.global_batch, batch_format="numpy", prefetch_batches=2)
-        for batch in planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=0, workers=1):
+        data.context.execution_options = in_plan_order()
+        for batch in training_batches(data, feed, rank=0):
             yield batch.step
 
     return _taken(batches(), feed.config.train.global_batch, pace_s)

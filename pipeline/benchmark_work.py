@@ -124,6 +124,6 @@ def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
     label = torch.from_numpy(random.integers(0, num_classes, (batch, height, width), dtype=np.uint8))
     start = 0.0
     for step in range(num_steps + 1):
-        float(learner.step(image, label, step=step, learning_rate=1e-3)["loss"])  # waits for the device
+        float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device
         start = start or time.perf_counter()
     return num_steps * batch / (time.perf_counter() - start)

@@ -1,27 +1,55 @@
-"""Checkpoints that count only when their manifest, written last, matches every byte (law 7).
+"""Checkpoints: the state of a training in one folder each, which of a run's is taken, and which ones are kept.
 
-A checkpoint is a folder `step-000040` of `model.safetensors`, `optimizer.safetensors`, `progress.json` and `manifest.json`
-(name -> sha256 and size of the others). Nothing in it is pickled.
+A checkpoint is a folder `step-000040` of `model.safetensors`, `optimizer.safetensors`, `average.safetensors` where the weights
+are averaged, `progress.json` and `manifest.json` (name -> sha256 and size of the others). Nothing in it is pickled, and none
+that does not match its manifest in every byte is ever loaded.
 """
 
-import hashlib
 import json
 import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 
-from pipeline.storage import Store
+from pipeline.checkpoint_files import (
+    AVERAGE,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    PROGRESS,
+    CheckpointError,
+    Entry,
+    parse,
+    read_manifest,
+    read_verified,
+    seal,
+    upload,
+    verify,
+)
+from pipeline.storage import StorageError, Store
 
+FREE_KEYS = {"data.oversample"}
+"""Settings that are dictionaries of the user's own keys: one more key is another value, not a setting of a later version."""
+
+__all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best", "changes",
+           "folder_name", "latest", "load", "load_best", "newest_progress", "prune", "restore", "save", "snapshot", "upload",
+           "verify"]  # fmt: skip
+Tensors = dict[str, torch.Tensor]
 logger = logging.getLogger(__name__)
 
-MODEL, OPTIMIZER, PROGRESS, MANIFEST = "model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"
 
+class State(NamedTuple):
+    """What training changes, as CPU tensors that share no memory with it."""
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, torn or corrupt; the message names the file."""
+    model: Tensors
+    optimizer: Tensors
+    """Momentum by the name of its parameter."""
+    average: Tensors
+    """Empty when the weights are not averaged."""
 
 
 class Checkpoint(NamedTuple):
@@ -32,12 +60,18 @@ class Checkpoint(NamedTuple):
     """Checksum of the manifest, hence of the whole checkpoint."""
     progress: dict[str, Any]
     """`step` (optimizer steps done), `model` (how to build the network), `metrics` and what else the run recorded."""
-    model: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    model: Tensors
+    optimizer: Tensors
+    average: Tensors
 
     @property
     def step(self) -> int:
         return int(self.progress["step"])
+
+    @property
+    def weights(self) -> Tensors:
+        """What was scored and what predicts: the average where there is one, else the model."""
+        return self.average or self.model
 
 
 def folder_name(step: int) -> str:
@@ -45,116 +79,214 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def save(folder: Path, net: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Writes the files into a local folder, the manifest last."""
-    files = {
-        MODEL: safetensors.torch.save({k: v.contiguous() for k, v in net.state_dict().items()}),
-        OPTIMIZER: safetensors.torch.save(_momentum(net, optimizer)),
-        PROGRESS: json.dumps(progress, indent=1).encode(),
-    }
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
-    (folder / MANIFEST).write_text(json.dumps(entries, indent=1))
-
-
-def upload(folder: Path, store: Store, name: str) -> None:
-    """Copies a saved folder to `<store>/<name>`: files first, each read back by size, the manifest last.
-
-    Raises CheckpointError when the store does not hold what was written: some answer with success and keep nothing.
-    """
-    for path in sorted(folder.iterdir(), key=lambda p: p.name == MANIFEST):
-        key, data = f"{name}/{path.name}", path.read_bytes()
-        store.write(key, data)
-        if fault := store.shortfall(key, data):
-            raise CheckpointError(fault)
-
-
-def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
-    """Reads and verifies `<store>/<name>`. Raises CheckpointError naming the file that is missing or differs."""
-    manifest = _read(store, f"{name}/{MANIFEST}")
-    files = {}
-    for file, entry in _json(store, f"{name}/{MANIFEST}", manifest).items():
-        if file == OPTIMIZER and not with_optimizer:
-            continue
-        data = _read(store, f"{name}/{file}")
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise CheckpointError(f"{store.url(f'{name}/{file}')}: {len(data)} bytes do not match the manifest's sha256")
-        files[file] = data
-    return Checkpoint(
-        url=store.url(name),
-        sha256=hashlib.sha256(manifest).hexdigest(),
-        progress=json.loads(files[PROGRESS]),
-        model=safetensors.torch.load(files[MODEL]),
-        optimizer=safetensors.torch.load(files[OPTIMIZER]) if with_optimizer else {},
+def snapshot(net: torch.nn.Module, optimizer: torch.optim.Optimizer, average: torch.nn.Module | None = None) -> State:
+    """Copies the state to CPU memory at once, so that training may go on while the copy is saved."""
+    momentum = {name: optimizer.state[p].get("momentum_buffer") for name, p in net.named_parameters() if p in optimizer.state}
+    return State(
+        model=_copied(net.state_dict()),
+        optimizer=_copied({name: buffer for name, buffer in momentum.items() if buffer is not None}),
+        average={} if average is None else _copied(average.state_dict()),
     )
 
 
-def steps(store: Store) -> list[int]:
-    """Steps of all checkpoints under the store whose manifest exists, oldest first."""
-    folders = (key.rsplit("/", 2)[-2] for key in store.list("") if key.endswith(f"/{MANIFEST}"))
-    return sorted(int(folder.removeprefix("step-")) for folder in folders if folder.startswith("step-"))
+def save(folder: Path, state: State, progress: dict[str, Any]) -> None:
+    """Writes the files into a local folder, the manifest last; the tensors go to disk without another copy of them."""
+    tensors = {MODEL: state.model, OPTIMIZER: state.optimizer} | ({AVERAGE: state.average} if state.average else {})
+    for file, named in tensors.items():
+        safetensors.torch.save_file(named, folder / file)
+    (folder / PROGRESS).write_text(json.dumps(progress, indent=1))
+    seal(folder, [*tensors, PROGRESS])
+
+
+def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
+    """Reads and verifies `<store>/<name>`; without the optimizer only what predictions need, the average or else the model.
+
+    Raises CheckpointError naming the file that is missing or differs.
+    """
+    sha256, entries = read_manifest(store, name)
+    wanted = set(entries) if with_optimizer else {AVERAGE if AVERAGE in entries else MODEL}
+    model, optimizer, average = (
+        _tensors(store, f"{name}/{file}", entries[file]) if file in wanted else {} for file in (MODEL, OPTIMIZER, AVERAGE)
+    )
+    return Checkpoint(store.url(name), sha256, _progress(store, name, entries), model, optimizer, average)
 
 
 def latest(store: Store) -> Checkpoint | None:
-    """The newest checkpoint that verifies; torn ones are passed over with a warning. None when there is none."""
-    for step in reversed(steps(store)):
-        try:
-            return load(store, folder_name(step))
-        except CheckpointError as error:
-            logger.warning("checkpoint passed over: %s", error)
-    return None
+    """The newest checkpoint that verifies, None when there is none; torn ones are passed over with a warning."""
+    return _first_whole(store, _folders(store), with_optimizer=True)
+
+
+def load_best(store: Store) -> Checkpoint | None:
+    """The checkpoint with the highest mIoU that verifies, for predictions; None when there is none."""
+    return _first_whole(store, _ranked(_recorded(store)), with_optimizer=False)
 
 
 def newest_progress(store: Store) -> dict[str, Any] | None:
     """What the newest checkpoint recorded, its weights not verified. None when there is none."""
-    recorded = _recorded(store)
-    return recorded[-1][1] if recorded else None
+    return next((progress for _, progress in _recorded(store)), None)
 
 
 def best(store: Store) -> str | None:
-    """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when there is none."""
-    scored = [(progress["metrics"]["miou"], step) for step, progress in _recorded(store)]
-    return folder_name(max(scored)[1]) if scored else None
+    """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when none has a score."""
+    return next(map(folder_name, _ranked(_recorded(store))), None)
 
 
-def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Puts the weights, and the optimizer's momentum when given, back."""
+def restore(
+    checkpoint: Checkpoint,
+    net: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: torch.nn.Module | None = None,
+) -> None:
+    """Puts the state of training back into what is given; the network alone gets `weights`.
+
+    Raises CheckpointError when an average is given and the checkpoint has none.
+    """
+    if optimizer is None and average is None:
+        net.load_state_dict(checkpoint.weights)
+        return
+    if average is not None:
+        if not checkpoint.average:
+            raise CheckpointError(f"{checkpoint.url}: has no average of the weights: leave out train.ema_decay")
+        average.load_state_dict(checkpoint.average)
     net.load_state_dict(checkpoint.model)
     if optimizer is None:
         return
+    optimizer.state.clear()
     for name, parameter in net.named_parameters():
         if name in checkpoint.optimizer:
-            optimizer.state[parameter]["momentum_buffer"] = checkpoint.optimizer[name].to(parameter.device)
+            # In the parameter's memory format: over tensors of several formats the optimizer's step is slower.
+            buffer = torch.empty_like(parameter, requires_grad=False).copy_(checkpoint.optimizer[name])
+            optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def _momentum(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states = {name: optimizer.state[p].get("momentum_buffer") for name, p in net.named_parameters() if p in optimizer.state}
-    return {name: buffer.contiguous() for name, buffer in states.items() if buffer is not None}
+def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
+    """Deletes all checkpoints but the best by mIoU and the newest `keep`, and torn ones older than the newest that verifies.
+
+    Nothing goes before one that stays has been verified byte by byte; `stored` names a folder whose upload has just been, which
+    is then not read again. A newer torn one may still be on its way. What fails is a warning, and tried again by the next call.
+    """
+    try:
+        old = _dispensable(store, keep, stored)
+    except StorageError as error:
+        logger.warning("old checkpoints not looked for: %s", error)
+        return
+    for name in old:
+        _delete(store, name)
 
 
-def _recorded(store: Store) -> list[tuple[int, dict[str, Any]]]:
-    """(step, progress) of every checkpoint, oldest first; those without a readable one are passed over with a warning."""
+def changes(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`train.global_batch was 8 and is 16` for each setting that differs between two nested records.
+
+    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are: no change.
+    """
     found = []
-    for step in steps(store):
-        key = f"{folder_name(step)}/{PROGRESS}"
-        try:
-            found.append((step, _json(store, key, _read(store, key))))
-        except CheckpointError as error:
-            logger.warning("checkpoint passed over: %s", error)
+    for name, was in recorded.items():
+        key = f"{prefix}{name}"
+        if name not in current:
+            found.append(f"{key} was {was!r} and is no setting any more")
+        elif isinstance(was, Mapping) and isinstance(current[name], Mapping) and key not in FREE_KEYS:
+            found += changes(was, current[name], f"{key}.")
+        elif was != current[name]:
+            found.append(f"{key} was {was!r} and is {current[name]!r}")
     return found
 
 
-def _json(store: Store, key: str, data: bytes) -> dict[str, Any]:
-    try:
-        tree: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise CheckpointError(f"{store.url(key)}: not valid JSON ({len(data)} bytes)") from error
-    return tree
+def _copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    # Files hold contiguous tensors; made so in the same copy, which `contiguous` afterwards would double.
+    return {name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
-def _read(store: Store, key: str) -> bytes:
+def _tensors(store: Store, key: str, entry: Entry) -> Tensors:
+    data = read_verified(store, key, entry)
     try:
-        return store.read(key)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{store.url(key)}: missing") from error
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{store.url(key)}: not in the safetensors format ({error})") from error
+
+
+def _progress(store: Store, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    key = f"{name}/{PROGRESS}"
+    progress = parse(store.url(key), read_verified(store, key, entries[PROGRESS]))
+    if not isinstance(progress.get("step"), int):
+        raise CheckpointError(f"{store.url(key)}: has no `step`")
+    return progress
+
+
+def _folders(store: Store) -> dict[int, dict[str, int]]:
+    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first."""
+    found: dict[int, dict[str, int]] = {}
+    for key, size, _ in store.listing():
+        folder, _, file = key.partition("/")
+        step = folder.removeprefix("step-")
+        if file and step.isdecimal() and folder == folder_name(int(step)):
+            found.setdefault(int(step), {})[file] = size
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, progress) of every checkpoint, newest first: the record verified, of the other files only that they are there in
+    full size. Torn ones are passed over with a warning."""
+    for step, held in _folders(store).items():
+        name = folder_name(step)
+        try:
+            _, entries = read_manifest(store, name)
+            for file, entry in entries.items():
+                if held.get(file) != entry.bytes:
+                    url, size = store.url(f"{name}/{file}"), held.get(file, "no")
+                    raise CheckpointError(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
+            progress = _progress(store, name, entries)
+        except CheckpointError as error:
+            logger.warning("checkpoint passed over: %s", error)
+        else:
+            yield step, progress
+
+
+def _ranked(records: Iterable[tuple[int, dict[str, Any]]]) -> list[int]:
+    """Steps by mIoU, the best first, the later one of equals; those without a score are left out."""
+    scores = [(progress.get("metrics", {}).get("miou"), step) for step, progress in records]
+    return [step for _, step in sorted((s for s in scores if s[0] is not None and math.isfinite(s[0])), reverse=True)]
+
+
+def _first_whole(store: Store, steps: Iterable[int], *, with_optimizer: bool) -> Checkpoint | None:
+    """The first of these checkpoints that verifies; each is loaded once at most."""
+    torn, found = [], None
+    for step in steps:
+        try:
+            found = load(store, folder_name(step), with_optimizer=with_optimizer)
+            break
+        except CheckpointError as error:
+            torn.append(error)
+    instead = f"taken instead: {found.url}" if found else "no other one is left"
+    for fault in torn:
+        logger.warning("checkpoint passed over: %s; %s", fault, instead)
+    return found
+
+
+def _dispensable(store: Store, keep: int, stored: str | None) -> list[str]:
+    whole = dict(_recorded(store))
+    newest = next((step for step in whole if folder_name(step) == stored or _verifies(store, folder_name(step))), None)
+    if newest is None:
+        return []
+    good = {step: progress for step, progress in whole.items() if step <= newest}
+    kept = {*list(good)[:keep], *_ranked(good.items())[:1]}
+    return [folder_name(step) for step in _folders(store) if step < newest and step not in kept]
+
+
+def _verifies(store: Store, name: str) -> bool:
+    try:
+        verify(store, name)
+    except CheckpointError as error:
+        logger.warning("checkpoint passed over: %s", error)
+        return False
+    return True
+
+
+def _delete(store: Store, name: str) -> None:
+    try:
+        # The manifest first: a folder that is deleted by half cannot be taken for whole then.
+        for prefix in (f"{name}/{MANIFEST}", name):
+            store.delete(prefix)
+            if store.list(prefix):  # s3fs does not tell of refusals inside the answer to a deletion
+                raise StorageError(f"{store.url(prefix)}: was deleted without an error and is still there")
+    except StorageError as error:
+        logger.warning("old checkpoint not deleted: %s", error)

@@ -8,7 +8,25 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.data_settings import Data
-from pipeline.settings import Benchmark, Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Train, Tune
+from pipeline.plan import largest_share
+from pipeline.settings import Benchmark, Evaluate, Export, Loss, Model, Predict, Section, Storage, Tracking, Tune
+from pipeline.train_settings import Faults, Stop, Train
+
+NOT_SHAPING = {
+    "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
+    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every"),
+}
+"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums."""
+
+
+def shaping(record: dict[str, Any]) -> dict[str, Any]:
+    """Of all settings, as a run records them, those that shape the trained model."""
+    kept = {name: record[name] for name in ("seed", "data", "model", "train", "loss")}
+    for name, settings in NOT_SHAPING.items():
+        kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
+    side = kept["data"]["crop_size"]
+    kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side
+    return kept
 
 
 class Config(Section):
@@ -20,6 +38,8 @@ class Config(Section):
     data: Data
     model: Model
     train: Train = Train()
+    faults: Faults = Faults()
+    stop: Stop = Stop()
     loss: Loss = Loss()
     evaluate: Evaluate = Evaluate()
     predict: Predict = Predict()
@@ -30,19 +50,9 @@ class Config(Section):
 
     @property
     def run_key(self) -> str:
-        """`<name>-<8 hex digits>`: equal exactly when a resubmitted run may continue the earlier one.
-
-        Left out of the hash are the settings that leave the trained model as it is (bit for bit, or up to the order of
-        floating-point sums): number of workers, resources, cadence of logs, tracking, evaluation, prediction, search.
-        """
-        shaping = self.model_dump(mode="json", include={"seed", "data", "model", "train", "loss"})
-        shaping["data"]["crop_size"] = self.data.crop
-        for key in ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"):
-            del shaping["data"][key]
-        for key in ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "validate_every"):
-            del shaping["train"][key]
-        digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
-        return f"{self.name}-{digest[:8]}"
+        """`<name>-<8 hex digits of the shaping settings>`: equal exactly when a resubmitted run may continue the earlier one."""
+        digest = hashlib.sha256(json.dumps(shaping(self.record()), sort_keys=True).encode()).hexdigest()
+        return self.train.resume or f"{self.name}-{digest[:8]}"
 
     @property
     def data_url(self) -> str:
@@ -54,19 +64,16 @@ class Config(Section):
         """Folder of all runs; each has one of its own, named by its run key."""
         return f"{self.storage.path}/runs"
 
-    @property
-    def steps_per_block(self) -> int:
-        """Training steps in one Ray Data block of a worker."""
-        return max(1, self.data.block_bytes // self._step_bytes)
+    def steps_per_block(self, workers: int) -> int:
+        """Training steps in one Ray Data block of one of so many workers."""
+        return max(1, self.data.block_bytes // self._step_bytes(workers))
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one Ray Data block: uint8 image and label."""
-        return self.steps_per_block * self._step_bytes
+    def block_bytes(self, workers: int) -> int:
+        """Bytes of one Ray Data block, uint8 image and label; equally many for each of so many workers, by padding."""
+        return self.steps_per_block(workers) * self._step_bytes(workers)
 
-    @property
-    def _step_bytes(self) -> int:
-        return self.train.global_batch // self.train.workers * 4 * self.data.crop[0] * self.data.crop[1]
+    def _step_bytes(self, workers: int) -> int:
+        return largest_share(self.train.global_batch, workers) * 4 * self.data.crop[0] * self.data.crop[1]
 
     def record(self) -> dict[str, Any]:
         """Every setting, as runs and checkpoints record it: without the tracking server's password."""

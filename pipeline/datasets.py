@@ -1,8 +1,7 @@
 """The plan executed by Ray Data, block by block; workers check every row's place. And the whole images of an evaluation."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray.data
@@ -14,7 +13,7 @@ from ray.train import DataConfig
 from pipeline import transforms
 from pipeline.config import Config
 from pipeline.feed import Batch, Feed, decode
-from pipeline.plan import Plan, num_blocks
+from pipeline.plan import Plan, num_blocks, share
 from pipeline.samples import SampleError, open_samples
 from pipeline.shards import Manifest, ShardError, read_manifest
 from pipeline.storage import check, open_store
@@ -40,11 +39,11 @@ def training_data(feed: Feed) -> ray.data.Dataset:
     context.enable_progress_bars = context.print_on_execution_start = False  # the progress line says how the feed does
     context.custom_execution_callback_classes = [Unhurried]
     # Ray plans its memory by this size, 128 MiB by default: it would hold back tasks whose blocks are far smaller.
-    context.target_max_block_size = feed.config.block_bytes
+    context.target_max_block_size = feed.config.block_bytes(feed.workers)
     context.memory_usage_poll_interval_s = None  # a thread for each task, of no use here
     train, data = feed.config.train, feed.config.data
-    steps_per_block = feed.config.steps_per_block
-    blocks = num_blocks(feed.first_step, train.steps, steps_per_block=steps_per_block, workers=train.workers)
+    steps_per_block = feed.config.steps_per_block(feed.workers)
+    blocks = num_blocks(feed.first_step, train.steps, steps_per_block=steps_per_block, workers=feed.workers)
     # ray.data.range would ask for a whole CPU a task, which a small cluster full of training workers never has.
     numbers: ray.data.Dataset = ray.data.read_datasource(
         RangeDatasource(n=blocks, block_format="arrow", column_name="id"),
@@ -54,9 +53,33 @@ def training_data(feed: Feed) -> ray.data.Dataset:
     return numbers.map_batches(feed.rows, batch_size=None, batch_format="numpy", num_cpus=data.cpus_per_task)
 
 
-def data_config() -> DataConfig:
-    """Blocks reach the workers in plan order."""
-    return DataConfig(execution_options=ExecutionOptions(preserve_order=True))
+def in_plan_order() -> ExecutionOptions:
+    """What makes Ray Data hand blocks on in the order of their numbers."""
+    return ExecutionOptions(preserve_order=True)
+
+
+def placeholder() -> ray.data.Dataset:
+    """Stands for the training data in the arguments of a trainer, which are made before the number of workers is known."""
+    return ray.data.range(0)
+
+
+class PlannedData(DataConfig):
+    """Puts the training data in the place of the `placeholder` at each start of a worker group, whose size is known only then.
+
+    `make` takes the number of workers and decides where a (re)start begins; it runs beside Ray Train's controller.
+    """
+
+    def __init__(self, make: Callable[[int], Feed]) -> None:
+        super().__init__(execution_options=in_plan_order())
+        self.make = make
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *handles_and_nodes: Any, **named: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """For each worker the part of the data that it iterates over; called by Ray Train."""
+        planned = {name: training_data(self.make(world_size)) for name in datasets}
+        parts: list[dict[str, ray.data.DataIterator]] = super().configure(planned, world_size, *handles_and_nodes, **named)
+        return parts
 
 
 class TrainingBatch(NamedTuple):
@@ -64,19 +87,28 @@ class TrainingBatch(NamedTuple):
 
     step: int
     image: torch.Tensor
-    """uint8[b, 3, h, w], channels last."""
+    """uint8[b, 3, h, w], channels last; b rows are the rank's share."""
     label: torch.Tensor
     """uint8[b, h, w]."""
     replaced: int
     """Samples that could not be read and were replaced by another."""
 
 
+def training_batches(data: ray.data.Dataset | ray.data.DataIterator, feed: Feed, rank: int) -> Iterator[TrainingBatch]:
+    """The batches of one rank from its part of the training data; `feed.first_step` is of no account, the data decides.
+
+    Raises what `planned_batches` raises.
+    """
+    rows = data.iter_batches(batch_size=feed.rows_per_step, batch_format="numpy", prefetch_batches=2)
+    return planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=rank, workers=feed.workers)
+
+
 def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
-    """The batches of one rank, every row's position, step and rank checked; the first says at which step the feed starts.
+    """The batches of one rank, every row's place checked and padding left out; the first says at which step the feed starts.
 
     Raises RuntimeError when a row is not the one the plan puts there, or when the rows end before step `steps`.
     """
-    step = -1
+    step, num_rows = -1, share(plan.global_batch, rank, workers)[1]
     for batch in rows:
         step = step + 1 if step >= 0 else int(batch["step"][0])
         for name, expected in _places(plan, step, rank, workers).items():
@@ -85,8 +117,8 @@ def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int,
                     f"data order broken at step {step}, rank {rank}: expected {name} {expected.tolist()}, got "
                     f"{batch[name].tolist()}; resume from the last checkpoint"
                 )
-        image = torch.from_numpy(np.ascontiguousarray(batch["image"])).permute(0, 3, 1, 2)  # [b, 3, h, w]
-        label = torch.from_numpy(np.ascontiguousarray(batch["label"]))
+        image = torch.from_numpy(np.ascontiguousarray(batch["image"][:num_rows])).permute(0, 3, 1, 2)  # [b, 3, h, w]
+        label = torch.from_numpy(np.ascontiguousarray(batch["label"][:num_rows]))  # [b, h, w]
         yield TrainingBatch(step, image, label, int(batch["replaced"].sum()))
     if step + 1 != steps:
         raise RuntimeError(
@@ -122,12 +154,3 @@ def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: 
         image, label = decode(row)
         truth = label_map[label] if index >= 0 else np.full_like(label, transforms.IGNORE)
         yield Sample(index, row.sample_id, transforms.resize_image(image, scale), truth)
-
-
-def resumable(make: Callable[[], Feed]) -> Callable[[], ray.data.Dataset]:
-    """A dataset that Ray Train evaluates at each start of the worker group, so that a restart begins at its checkpoint."""
-    return partial(_from_feed, make)
-
-
-def _from_feed(make: Callable[[], Feed]) -> ray.data.Dataset:
-    return training_data(make())

@@ -1,5 +1,6 @@
 """What is wrong or doubtful with data, settings and cluster, each with its fix, before a GPU is taken; reads no image."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-
-from ccnet import build_ccnet
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.feed import Feed
-from pipeline.learner import network_arguments, objective
+from pipeline.learner import objective
+from pipeline.needs import DATA_TASKS, checkpoint_bytes, cpus_needed, feed_bytes, workers_started
 from pipeline.shards import Manifest
 from pipeline.units import percent, size
 
@@ -133,7 +132,7 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
             found.append(Finding("error", f"data.oversample.{name}: no training image contains it", "leave it out"))
     if found:
         return found
-    for stream in Feed(config, manifest, 0).plan.oversampled:
+    for stream in Feed(config, manifest, 0, workers=1).plan.oversampled:
         if not stream.per_epoch and stream.label is not None:
             what = f"data.oversample.{names[stream.label]}: its share of an epoch of {manifest.num_images('train')} is no image"
             found.append(Finding("warning", what, "raise its weight"))
@@ -154,70 +153,83 @@ def losses(config: Config, manifest: Manifest) -> list[Finding]:
 
 
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
-    """What the cluster lacks for a run; known without the data."""
-    return [*cpus(config, cluster.get("CPU", 0)), *gpus(config, cluster.get("GPU", 0)), *object_store(config, cluster)]
+    """What the cluster lacks for a run, and a batch that its workers cannot share evenly; known without the data."""
+    cpu, gpu = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    return [*shares(config), *cpus(config, cpu), *crowding(config, cpu, gpu), *gpus(config, gpu), *object_store(config, cluster)]
 
 
-def cpus_needed(config: Config) -> float:
-    """Logical CPUs of one run: its workers and two Ray Data tasks; with fewer left, Ray Data waits for ever without a word."""
-    return config.train.workers * config.train.cpus_per_worker + 2 * config.data.cpus_per_task
+def shares(config: Config) -> list[Finding]:
+    """Workers that wait for others in every step, because their number does not divide the batch."""
+    found, train, batch = [], config.train, config.train.global_batch
+    for workers in sorted({train.fewest_workers, train.most_workers}):
+        if batch % workers:
+            low = batch // workers
+            what = f"train.global_batch = {batch}: {workers} workers hold {low} or {low + 1} images and wait for the larger share"
+            fix = f"train.global_batch={workers * low} or {workers * (low + 1)}, or as many workers as divide {batch}"
+            found.append(Finding("warning", what, fix))
+    return found
 
 
 def cpus(config: Config, available: float) -> list[Finding]:
-    """Too few CPUs for the workers and the data."""
-    train, needed = config.train, cpus_needed(config)
-    if needed <= available:
+    """Too few CPUs for the workers, the fewest that may be, and the data."""
+    train, fewest = config.train, config.train.fewest_workers
+    if (needed := cpus_needed(config, fewest)) <= available:
         return []
-    room = math.floor(100 * (available - 2 * config.data.cpus_per_task) / train.workers) / 100
+    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / fewest) / 100
     what = (
-        f"train.workers = {train.workers}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
-        f"2 data tasks x {config.data.cpus_per_task:g}), the cluster has {available:g}"
+        f"train.workers = {json.dumps(train.workers)}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
+        f"{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}), the cluster has {available:g}"
     )
     fix = f"train.cpus_per_worker={room:g}" if room > 0 else "fewer train.workers or a larger cluster"
     return [Finding("error", what, fix)]
 
 
+def crowding(config: Config, available: float, available_gpus: float) -> list[Finding]:
+    """So many elastic workers that they leave the data too few CPUs: Ray Train starts as many as fit."""
+    train, of_data = config.train, DATA_TASKS * config.data.cpus_per_task
+    started = workers_started(config, available, available_gpus)
+    left = available - started * train.cpus_per_worker
+    if started <= train.fewest_workers or left >= of_data - 1e-9:
+        return []
+    fitting = max(train.fewest_workers, math.floor((available - of_data) / train.cpus_per_worker + 1e-9))
+    what = (
+        f"train.workers = {json.dumps(train.workers)}: {started} of them start on a cluster of {available:g} CPUs and leave "
+        f"{left:g}, the data needs {of_data:g} ({DATA_TASKS} tasks x {config.data.cpus_per_task:g})"
+    )
+    return [Finding("error", what, f"train.workers=[{train.fewest_workers}, {fitting}]")]
+
+
 def gpus(config: Config, available: float) -> list[Finding]:
     """GPUs that would lie idle, because there is not one for each worker."""
-    workers, batch = config.train.workers, config.train.global_batch
-    if not 0 < available < workers:
+    train, whole = config.train, int(available)
+    if not 0 < available < train.fewest_workers:
         return []
-    fitting = max((n for n in range(1, int(available) + 1) if batch % n == 0), default=None)
-    what = f"train.workers = {workers}: the cluster has {available:g} GPUs, fewer than workers: all of these run on CPUs"
-    return [Finding("warning", what, f"train.workers={fitting}" if fitting else "a whole GPU for each worker")]
-
-
-def feed_bytes(config: Config, available_cpus: float) -> int:
-    """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
-    train, data = config.train, config.data
-    tasks = max(1, math.floor((available_cpus - train.workers * train.cpus_per_worker) / data.cpus_per_task + 1e-9))
-    whole_run = train.steps * train.global_batch * math.prod(data.crop) * 4
-    return min((2 * tasks + 2 * train.workers) * config.block_bytes, whole_run)
+    what = f"train.workers = {json.dumps(train.workers)}: the cluster has {available:g} GPUs, fewer than workers: all run on CPUs"
+    fix = "a whole GPU for each worker"
+    if whole and isinstance(train.workers, int):
+        fix = f"train.workers={max(n for n in range(1, whole + 1) if train.global_batch % n == 0)}"
+    elif whole:
+        fix = f"train.workers=[{whole}, {train.most_workers}]"
+    return [Finding("warning", what, fix)]
 
 
 def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
     """A feed that fills the object store, so that Ray Data holds tasks back or spills crops to disk."""
-    available, cpu = cluster.get("object_store_memory"), cluster.get("CPU", 0)
-    if available is None or feed_bytes(config, cpu) <= OBJECT_STORE_SHARE * available:
+    available, cpu, fewest = cluster.get("object_store_memory"), cluster.get("CPU", 0), config.train.fewest_workers
+    numbers = {fewest, max(fewest, workers_started(config, cpu, cluster.get("GPU", 0)))}
+    needed, workers = max((feed_bytes(config, cpu, number), number) for number in numbers)
+    if available is None or needed <= OBJECT_STORE_SHARE * available:
         return []
     what = (
-        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(config.block_bytes)} on the way to the workers need "
-        f"{size(feed_bytes(config, cpu))}, over {percent(OBJECT_STORE_SHARE)} of the cluster's object store ({size(available)})"
+        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(config.block_bytes(workers))} on the way to the workers "
+        f"need {size(needed)}, over {percent(OBJECT_STORE_SHARE)} of the cluster's object store ({size(available)})"
     )
-    tried, step_bytes = config.data.block_bytes, config.block_bytes // config.steps_per_block
+    tried, step_bytes = config.data.block_bytes, config.block_bytes(workers) // config.steps_per_block(workers)
     while (tried := tried // 2) >= step_bytes:
         smaller = config.model_copy(update={"data": config.data.model_copy(update={"block_bytes": tried})})
-        if feed_bytes(smaller, cpu) <= OBJECT_STORE_SHARE * available:
+        if max(feed_bytes(smaller, cpu, number) for number in numbers) <= OBJECT_STORE_SHARE * available:
             return [Finding("warning", what, f"data.block_bytes={tried}")]
     return [Finding("warning", what, "fewer images per worker, a smaller data.crop_size, or a larger object store")]
-
-
-def checkpoint_bytes(config: Config, num_classes: int) -> int:
-    """Bytes of one checkpoint: the state dict and SGD's momentum of every trainable parameter."""
-    with torch.device("meta"):
-        net = build_ccnet(**network_arguments(config, num_classes))
-    momentum = sum(p.nbytes for p in net.parameters() if p.requires_grad) if config.train.momentum else 0
-    return int(sum(tensor.nbytes for tensor in net.state_dict().values()) + momentum)
 
 
 def disk(config: Config, manifest: Manifest) -> list[Finding]:

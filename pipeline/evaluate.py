@@ -9,7 +9,7 @@ import torch
 from ccnet import CCNet, build_ccnet
 from ccnet.bootstrap import bootstrap_interval
 from ccnet.inference import predict_classes, published_stride
-from pipeline import checkpoint, tracking, workers
+from pipeline import checkpoint, registry, tracking, workers
 from pipeline.config import Config
 from pipeline.datasets import Sample, evaluation_samples, open_data
 from pipeline.loading import ConfigError
@@ -127,7 +127,7 @@ def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.
             f"model.recurrence={trained} to run it as trained, or evaluate.recurrence={config.model.recurrence} to run it at "
             f"{config.model.recurrence} on purpose"
         )
-    classes = found.progress["score"]["class_names"]
+    classes = found.progress["class_names"]
     if tuple(classes) != manifest.class_names:
         raise checkpoint.CheckpointError(
             f"{found.url}: trained for the {len(classes)} classes {', '.join(classes[:3])}, ...; data set {manifest.name} has "
@@ -141,7 +141,7 @@ def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.
 def _find(config: Config) -> checkpoint.Checkpoint:
     if reference := config.evaluate.checkpoint:
         is_folder = "/" in reference and not reference.startswith("models:/")
-        url = reference if is_folder else tracking.find_checkpoint(tracking.tracking_uri(config.tracking), reference)
+        url = reference if is_folder else registry.find_checkpoint(tracking.tracking_uri(config.tracking), reference)
         parent, _, name = url.rstrip("/").rpartition("/")
         return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)

@@ -83,7 +83,7 @@ def _origin(found: Checkpoint) -> dict[str, Any]:
         "step": found.step,
         "recurrence": progress["model"]["recurrence"],
         "miou": progress["metrics"]["miou"],
-        "protocol": progress["score"]["protocol"],
+        "protocol": progress["protocol"],
     }
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline import transforms
 from pipeline.augment import Recipe, augment
 from pipeline.config import Config
-from pipeline.plan import Picks, Plan, block, oversampled
+from pipeline.plan import PADDING, Picks, Plan, block, largest_share, oversampled
 from pipeline.samples import SampleError, Samples, open_samples
 from pipeline.shards import Manifest, Row
 
@@ -29,6 +29,8 @@ class Feed(NamedTuple):
     config: Config
     manifest: Manifest
     first_step: int
+    workers: int
+    """Training processes that share a global batch."""
 
     @property
     def plan(self) -> Plan:
@@ -40,35 +42,45 @@ class Feed(NamedTuple):
         streams = oversampled(split.num_images, dict(enumerate(split.images)), weights)
         return Plan(split.num_images, config.train.global_batch, config.seed, streams)
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of each worker in each step, padding included."""
+        return largest_share(self.config.train.global_batch, self.workers)
+
     def rows(self, blocks: Batch) -> Batch:
         """Rows of the blocks `id`: image uint8[n, h, w, 3], label uint8[n, h, w]; position, step, rank int64[n]; replaced."""
         rows = [self._block(int(index)) for index in blocks["id"]]
         return rows[0] if len(rows) == 1 else {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
 
     def _block(self, index: int) -> Batch:
-        train = self.config.train
-        place = block(index, self.first_step, train.steps, steps_per_block=self.config.steps_per_block, workers=train.workers)
-        positions = self.plan.positions(place.first_step, place.last_step, place.rank, train.workers)
+        config, workers = self.config, self.workers
+        place = block(
+            index, self.first_step, config.train.steps, steps_per_block=config.steps_per_block(workers), workers=workers
+        )
+        positions = self.plan.positions(place.first_step, place.last_step, place.rank, workers)
         image, label, replaced = self.crops(positions)
-        steps = positions // train.global_batch
+        steps = np.repeat(np.arange(place.first_step, place.last_step), self.rows_per_step)
         rank = np.full_like(steps, place.rank)
         return {"image": image, "label": label, "position": positions, "step": steps, "rank": rank, "replaced": replaced}
 
     def crops(self, positions: Int64) -> tuple[transforms.UInt8, transforms.UInt8, npt.NDArray[np.bool_]]:
-        """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], and which of them stand for a sample that cannot be read.
+        """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], both 0 at PADDING, and which of them stand for a sample that
+        cannot be read.
 
         Raises SampleError for a sample that is missing or corrupt, unless `data.max_skipped` lets it be replaced.
         """
         crop, seed = self.config.data.crop, self.config.seed
         samples, label_map = open_samples(self.config, self.manifest, "train"), self.manifest.label_lookup()
-        picks, recipe = self.plan.picks(positions), self.recipe
+        rows = np.flatnonzero(positions != PADDING)
+        picks, recipe = self.plan.picks(positions[rows]), self.recipe
         numbers = self.samples_of(picks, samples)
-        image = np.empty((len(positions), *crop, 3), np.uint8)
-        label = np.empty((len(positions), *crop), np.uint8)
+        image = np.zeros((len(positions), *crop, 3), np.uint8)
+        label = np.zeros((len(positions), *crop), np.uint8)
         replaced = np.zeros(len(positions), bool)
         for i, (sample, pixels, ids) in enumerate(self._decoded(samples, numbers)):
-            replaced[i] = sample != numbers[i]
-            image[i], label[i] = augment(
+            row = rows[i]
+            replaced[row] = sample != numbers[i]
+            image[row], label[row] = augment(
                 pixels, ids, label_map, recipe,
                 seed=seed, epoch=int(picks.epoch[i]), sample=sample, stream=int(picks.stream[i]),
             )  # fmt: skip

@@ -1,12 +1,13 @@
 """What a run is told, and the checks before it takes a worker: every fault at once, each with its fix."""
 
+import json
 import logging
 from typing import Any, NamedTuple
 
 import ray
 
 from pipeline import checkpoint, cluster, doctor, evaluate, tracking
-from pipeline.config import Config
+from pipeline.config import Config, shaping
 from pipeline.datasets import open_data
 from pipeline.environment import environment
 from pipeline.feed import Feed
@@ -25,6 +26,12 @@ class Job(NamedTuple):
     checkpoints: Store
     tracking_uri: str
     run_id: str
+    stop_flag: Any = None
+    """Handle of the driver's `StopFlag`; None where nothing can ask for a stop."""
+
+    def record_fault(self, event: dict[str, Any]) -> None:
+        """Adds what failed, and what was done about it, to the run."""
+        tracking.add_line(self.tracking_uri, self.run_id, "faults.jsonl", json.dumps(event))
 
     def first_step(self) -> int:
         """Optimizer steps already done according to the newest checkpoint that verifies."""
@@ -60,7 +67,9 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     cluster.connect()
     mistakes = _errors(doctor.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)
-    if newest and (changed := protocol_change(newest, evaluate.describe(config, manifest))):
+    if newest is None and config.train.resume:
+        mistakes.append(f"train.resume = {config.train.resume}: no checkpoint in {checkpoints.url('')}: correct it or leave it out")
+    if newest and (changed := changes(newest, config, evaluate.describe(config, manifest))):
         mistakes.append(f"{checkpoints.url('')}: {changed}")
     if mistakes:
         raise ConfigError(mistakes)
@@ -79,12 +88,13 @@ def _errors(findings: list[doctor.Finding]) -> list[str]:
     return [finding.line for finding in findings if finding.level == "error"]
 
 
-def protocol_change(progress: dict[str, Any], protocol: dict[str, Any]) -> str | None:
-    """What of the data or the way of scoring differs from the run's newest checkpoint, with the fix; None when nothing does."""
-    before = progress["score"]["protocol"]
+def changes(progress: dict[str, Any], config: Config, protocol: dict[str, Any]) -> str | None:
+    """What the run's newest checkpoint was made with and is not so now, with the fix; None when it may be gone on with."""
+    changed = checkpoint.changes(shaping(progress["config"]), shaping(config.record()))
+    before = progress.get("protocol", {})
     # What an older checkpoint did not record yet is no change.
     both = {key: (before[key], value) for key, value in protocol.items() if key in before}
-    changed = [f"{key} was {was!r} and is {value!r}" for key, (was, value) in both.items() if was != value]
+    changed += [f"{key} was {was!r} and is {value!r}" for key, (was, value) in both.items() if was != value]
     if not changed:
         return None
-    return f"at step {progress['step']} {'; '.join(changed)}; a run keeps both, so give the new one another name (name=...)"
+    return f"at step {progress['step']} {'; '.join(changed)}; a run keeps these, so give the new one another name (name=...)"

@@ -1,52 +1,81 @@
-"""What learns on one worker: network, objective and optimizer as configured."""
+"""What learns on one worker: network, objective, optimizer, and what goes with them as configured."""
 
 from typing import Any
 
 import torch
 
-from ccnet import build_ccnet
-from ccnet.layers import synchronise_batch_norm
+from ccnet import CCNet, build_ccnet
+from ccnet.average import Average
+from ccnet.layers import freeze_batch_norm, synchronise_batch_norm
 from ccnet.losses import Objective, Ohem
 from ccnet.optim import build_optimizer
-from ccnet.step import train_step
+from ccnet.step import StepResult, train_step
 from pipeline import workers
+from pipeline.checkpoint import Checkpoint, restore
 from pipeline.config import Config
+from pipeline.initial import Initial, start_from
 from pipeline.settings import Loss
 
 
 class Learner:
-    """Network, its DDP wrapper and optimizer on this worker's device."""
+    """Network, its DDP wrapper, optimizer, average and gradient scaler on this worker's device."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
+    def __init__(self, config: Config, num_classes: int, device: torch.device, initial: Initial | None = None) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device = config, device
+        self.config, self.device, train = config, device, config.train
         self.model = network_arguments(config, num_classes)
+        self.initial_sha256 = initial.sha256 if initial else None
         self.objective = objective(config.loss)
-        net = synchronise_batch_norm(build_ccnet(**self.model), device)
-        self.net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train = config.train
+        built = build_ccnet(**self.model)
+        if initial:
+            start_from(built, initial, num_classes)
+        if train.freeze_norm:
+            freeze_batch_norm(built.backbone)
+        net = synchronise_batch_norm(built, device)
+        self.net: CCNet = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.net, train.learning_rate, train.momentum, train.weight_decay)
-        self.parallel = self.net
+        self.average = Average(self.net, train.ema_decay) if train.ema_decay else None
+        self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
+        self.micro_batch = train.micro_batch
+        self.parallel: torch.nn.Module = self.net
+
+    @property
+    def scored(self) -> CCNet:
+        """The network that is validated and kept for predictions: the average of the weights, where there is one."""
+        return self.average.net if self.average else self.net
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes the state of a checkpoint."""
+        restore(found, self.net, self.optimizer, self.average.net if self.average else None)
+        if self.scaler:
+            self.scaler.load_state_dict(self.scaler.state_dict() | found.progress["scaler"])
 
     def distribute(self) -> None:
-        """Wraps the network in DDP; after the weights are final, because DDP broadcasts rank 0's."""
+        """Compiles the network where asked, and wraps it in DDP; after the weights are final, because DDP broadcasts rank 0's."""
+        if self.config.train.compile:
+            # Otherwise the compiled dropout draws other masks than the plain one.
+            torch._inductor.config.fallback_random = True
+            self.parallel = torch.compile(self.net)
         if workers.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.parallel = torch.nn.parallel.DistributedDataParallel(
-                self.net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+                self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
 
-    def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> dict[str, torch.Tensor]:
-        """One optimizer step; returns the global batch's mean "loss" and that of each of its terms."""
+    def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
+        """One optimizer step on this worker's rows of the global batch."""
+        train = self.config.train
         return train_step(
             self.parallel, self.optimizer, image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True),
             learning_rate=learning_rate, objective=self.objective, seed=self.config.seed, step=step,
+            rows=workers.rows(train.global_batch), precision=train.precision, scaler=self.scaler,
+            micro_batch=self.micro_batch, clip_norm=train.clip_norm, average=self.average,
         )  # fmt: skip
 
 
 def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     """The arguments of `build_ccnet`; a checkpoint records them."""
-    arguments = {"num_classes": num_classes} | config.model.model_dump()
+    arguments = {"num_classes": num_classes} | config.model.model_dump(exclude={"weights", "weights_format"})
     if consistency := config.loss.consistency:
         arguments |= {"embedding_channels": consistency.channels, "embedding_layer": consistency.layer}
     return arguments

@@ -18,6 +18,8 @@ Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 NUM_ROUNDS = 8  # four suffice for large domains; small ones need more to look uniform
+PADDING = -1
+"""Position of a row that no sample stands for."""
 
 
 class Stream(NamedTuple):
@@ -76,12 +78,31 @@ class Plan(NamedTuple):
         return picks
 
     def positions(self, first_step: int, last_step: int, rank: int, workers: int) -> Int64:
-        """Positions int64[(last_step - first_step) * batch] of one rank: rows [rank * b, (rank + 1) * b) of each global batch."""
-        if self.global_batch % workers:
-            raise ValueError(f"train.global_batch = {self.global_batch}: must be a multiple of the {workers} workers")
-        batch = self.global_batch // workers
+        """Positions int64[(last_step - first_step) * largest_share] of the rows that one rank is fed, step by step.
+
+        Where its share is smaller than the largest, each step ends with PADDING: Ray Data deals blocks out by their rows, so
+        those of all ranks must have equally many.
+        """
+        first_row, num_rows = share(self.global_batch, rank, workers)
+        rows = np.arange(largest_share(self.global_batch, workers), dtype=np.int64)
         steps = np.arange(first_step, last_step, dtype=np.int64)[:, None]
-        return (steps * self.global_batch + rank * batch + np.arange(batch, dtype=np.int64)).reshape(-1)
+        return np.where(rows < num_rows, steps * self.global_batch + first_row + rows, PADDING).reshape(-1)
+
+
+def share(global_batch: int, rank: int, workers: int) -> tuple[int, int]:
+    """(first row, number of rows) of a global batch that one of `workers` holds; the numbers differ by one at most.
+
+    Raises ValueError for more workers than rows: one of them would have nothing to learn from.
+    """
+    if workers > global_batch:
+        raise ValueError(f"train.global_batch = {global_batch}: fewer images than the {workers} workers (lower train.workers)")
+    first_row, end = rank * global_batch // workers, (rank + 1) * global_batch // workers
+    return first_row, end - first_row
+
+
+def largest_share(global_batch: int, workers: int) -> int:
+    """Most rows of a global batch that one of `workers` holds."""
+    return -(-global_batch // workers)
 
 
 def oversampled(num_samples: int, images: Mapping[int, int], weights: Mapping[int, float]) -> tuple[Stream, ...]:
@@ -100,7 +121,7 @@ def evaluation_share(num_images: int, rank: int, workers: int) -> list[int]:
     """Images rank, rank + workers, ... of a split, and -1 at the end where a rank has one less than the first: together every
     image once, and on every rank equally many."""
     indices = range(rank, num_images, workers)
-    return [*indices, *[-1] * (-(-num_images // workers) - len(indices))]
+    return [*indices, *[PADDING] * (-(-num_images // workers) - len(indices))]
 
 
 def permute(index: Int64, epoch: Int64, *, num_samples: int, seed: int) -> Int64:
@@ -153,7 +174,7 @@ def num_blocks(first_step: int, steps: int, *, steps_per_block: int, workers: in
 
 
 def block(index: int, first_step: int, steps: int, *, steps_per_block: int, workers: int) -> Block:
-    """Block `index`; ranks take turns, because Ray Data deals equal blocks out in turn.
+    """Block `index`; ranks take turns, because Ray Data gives a block to whoever had the fewest rows so far.
 
     The first blocks have 1, 2, 4, ... steps, so that the first batch comes early.
     """

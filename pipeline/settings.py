@@ -56,45 +56,19 @@ class Model(Section):
     """Random start of the backbone; `published` keeps PyTorch's default, which fades without an ImageNet backbone."""
     zero_init_residual: bool = False
     """Start residual blocks as the identity; for training from random weights."""
+    variant: Literal["official", "mmseg"] = "official"
+    """Whose network: the published one, or mmsegmentation's, which their checkpoints need."""
+    stem: Literal["deep", "slim", "plain"] | None = None
+    """First layers of the backbone; by default the variant's own. torchvision's weights need `plain`."""
+    weights: str | None = None
+    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start anew."""
+    weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"
+    """Where it comes from: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
 
-
-class Train(Section):
-    workers: int = Field(2, ge=1)
-    """Data-parallel training processes; one GPU each where the cluster has GPUs."""
-    cpus_per_worker: float = Field(0.5, gt=0)
-    """Logical CPUs reserved by each worker; what is left feeds Ray Data."""
-    global_batch: int = Field(8, ge=1)
-    """Images per step over all workers."""
-    steps: int = Field(60_000, ge=1)
-    """Optimizer steps (Cityscapes: 60,000; default of the published code 40,000)."""
-    learning_rate: float = Field(0.01, gt=0)
-    """Base of the poly schedule (published: 0.01)."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum."""
-    weight_decay: float = Field(1e-4, ge=0)
-    """SGD weight decay (published: 1e-4 in the README, 5e-4 in its script)."""
-    power: float = Field(0.9, gt=0)
-    """Exponent of the poly schedule."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
-    validate_every: int = Field(1000, ge=1)
-    """Steps between validations; each one reports and saves a checkpoint. The last step always validates."""
-    log_every: int = Field(10, ge=1)
-    """Steps between progress lines and metric points."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept besides the best."""
-    max_failures: int = Field(3, ge=0)
-    """Worker failures survived before the run fails."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.global_batch % self.workers:
-            low = self.global_batch // self.workers * self.workers
-            near = " or ".join(str(v) for v in (low, low + self.workers) if v)
-            raise ValueError(
-                f"global_batch = {self.global_batch}: must be a multiple of train.workers = {self.workers} (try {near})"
-            )
-        return self
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and _absolute_url(value)
 
 
 class Ohem(Section):

@@ -22,11 +22,12 @@ SECONDS_BETWEEN_LINES = 10.0
 def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
 
-    `train.workers` Ray tasks, with a GPU each where the cluster has as many; of n tasks the r-th has the images r, r + n, ...
+    `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with a GPU each where it has as many;
+    of n tasks the r-th has the images r, r + n, ...
     A task whose process dies is started again, its results that have arrived already do not come twice.
     """
     cluster.connect()
-    num_tasks = min(config.train.workers, num_images)
+    num_tasks = min(_num_workers(config), num_images)
     num_gpus = int(cluster.gpus_for(num_tasks))
     task: Any = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_share)
     shared = ray.put(work)
@@ -47,6 +48,11 @@ def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
             last_line = now
             logger.info("%d/%d images after %.0f s", num_done, num_images, now - started)
         yield result
+
+
+def _num_workers(config: Config) -> int:
+    train, num_gpus = config.train, int(ray.cluster_resources().get("GPU", 0))
+    return num_gpus if train.fewest_workers <= num_gpus <= train.most_workers else train.most_workers
 
 
 def _share(work: Work[T], numbers: list[int], num_tasks: int) -> Iterator[T]:

@@ -14,12 +14,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import checkpoint, tracking
+from pipeline import checkpoint, registry, tracking
 from pipeline.config import Config
-from pipeline.doctor import cpus_needed
 from pipeline.environment import environment
 from pipeline.job import Job, open_job
 from pipeline.loading import ConfigError, override
+from pipeline.needs import cpus_needed
 from pipeline.score import Score
 from pipeline.settings import Dimension
 from pipeline.spool import MetricLog
@@ -128,7 +128,7 @@ def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
 
 def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> Job:
     """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
-    config = override(parent.config, overrides)
+    config = trial_config(parent.config, overrides)
     run_id = tracking.open_run(
         config,
         environment=environment(),
@@ -139,14 +139,22 @@ def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> 
     return parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
 
 
+def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
+    """A trial's settings, with the fewest workers that may be: those fit the cluster, and elastic trials would take one another's
+    CPUs. The global batches, and so what is learnt, are the same for any number."""
+    config = override(config, overrides)
+    return override(config, {"train.workers": config.train.fewest_workers})
+
+
 def _checkpoints(config: Config, key: str, number: str) -> Store:
     return open_store(f"{config.runs_url}/{key}-{number}", config.storage)
 
 
 def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
     """Trials that the cluster's CPUs, Ray Data's share included, and its GPUs hold at a time; at least one."""
-    by_gpu = resources.get("GPU", 0) // config.train.workers or math.inf  # too few GPUs for one trial: all run on CPUs
-    return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config), by_gpu)))
+    workers = config.train.fewest_workers
+    by_gpu = resources.get("GPU", 0) // workers or math.inf  # too few GPUs for one trial: all run on CPUs
+    return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config, workers), by_gpu)))
 
 
 def _domain(dimension: Dimension) -> Any:
@@ -163,7 +171,7 @@ def _end_trial(parent: Job, key: str, result: Any) -> Trial:
     miou = float(result.metrics["miou"])
     if checkpoint.best(job.checkpoints):
         best, score = best_of(job)
-        tracking.log_best(job.tracking_uri, run_id, **best_facts(best, score))
+        registry.log_best(job.tracking_uri, run_id, **best_facts(best, score))
         miou = max(miou, score.miou)
     tracking.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
     return Trial(number, dict(result.config), miou, step, stopped_early, run_id)

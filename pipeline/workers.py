@@ -1,9 +1,11 @@
-"""What a training worker knows of its peers: rank, world size, threads, and sums over all workers."""
+"""What a training worker knows of its peers: rank, world size, its rows of the global batch, threads, and sums over all workers."""
 
 import os
 
 import torch
 import torch.distributed as dist
+
+from pipeline.plan import share
 
 
 def rank() -> int:
@@ -14,6 +16,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of training processes; 1 outside a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rows(global_batch: int) -> tuple[int, int]:
+    """(first row, all rows): this worker holds the rows of the global batch from the first on."""
+    return share(global_batch, rank(), world_size())[0], global_batch
 
 
 def sum_over_workers(value: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,9 @@ Bytes pass unchanged, the Host header with them, so that signatures hold. One re
 
 import asyncio
 import contextlib
+import hashlib
 import random
+import re
 import socket
 import struct
 import threading
@@ -23,16 +25,25 @@ from urllib.parse import urlsplit
 
 FAULTS = ("slow_down", "reset", "reset_body", "stall", "stall_body", "truncate")
 """503 SlowDown; connection reset before the answer, or in its body; silence before the answer, or in its body; an answer that
-ends in its body. `forbid` (403 SignatureDoesNotMatch) besides, which no retry mends."""
-REPLIES = {"slow_down": (503, "Slow Down", "SlowDown"), "forbid": (403, "Forbidden", "SignatureDoesNotMatch")}
+ends in its body. Besides, where they are asked for: `forbid` (403 SignatureDoesNotMatch) and `length_required` (411, as older
+stores answer to parts of unsaid length), which no retry mends, and LIES."""
+LIES = ("forget", "shorten", "flip")
+"""Answered with success, and nothing was done, or half of the body or the body with one bit changed was kept."""
+REPLIES = {
+    "slow_down": (503, "Slow Down", "SlowDown"),
+    "forbid": (403, "Forbidden", "SignatureDoesNotMatch"),
+    "length_required": (411, "Length Required", "MissingContentLength"),
+}
 
 
 class FaultyStore:
-    """`endpoint` is its URL; `requests` and `injected` (fault -> number) count what came and what was done to it.
+    """`endpoint` is its URL; `requests` and `injected` (fault -> number) count what came and what was done to it, `lines` are the
+    requests' first lines, such as `GET /bucket/key HTTP/1.1`.
 
-    `chosen` maps request numbers to faults. Any other request fails with `probability`, by a fault drawn from `weights`
-    (fault -> weight); with `only_gets`, GET requests alone. A stall lasts `stall_s` seconds, then the connection is closed.
-    All but `upstream`, `requests` and `injected` may be set while it runs.
+    `chosen` maps request numbers to faults, `aimed` regular expressions that are looked for in a request's line. Any other fails
+    with `probability`, by a fault drawn from `weights` (fault -> weight); with `only_gets`, GET requests alone. A stall lasts
+    `stall_s` seconds, then the connection is closed.
+    All but `upstream`, `requests`, `injected` and `lines` may be set while it runs.
     """
 
     def __init__(
@@ -43,6 +54,7 @@ class FaultyStore:
         probability: float = 0.0,
         weights: Mapping[str, float] | None = None,
         chosen: Mapping[int, str] | None = None,
+        aimed: Mapping[str, str] | None = None,
         only_gets: bool = False,
         stall_s: float = 60.0,
     ) -> None:
@@ -52,9 +64,11 @@ class FaultyStore:
         self.probability = probability
         self.weights = dict(weights or dict.fromkeys(FAULTS, 1.0))
         self.chosen = dict(chosen or {})
+        self.aimed = dict(aimed or {})
         self.only_gets = only_gets
         self.stall_s = stall_s
         self.requests = 0
+        self.lines: list[str] = []
         self.injected: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -93,10 +107,12 @@ class FaultyStore:
             self._tasks.discard(task)
             writer.close()
 
-    def _draw(self, method: str) -> str | None:
+    def _draw(self, line: str) -> str | None:
         number, self.requests = self.requests, self.requests + 1
-        fault = self.chosen.get(number)
-        if fault is None and self.random.random() < self.probability and not (self.only_gets and method != "GET"):
+        self.lines.append(line)
+        aimed = (fault for pattern, fault in self.aimed.items() if re.search(pattern, line))
+        fault = self.chosen.get(number) or next(aimed, None)
+        if fault is None and self.random.random() < self.probability and not (self.only_gets and not line.startswith("GET ")):
             fault = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         if fault:
             self.injected[fault] += 1
@@ -104,22 +120,25 @@ class FaultyStore:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        method = head.split(b" ", 1)[0].decode()
+        line = head.split(b"\r\n", 1)[0].decode("latin-1")
         fields = _fields(head)
         if fields.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await _body(reader, fields)
-        fault = self._draw(method)
+        fault = self._draw(line)
         if fault in REPLIES:
-            writer.write(_reply(fault, method))
+            writer.write(_reply(fault, line.split(" ", 1)[0]))
             await writer.drain()
         elif fault == "reset":
             _reset(writer)
+        elif fault == "forget":
+            writer.write(_answer_of_nothing(body))
+            await writer.drain()
         elif fault == "stall":
             await asyncio.sleep(self.stall_s)
         else:
-            reply = await self._forward(head, body)
-            if fault:  # one byte short at the least; an answer without body breaks off in its head
+            reply = await self._forward(*_spoilt(fault, head, body))
+            if fault and fault not in LIES:  # one byte short at the least; an answer without body breaks off in its head
                 start = reply.index(b"\r\n\r\n") + 4
                 reply = reply[: start + (len(reply) - start) // 2 if len(reply) > start else start - 4]
             writer.write(reply)
@@ -137,7 +156,7 @@ class FaultyStore:
             writer.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + body)
             return _closing(await reader.read(-1))
         finally:
-            writer.close()
+            writer.transport.abort()  # `close` waits until a slow server has taken all of a body that nobody wants any more
 
 
 def _fields(head: bytes) -> dict[str, str]:
@@ -161,6 +180,22 @@ async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
             line = await reader.readuntil(b"\r\n")
             body += line
         return body
+
+
+def _spoilt(fault: str | None, head: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """The request as a store would have got it that keeps half of its body, or changes a bit."""
+    middle = len(body) // 2
+    if fault == "shorten":
+        return re.sub(rb"(?i)(\r\ncontent-length:) *\d+", rb"\1 %d" % middle, head), body[:middle]
+    if fault == "flip":
+        return head, body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+    return head, body
+
+
+def _answer_of_nothing(body: bytes) -> bytes:
+    """What S3 answers to an object that it has stored."""
+    tag = hashlib.md5(body).hexdigest().encode()
+    return b'HTTP/1.1 200 OK\r\nETag: "' + tag + b'"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
 
 
 def _closing(reply: bytes) -> bytes:

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.datasets import open_data
 from pipeline.feed import Batch, Feed
 from pipeline.generated import NAMES, SEED, sample
+from pipeline.plan import PADDING, num_blocks
 from pipeline.transforms import encode_png
 
 NUM_TRAIN, STEPS, GLOBAL_BATCH = 30, 9, 12
@@ -40,9 +41,9 @@ def config(folder: Path, **changed: Any) -> Config:
     })  # fmt: skip
 
 
-def feed_of(folder: Path, first_step: int = 0, **changed: Any) -> Feed:
+def feed_of(folder: Path, first_step: int = 0, workers: int = 1, **changed: Any) -> Feed:
     made = config(folder, **changed)
-    return Feed(made, open_data(made), first_step)
+    return Feed(made, open_data(made), first_step, workers)
 
 
 def hashes(batches: dict[int, list[Batch]]) -> dict[int, str]:
@@ -57,16 +58,12 @@ def hashes(batches: dict[int, list[Batch]]) -> dict[int, str]:
 
 
 def by_step(feed: Feed) -> dict[int, str]:
-    """Hashes of the global batches of all blocks of a feed."""
-    batches: dict[int, list[Batch]] = {step: [] for step in range(feed.first_step, STEPS)}
-    number = 0
-    while True:
+    """Hashes of the global batches of all blocks of a feed, padding left out."""
+    steps, per_block = feed.config.train.steps, feed.config.steps_per_block(feed.workers)
+    batches: dict[int, list[Batch]] = {step: [] for step in range(feed.first_step, steps)}
+    for number in range(num_blocks(feed.first_step, steps, steps_per_block=per_block, workers=feed.workers)):
         rows = feed.rows({"id": np.array([number])})
-        if not len(rows["step"]):
-            break
         for step in np.unique(rows["step"]):
-            batches[int(step)].append({key: column[rows["step"] == step] for key, column in rows.items()})
-        number += 1
-        if rows["step"][-1] == STEPS - 1 and rows["rank"][0] == feed.config.train.workers - 1:
-            break
+            mine = (rows["step"] == step) & (rows["position"] != PADDING)
+            batches[int(step)].append({key: column[mine] for key, column in rows.items()})
     return hashes(batches)

@@ -1,13 +1,13 @@
 """What a training run minimises: the terms of its loss and their weights."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.losses.consistency import category_consistent
-from ccnet.losses.cross_entropy import cross_entropy, fitting_weights
+from ccnet.losses.cross_entropy import cross_entropy, fitting_weights, pixel_weights
 from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
 from ccnet.losses.resizing import resize_logits
@@ -66,6 +66,23 @@ class Objective:
             consistency = category_consistent(output.embedding, label, num_classes=num_classes)
             terms["consistency"] = (self.consistency_weight, *consistency)
         return terms
+
+    def of_pass(self, num_passes: int) -> "Objective":
+        """What each of several passes over a global batch minimises: OHEM's `min_kept`, of the global batch, is divided."""
+        if self.ohem is None:
+            return self
+        return replace(self, ohem=replace(self.ohem, min_kept=self.ohem.min_kept // num_passes))
+
+    def extent(self, label: Integer[Tensor, "B H W"]) -> Float64[Tensor, ""]:
+        """How much a label counts beside others: the number of its valid pixels, with `class_weights` the sum of theirs.
+
+        It is the count of plain cross-entropy, known before the network has run.
+        """
+        target = label.long()
+        weights = (
+            None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float64, device=label.device)
+        )
+        return pixel_weights(target, target != 255, weights).sum(dtype=torch.float64)
 
     def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
         """The terms of the main scores, which are resized once for all of them."""

@@ -35,3 +35,10 @@ def test_the_head_is_one_graph(mode, results):
 def test_one_compilation_serves_every_size(results):
     for eager, compiled in results["sizes"]:
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+
+
+def test_passes_over_a_batch_do_not_compile_the_head_each_anew(results):
+    scores, num_compilations = results["parts"]
+    for eager, compiled in scores:
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+    assert num_compilations == 1

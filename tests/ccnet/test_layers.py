@@ -1,10 +1,11 @@
-"""Layers over the global batch: two real gloo workers against one process with the whole batch."""
+"""Layers over the global batch: two real gloo workers against one process with the whole batch. Frozen batch norm."""
 
 import pytest
 import torch
 from torch import nn
 
-from ccnet import SampleDropout2d, SyncedBatchNorm2d, synchronise_batch_norm
+from ccnet import SampleDropout2d, SyncedBatchNorm2d, build_ccnet, synchronise_batch_norm
+from ccnet.layers import FrozenBatchNorm2d, freeze_batch_norm, global_rows
 
 
 @pytest.mark.parametrize("turn", [0, 1])
@@ -76,3 +77,58 @@ def test_dropout_is_the_identity_in_evaluation():
 def test_dropout_of_everything_or_less_than_nothing_is_an_error(p):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         SampleDropout2d(p)
+
+
+def test_parts_of_a_global_batch_drop_the_channels_of_the_whole():
+    dropout, x = SampleDropout2d(0.4), torch.ones(5, 50, 2, 2)
+    parts = []
+    for first, end in ((0, 5), (0, 2), (2, 3), (3, 5)):
+        torch.manual_seed(2)
+        with global_rows(first, 5):
+            parts.append(dropout(x[first:end]))
+    assert torch.equal(torch.cat(parts[1:]), parts[0])
+    torch.manual_seed(2)
+    assert torch.equal(dropout(x), parts[0])
+
+
+def test_rows_outside_the_global_batch_are_an_error():
+    with global_rows(4, 5), pytest.raises(IndexError):
+        SampleDropout2d(0.4)(torch.ones(2, 3, 2, 2))
+
+
+def test_frozen_batch_norm_is_batch_norm_in_evaluation_whatever_the_mode():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(3, eps=1e-3))
+    for value in (net[0].weight.data, net[0].running_mean, net[0].running_var):
+        value.uniform_(0.5, 1.5)
+    x = torch.randn(4, 3, 5, 5)
+    expected, state = net.eval()(x), {name: value.clone() for name, value in net.state_dict().items()}
+    assert freeze_batch_norm(net) is net
+    assert torch.equal(net.train()(x), expected)
+    assert list(net.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_state_dict_of_a_frozen_net_is_one_of_the_net_and_the_other_way_round():
+    net, frozen = (build_ccnet(backbone="resnet18", num_classes=2, recurrence=1) for _ in range(2))
+    freeze_batch_norm(frozen.backbone)
+    frozen.load_state_dict(net.state_dict())
+    net.load_state_dict(frozen.state_dict())
+    kinds = {type(module) for module in frozen.backbone.modules()}
+    assert (FrozenBatchNorm2d in kinds, nn.BatchNorm2d in kinds) == (True, False)
+    assert type(frozen.head.conva[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_frozen_batch_norm_stays_frozen_where_the_rest_is_synchronised(device):
+    net = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4)), nn.BatchNorm2d(4))
+    freeze_batch_norm(net[0])
+    synchronise_batch_norm(net, device)
+    assert (type(net[0][0]), type(net[1])) == (FrozenBatchNorm2d, SyncedBatchNorm2d if device == "cpu" else nn.SyncBatchNorm)
+    assert type(freeze_batch_norm(net)[1]) is FrozenBatchNorm2d
+
+
+def test_batch_norm_without_running_statistics_cannot_be_frozen():
+    with pytest.raises(ValueError, match="only affine batch norm with running statistics can be frozen"):
+        freeze_batch_norm(nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)))

@@ -23,8 +23,8 @@ def trained(steps, *, seed=5, label=None):
     image, given_label = tiny_batch()
     optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
     label = given_label if label is None else label
-    losses = [train_step(net, optimizer, image, label, learning_rate=0.02, seed=seed, step=step) for step in steps]
-    return net.state_dict(), [loss["loss"].item() for loss in losses]
+    results = [train_step(net, optimizer, image, label, learning_rate=0.02, seed=seed, step=step) for step in steps]
+    return net.state_dict(), [result.losses["loss"].item() for result in results]
 
 
 @pytest.mark.parametrize("objective", ["training", "training on every term"])
@@ -63,7 +63,7 @@ def test_the_step_reports_the_loss_and_what_it_consists_of():
     net, (image, label) = tiny_net(), tiny_batch()
     optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
     objective = Objective(aux_weight=0.25, dice_weight=0.5)
-    means = train_step(net, optimizer, image, label, learning_rate=0.02, objective=objective, seed=0, step=0)
+    means = train_step(net, optimizer, image, label, learning_rate=0.02, objective=objective, seed=0, step=0).losses
     assert list(means) == ["loss", "main", "dice", "aux"]
     assert not any(mean.requires_grad for mean in means.values())
     assert means["loss"].item() == pytest.approx((means["main"] + 0.5 * means["dice"] + 0.25 * means["aux"]).item(), rel=1e-12)
@@ -77,7 +77,7 @@ def test_class_weights_below_one_still_give_a_mean():
     light = Objective(class_weights=(1.0, 0.125, 1.0))
     weighted = train_step(net, optimizer, image, label, learning_rate=0.0, objective=light, seed=0, step=0)
     plain = train_step(net, optimizer, image, label, learning_rate=0.0, seed=0, step=0)
-    assert weighted["main"].item() == pytest.approx(plain["main"].item(), rel=1e-5)
+    assert weighted.losses["main"].item() == pytest.approx(plain.losses["main"].item(), rel=1e-5)
 
 
 def test_a_batch_without_valid_pixels_has_loss_zero_and_finite_weights():

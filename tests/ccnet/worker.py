@@ -5,15 +5,18 @@ World 1 is the reference: no process group, plain torch BatchNorm2d, the whole b
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from ccnet import SampleDropout2d, build_ccnet, build_optimizer, synchronise_batch_norm, train_step
 from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, ohem_cross_entropy
 from ccnet.losses.global_batch import kth_smallest
+from tests.ccnet.tiny import tiny_batch, tiny_net, trained
 
 EVERY_TERM = Objective(
     # Low enough that min_kept decides, which is the part that needs the other workers.
@@ -95,11 +98,44 @@ def training(rows: slice, objective: Objective, embedding_channels: int | None) 
     optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
     state = {}
     for step in range(2):
-        means = train_step(
+        result = train_step(
             wrapped, optimizer, image[rows], label[rows], learning_rate=0.01, objective=objective, seed=7, step=step
         )
-        state |= {f"mean/{name}{step}": value for name, value in means.items()}
+        state |= {f"mean/{name}{step}": value for name, value in result.losses.items()}
     return state | {f"state/{name}": value for name, value in net.state_dict().items()}
+
+
+def shared(world: int) -> dict[str, dict[str, Tensor]]:
+    """The tiny net's training, by how its rows are shared and passed; alone they are in one pass."""
+
+    def passes(micro_batch: int) -> dict[str, Any]:
+        return {"frozen": True, "micro_batch": None if world == 1 else micro_batch}
+
+    weighted = Objective(class_weights=(0.5, 1.0, 2.0, 0.1, 1.5))
+    return {
+        "unequal": trained(3),
+        "unequal on every term": trained(3, objective=EVERY_TERM),
+        "unequal, clipped": trained(3, clip_norm=0.25),
+        "passes": trained(4, **passes(1)),
+        "unequal passes": trained(5, objective=weighted, **passes(2)),
+        "fewer passes than images": trained(3, **passes(1)),
+        "bad row": trained(4, bad_row=3),
+    }
+
+
+def exchanges() -> dict[str, Tensor]:
+    """How often a step of two passes exchanges the gradient, which fits one bucket."""
+    net, (image, label) = tiny_net(frozen=True), tiny_batch(2)
+    wrapped, seen = DistributedDataParallel(net), []
+
+    def seen_and_reduced(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        seen.append(bucket)
+        return allreduce_hook(None, bucket)
+
+    wrapped.register_comm_hook(None, seen_and_reduced)
+    optimizer = build_optimizer(net, learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
+    train_step(wrapped, optimizer, image, label, learning_rate=0.1, seed=7, step=0, micro_batch=1)
+    return {"num": torch.tensor(len(seen))}
 
 
 def main(rank: int, world: int, folder: str) -> None:
@@ -114,7 +150,10 @@ def main(rank: int, world: int, folder: str) -> None:
         "smallest": smallest(rows),
         "training": training(rows, PUBLISHED, None),
         "training on every term": training(rows, EVERY_TERM, 16),
+        **shared(world),
     }
+    if world > 1:
+        results["exchanges"] = exchanges()
     torch.save(results, f"{folder}/{world}_{rank}.pt")
     if world > 1:
         dist.destroy_process_group()

@@ -82,13 +82,22 @@ def test_the_run_table_shows_what_training_comes_to(tmp_path: Path) -> None:
         "epoch           1,200 images, 300 steps",
         "training        10 steps, 0.03333 epochs, 40 samples seen",
         "global batch    4 = 2 x 2 images",
-        "workers         2 on CPUs; the cluster has 2 CPUs, 0 GPUs",
+        "workers         2 on CPUs, 2 CPUs with the data; cluster: 2 CPUs, 0 GPUs",
         "crop            65 x 65, scale 1 to 1",
     ]
     assert lines[-2:] == [
         "all images      50 % of an epoch: 1,200 images, 0.5 times each",
         "car             50 % of an epoch: 300 images, 2 times each",
     ]
+
+
+def test_the_run_table_shows_what_an_elastic_training_comes_to_at_its_smallest_and_largest(tmp_path: Path) -> None:
+    lines = plan.run_table(config(tmp_path, train={"workers": [1, 3], "global_batch": 4}), manifest(), {"CPU": 2.0}).splitlines()
+    assert lines[2:4] == [
+        "global batch    4 = 1 x 4 to 1 x 2 + 2 x 1 images",
+        "workers         1 to 3 on CPUs, 1.5 to 2.5 CPUs with the data; cluster: 2 CPUs, 0 GPUs",
+    ]
+    assert lines[5] == "block           16 MiB, 248 steps to 16 MiB, 496 steps of a worker"
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def stages(target: Target) -> dict[str, Measured]:
-    return one_round(Feed(target.config, target.manifest, 0), Length(8, 4), cores=2)
+    return one_round(Feed(target.config, target.manifest, 0, workers=1), Length(8, 4), cores=2)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_no_process_of_a_stage_is_left(stages: dict[str, Measured]) -> None:
 
 @pytest.mark.slow
 def test_an_item_of_the_loader_is_a_step(target: Target) -> None:
-    made = first_steps(Feed(target.config, target.manifest, 0), 12)
+    made = first_steps(Feed(target.config, target.manifest, 0, workers=1), 12)
     step, image, label = Steps(made)[5]
     expected = made.crops(np.array([10, 11]))
     assert (step, len(Steps(made)), positions(made, 5).tolist()) == (5, 12, [10, 11])
@@ -152,7 +152,7 @@ def test_made_pictures_are_prepared_once(target: Target) -> None:
 
 @pytest.mark.slow
 def test_rows_are_the_few_objects_over_and_over(target: Target) -> None:
-    many = Feed(target.config, repeated(target, 1_000), 0)
+    many = Feed(target.config, repeated(target, 1_000), 0, workers=1)
     assert many.plan.num_samples == 1_000
     assert many.crops(np.arange(40))[0].shape == (40, 33, 33, 3)
 

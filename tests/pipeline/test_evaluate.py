@@ -208,9 +208,9 @@ def test_predicting_looks_at_images_as_configured(config: Config, manifest: Mani
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2, 8])
+@pytest.mark.parametrize("num_workers", [1, 2, 8, [1, 2]], ids=str)
 def test_shared_out_every_number_comes_back_once_and_progress_is_said(
-    config: Config, local_ray: None, num_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: Config, local_ray: None, num_workers: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def square(numbers: list[int], device: torch.device) -> Iterator[int]:
         return (number**2 for number in numbers)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import cluster, storage
-from pipeline.datasets import data_config, open_data, planned_batches, training_data
+from pipeline.datasets import PlannedData, open_data, placeholder, planned_batches, training_batches
 from pipeline.feed import Batch, Feed
 from pipeline.generated import NAMES
 from pipeline.prepare import prepare
@@ -45,16 +45,28 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_same_global_batches_for_any_number_of_workers(prepared: Path) -> None:
-    one = by_step(feed_of(prepared))
+    """3 and 5 do not divide the batch of 8: shares of 2, 3 and 3 rows, or of 1, 2, 1, 2 and 2."""
+    one = by_step(feed_of(prepared, global_batch=8))
     assert len(set(one.values())) == STEPS
-    for workers in (2, 3, 4):
-        assert by_step(feed_of(prepared, workers=workers)) == one
+    for workers in (2, 3, 4, 5, 8):
+        assert by_step(feed_of(prepared, workers=workers, global_batch=8)) == one
 
 
-def test_the_same_global_batches_when_resumed_at_any_step(prepared: Path) -> None:
-    whole = by_step(feed_of(prepared))
+def test_the_same_global_batches_when_resumed_at_any_step_with_another_number_of_workers(prepared: Path) -> None:
+    whole = by_step(feed_of(prepared, global_batch=8))
     for step in range(1, STEPS):
-        assert by_step(feed_of(prepared, first_step=step, workers=2)) == {s: h for s, h in whole.items() if s >= step}
+        resumed = feed_of(prepared, first_step=step, workers=1 + step % 5, global_batch=8)
+        assert by_step(resumed) == {s: h for s, h in whole.items() if s >= step}
+
+
+def test_every_rank_has_as_many_rows_a_step_as_the_largest_share_the_last_of_them_empty(prepared: Path) -> None:
+    feed = feed_of(prepared, workers=5, global_batch=8)
+    rows = feed.rows({"id": np.array([2])})  # rank 2, one step; it holds row 3
+    assert rows["position"].tolist() == [3, -1]
+    assert (rows["step"].tolist(), rows["rank"].tolist(), rows["replaced"].tolist()) == ([0, 0], [2, 2], [False, False])
+    assert rows["image"][0].any()
+    assert not rows["image"][1].any()
+    assert not rows["label"][1].any()
 
 
 def test_packed_and_in_place_give_the_same_batches_and_fingerprint(prepared: Path) -> None:
@@ -90,10 +102,8 @@ def test_a_torch_data_loader_over_the_plan_gives_the_same_batches_as_ray_data(pr
     feed = feed_of(prepared)
     loader = DataLoader(Planned(feed), batch_size=None, num_workers=1, multiprocessing_context="spawn")
     expected = [(image.numpy(), label.numpy()) for image, label in loader]
-    data = training_data(feed)
-    rows = data_config().configure({"train": data}, 1, None, None)[0]["train"]
-    batches = list(planned_batches(iter(rows.iter_batches(batch_size=GLOBAL_BATCH, batch_format="numpy")), feed.plan,
-                                   steps=STEPS, rank=0, workers=1))  # fmt: skip
+    rows = PlannedData(lambda workers: feed).configure({"train": placeholder()}, 1, None, None)[0]["train"]
+    batches = list(training_batches(rows, feed, rank=0))
     assert [batch.step for batch in batches] == list(range(STEPS))
     for batch, (image, label) in zip(batches, expected, strict=True):
         assert np.array_equal(batch.image.permute(0, 2, 3, 1).numpy(), image)
@@ -111,7 +121,7 @@ def test_oversampled_images_contain_the_class(prepared: Path) -> None:
     for number, stream in zip(numbers, picks.stream, strict=True):
         if stream == 1:  # the class of the lower number, in whatever order they are named
             assert NAMES.index("disc-warm") in labels[number]
-    assert by_step(feed) == by_step(feed._replace(config=config(prepared, oversample={"lamp": 0.2, "disc-warm": 0.5}, workers=3)))
+    assert by_step(feed) == by_step(feed_of(prepared, workers=5, oversample={"disc-warm": 0.5, "lamp": 0.2}))
 
 
 def rows_of(feed: Feed) -> Iterator[Batch]:
@@ -131,6 +141,20 @@ def test_a_worker_that_meets_a_wrong_row_stops_and_says_which(prepared: Path, wr
         list(planned_batches(iter(batches), feed.plan, steps=STEPS, rank=0, workers=1))
 
 
+def test_padding_is_checked_and_left_out(prepared: Path) -> None:
+    """Rank 1 of 5 holds rows 2 and 3 of the 12, and is fed three."""
+    plan = feed_of(prepared).plan
+    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1) + np.zeros((3, 2, 2, 3), np.uint8)
+    row = {"position": np.array([2, 3, -1]), "step": np.zeros(3, int), "rank": np.ones(3, int), "image": images,
+           "label": images[..., 0], "replaced": np.zeros(3, bool)}  # fmt: skip
+    (batch,) = planned_batches(iter([row]), plan, steps=1, rank=1, workers=5)
+    assert (batch.image.shape, batch.label.shape) == ((2, 3, 2, 2), (2, 2, 2))
+    assert batch.image[:, 0, 0, 0].tolist() == [0, 1]
+    shifted = row | {"position": np.array([2, 3, 4])}
+    with pytest.raises(RuntimeError, match=r"rank 1: expected position \[2, 3, -1\], got \[2, 3, 4\]"):
+        list(planned_batches(iter([shifted]), plan, steps=1, rank=1, workers=5))
+
+
 def test_a_lost_or_missing_batch_is_noticed(prepared: Path) -> None:
     feed = feed_of(prepared)
     batches = list(rows_of(feed))
@@ -148,7 +172,7 @@ def test_a_corrupt_sample_stops_the_feed_and_is_named_or_is_replaced_and_reporte
     prepare(made)
     bad = tmp_path / "source" / "images" / "train" / "007.png"
     bad.write_bytes(bad.read_bytes()[:-20])
-    feed = Feed(made, open_data(made), 0)
+    feed = Feed(made, open_data(made), 0, workers=1)
     every = np.arange(NUM_TRAIN)
     with pytest.raises(SampleError, match=r"007\.png.*\(sample 007\)"):
         feed.crops(every)
@@ -182,7 +206,7 @@ def in_bucket(prepared: Path, endpoint: str, credentials: None) -> Feed:
         "storage": base.storage.model_copy(update={"path": f"{bucket.root}/out", "endpoint": bucket.endpoint}),
         "data": base.data.model_copy(update={"source": f"{bucket.root}/source"}),
     })  # fmt: skip
-    return Feed(made, open_data(made), 0)
+    return Feed(made, open_data(made), 0, workers=1)
 
 
 def through(feed: Feed, proxy: FaultyStore, **changed: float) -> Feed:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, block, evaluation_share, num_blocks, oversampled, permute
+from pipeline.plan import PADDING, Plan, block, evaluation_share, largest_share, num_blocks, oversampled, permute, share
 
 sizes = st.integers(1, 3000)
 seeds = st.integers(0, 2**32 - 1)
@@ -25,13 +25,28 @@ def test_the_order_of_a_seed_never_changes() -> None:
 FIRST_TWENTY = [2, 7, 1, 3, 4, 0, 8, 5, 6, 9, 7, 2, 1, 9, 4, 0, 3, 5, 6, 8]
 
 
-@given(num_samples=sizes, seed=seeds, batch=st.sampled_from([1, 2, 3, 4]), step=st.integers(0, 10_000))
-def test_ranks_together_hold_the_global_batch(num_samples: int, seed: int, batch: int, step: int) -> None:
-    plan = Plan(num_samples, 12, seed)
-    for workers in (1, 2, 3, 4):
-        parts = [plan.positions(step, step + batch, rank, workers).reshape(batch, -1) for rank in range(workers)]
-        together = np.concatenate(parts, axis=1).reshape(-1)
-        assert together.tolist() == list(range(step * 12, (step + batch) * 12))
+@given(global_batch=st.integers(1, 70), data=st.data())
+def test_shares_follow_one_another_and_differ_by_one_row_at_most(global_batch: int, data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, global_batch))
+    shares = [share(global_batch, rank, workers) for rank in range(workers)]
+    ends = [first + number for first, number in shares]
+    assert [first for first, _ in shares] == [0, *ends[:-1]]
+    assert ends[-1] == global_batch
+    numbers = [number for _, number in shares]
+    assert (min(numbers), max(numbers)) == (global_batch // workers, largest_share(global_batch, workers))
+    assert max(numbers) - min(numbers) <= 1
+
+
+@given(global_batch=st.integers(1, 16), step=st.integers(0, 10_000), steps=st.integers(1, 4), data=st.data())
+def test_ranks_together_hold_the_global_batch(global_batch: int, step: int, steps: int, data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, global_batch))
+    plan = Plan(100, global_batch, seed=0)
+    parts = [plan.positions(step, step + steps, rank, workers).reshape(steps, -1) for rank in range(workers)]
+    assert {part.shape[1] for part in parts} == {largest_share(global_batch, workers)}
+    together = np.concatenate(parts, axis=1).reshape(-1)
+    assert together[together != PADDING].tolist() == list(range(step * global_batch, (step + steps) * global_batch))
+    for part in parts:  # padding comes last, where `planned_batches` cuts it off
+        assert (np.diff((part == PADDING).astype(int), axis=1) >= 0).all()
 
 
 @given(first=st.integers(0, 50), more=st.integers(0, 50), per_block=st.integers(1, 9), workers=st.integers(1, 4))
@@ -42,6 +57,17 @@ def test_blocks_cover_each_step_of_each_rank_once(first: int, more: int, per_blo
     for rank in range(workers):
         covered = [s for b in blocks if b.rank == rank for s in range(b.first_step, b.last_step)]
         assert covered == list(range(first, steps))
+
+
+@given(first=st.integers(0, 20), more=st.integers(0, 50), per_block=st.integers(1, 9), workers=st.integers(1, 9),
+       global_batch=st.integers(9, 20))  # fmt: skip
+def test_ray_data_deals_each_rank_its_own_blocks(first: int, more: int, per_block: int, workers: int, global_batch: int) -> None:
+    """Ray Data gives each block in turn to the output with the fewest rows so far, the first of those."""
+    plan, outputs = Plan(100, global_batch, seed=0), [0] * workers
+    for index in range(num_blocks(first, first + more, steps_per_block=per_block, workers=workers)):
+        made = block(index, first, first + more, steps_per_block=per_block, workers=workers)
+        assert outputs.index(min(outputs)) == made.rank
+        outputs[made.rank] += len(plan.positions(made.first_step, made.last_step, made.rank, workers))
 
 
 def test_the_order_looks_shuffled() -> None:
@@ -57,9 +83,14 @@ def test_a_billion_samples_cost_nothing_to_plan() -> None:
     assert picks.place.max() < 10**9
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train\.global_batch = 8: must be a multiple of the 3 workers"):
-        Plan(10, 8, 0).positions(0, 1, 0, 3)
+def test_eight_rows_on_three_and_on_five_workers() -> None:
+    assert [share(8, rank, 3) for rank in range(3)] == [(0, 2), (2, 3), (5, 3)]
+    assert [share(8, rank, 5) for rank in range(5)] == [(0, 1), (1, 2), (3, 1), (4, 2), (6, 2)]
+
+
+def test_a_worker_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.global_batch = 8: fewer images than the 9 workers \(lower train\.workers\)"):
+        share(8, 0, 9)
 
 
 def test_camvid_sees_each_sample_exactly_once_an_epoch() -> None:

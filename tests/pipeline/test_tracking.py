@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import loading, tracking
+from pipeline import loading, registry, tracking
 from pipeline.config import Config
 from pipeline.environment import environment
 from pipeline.settings import Tracking
@@ -153,29 +153,29 @@ def test_best_checkpoint_is_registered_by_reference_and_found(server: MlflowServ
     name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
     run_id = tracking.open_run(settings(server.uri), environment=ENVIRONMENT, run_key=name)
     with pytest.raises(tracking.TrackingError, match="names no checkpoint"):
-        tracking.find_checkpoint(server.uri, run_id)
+        registry.find_checkpoint(server.uri, run_id)
     versions = []
     for step, miou in ((100, 0.5), (200, 0.7), (300, 0.6), (200, 0.7)):
         url, sha256 = checkpoint.format(step), f"{step:064d}"
         protocol = PROTOCOL | {"checkpoint": sha256}
-        tracking.log_best(server.uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
-        assert tracking.find_checkpoint(server.uri, run_id) == url
+        registry.log_best(server.uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
+        assert registry.find_checkpoint(server.uri, run_id) == url
         registered = {"checkpoint_url": url, "sha256": sha256, "miou": miou, "protocol": protocol}
-        versions.append(tracking.register(server.uri, run_id, name, **registered))
+        versions.append(registry.register(server.uri, run_id, name, **registered))
     assert versions == ["1", "2", "3", "2"]
-    assert tracking.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
-    assert tracking.find_checkpoint(server.uri, f"models:/{name}/3") == checkpoint.format(300)
+    assert registry.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert registry.find_checkpoint(server.uri, f"models:/{name}/3") == checkpoint.format(300)
 
     half = {"checkpoint_url": checkpoint.format("half"), "sha256": "0", "miou": 0.99, "protocol": PROTOCOL | {"images": 2}}
-    assert tracking.register(server.uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
-    assert tracking.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert registry.register(server.uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
+    assert registry.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
 def test_unknown_reference_is_an_error(server: MlflowServer, reference: str) -> None:
     with pytest.raises(tracking.TrackingError, match=f"checkpoint '{reference}'"):
-        tracking.find_checkpoint(server.uri, reference)
+        registry.find_checkpoint(server.uri, reference)
 
 
 @pytest.mark.slow

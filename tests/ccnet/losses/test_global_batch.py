@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccnet.losses.global_batch import kth_smallest
@@ -10,6 +10,7 @@ from ccnet.losses.global_batch import kth_smallest
 numbers = st.one_of(st.floats(0, 1, width=32), st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, width=32))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=40), st.data())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_kth_smallest_is_that_of_the_sorted_values(dtype, pairs, data):

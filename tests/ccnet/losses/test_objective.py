@@ -106,3 +106,18 @@ def test_class_weights_are_not_rounded_below_the_scores():
     weights = (0.3, 2.0, 0.1)
     _, total, _ = Objective(class_weights=weights).terms(Output(logits, None), label)["main"]
     assert total == cross_entropy(logits, label, class_weights=torch.tensor(weights, dtype=torch.float64))[0]
+
+
+def test_each_of_several_passes_mines_its_part_and_shares_the_rest():
+    objective = Objective(aux_weight=0.1, ohem=Ohem(thresh=0.6, min_kept=1000))
+    assert objective.of_pass(3) == Objective(aux_weight=0.1, ohem=Ohem(thresh=0.6, min_kept=333))
+    assert PUBLISHED.of_pass(3) == PUBLISHED
+
+
+def test_the_extent_of_a_label_is_the_count_of_cross_entropy():
+    output, label = example()
+    label[0, :7] = 255
+    for objective in (PUBLISHED, Objective(class_weights=(0.5, 2.0, 1.0))):
+        assert objective.extent(label) == objective.terms(output, label)["main"][2]
+    assert PUBLISHED.extent(label) == (2 * 33 - 7) * 33
+    assert PUBLISHED.extent(torch.full_like(label, 255)) == 0

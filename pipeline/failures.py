@@ -1,0 +1,292 @@
+"""What a failed worker group means: a fault outside, tried again, or one that would only repeat and ends the run.
+
+Ray Train counts all failures alike; its own count is off (`FailureConfig(max_failures=-1)`), and `Judge` decides in its
+controller. An error raised there ends the run at once, for Ray Train tries nothing again that a callback has raised. On their
+way to the controller exceptions lose causes and tracebacks, so a worker sums them up before (`explained`).
+"""
+
+import builtins
+import logging
+import re
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray.exceptions import RayActorError
+from ray.train import UserCallback
+
+from pipeline.train_settings import Faults
+
+logger = logging.getLogger(__name__)
+
+RECORD_S = 10.0
+"""Longest time that the controller waits for an event to be recorded."""
+WORDS = 300
+"""Characters of an exception's words that are shown."""
+
+# Ray's and Python's ways of passing on an exception that something else has raised.
+_WRAPPERS = {"RayTaskError", "UserCodeException", "UserExceptionWithTraceback", "WorkerHealthCheckFailedError",
+             "TrainingFailedError"}  # fmt: skip
+# By name, botocore's and torch's among them: neither is needed here.
+_OUTSIDE = {"OSError", "StorageError", "RayError", "ConnectionError", "TimeoutError", "HTTPClientError"}
+_PEERS = {"DistError", "CollectiveTimeoutError"}
+# gloo raises plain RuntimeErrors.
+_PEER_WORDS = re.compile(r"(?i)gloo|nccl|connection (closed|reset|refused|aborted)|broken pipe|timed out|socket (closed|timeout)")
+_HARDWARE_WORDS = re.compile(r"(?i)uncorrectable ECC|uncorrectable NVLink|busy or unavailable|fallen off the bus")
+_OURS = re.compile(r"(ccnet|pipeline)\.(?!failures$)")
+_RAISED_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Short)): (.*)$", re.MULTILINE)
+
+
+class NotFinite(RuntimeError):
+    """No finite loss and gradient for too many steps in a row; the text is the diagnosis."""
+
+
+class MemoryShort(RuntimeError):
+    """The device's memory is too small for a pass; `smaller`: the next attempt takes smaller ones."""
+
+    def __init__(self, what: str, smaller: bool = False) -> None:
+        super().__init__(what)
+        self.smaller = smaller
+
+
+class Moved(RuntimeError):
+    """The workers left off on purpose, after a checkpoint, because a node is about to be taken away."""
+
+
+class RunFailed(RuntimeError):
+    """The end of a run: what failed, why it is not tried again, and the fix."""
+
+
+class Kind(StrEnum):
+    """Of workers that fail together the first of these decides: the others' errors follow from it."""
+
+    DETERMINISTIC = "deterministic"
+    MEMORY = "memory"
+    NOT_FINITE = "not finite"
+    MOVED = "moved"
+    INFRASTRUCTURE = "infrastructure"
+
+
+class Fault(NamedTuple):
+    """What one worker failed of."""
+
+    kind: Kind
+    what: str
+    """One line, such as `ValueError: its words`."""
+    where: str = ""
+    """The last line of our own code that ran."""
+    token: str = ""
+    """Told apart by this from another failure of the same words; empty when unknown."""
+    collateral: bool = False
+    """The connection to a peer broke, which follows from what happened to the peer."""
+    raised: bool = False
+    """Raised by code as an exception of its own: one that comes again is no accident."""
+    smaller: bool = False
+    """The next attempt takes less memory."""
+
+    @property
+    def precedence(self) -> tuple[int, bool, bool]:
+        return list(Kind).index(self.kind), self.collateral, self.raised
+
+
+_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, Moved: Kind.MOVED}
+
+
+class WorkerFault(RuntimeError):
+    """A worker's exception in a form that travels."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+    def __str__(self) -> str:
+        return f"{self.fault.what}  [{self.fault.where}]"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Around all that a worker runs: raises WorkerFault in place of an exception, told apart where its causes are still known."""
+    try:
+        yield
+    except WorkerFault:
+        raise
+    except Exception as error:
+        raise WorkerFault(fault_of(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What an exception means, by the outermost one in its chain of causes that tells."""
+    chain = _chain(error)
+    for link in chain:
+        names, words = _names(link), str(link)
+        if isinstance(link, WorkerFault):
+            return link.fault
+        if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
+            return Fault(kind, words)
+        if isinstance(link, MemoryShort) or ("OutOfMemoryError" in names and "RayError" not in names):
+            return Fault(Kind.MEMORY, words, smaller=getattr(link, "smaller", False))
+        if isinstance(link, RayActorError):
+            return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
+        if not names & _WRAPPERS and (found := _infrastructure(names, words)):
+            return found._replace(what=_told(chain, link))
+        if not names & _WRAPPERS and (type(link) not in (RuntimeError, Exception) or link is chain[-1]):
+            return Fault(Kind.DETERMINISTIC, _told(chain, link))
+    return _from_text("\n".join(str(link) for link in chain))
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error of ours in what `fit()` raises: RunFailed, or the first one under Ray's wrapping; else the error itself."""
+    return next((link for link in _chain(error) if not _names(link) & _WRAPPERS), error)
+
+
+class Judge(UserCallback):
+    """Decides in Ray Train's controller whether a run goes on after its workers failed; raises RunFailed when it does not.
+
+    `record` gets {time (Unix seconds), kind, what, did} of each decision; it may fail or hang, must pickle, and is given
+    RECORD_S seconds.
+    """
+
+    def __init__(self, faults: Faults, record: Callable[[dict[str, Any]], None]) -> None:
+        self.faults, self.record = faults, record
+        self.failures: list[str] = []
+        """Faults of the infrastructure since the last checkpoint, with their times."""
+        self.rollbacks = 0
+        self.last = ""
+        """What code last raised for want of something outside, no checkpoint since."""
+        self.judged: set[str] = set()
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """A checkpoint ends the row of failures."""
+        if checkpoint is not None:
+            self.failures, self.last = [], ""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Judges the workers' exceptions (rank -> exception) together."""
+        faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
+        tokens = {fault.token for fault in faults.values()}
+        # While a node is taken away, Ray Train shows the same dead workers at every poll.
+        if "" not in tokens and tokens <= self.judged:
+            return
+        self.judged |= tokens - {""}
+        rank, fault = min(faults.items(), key=lambda item: (item[1].precedence, item[0]))
+        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        what = f"worker {rank}{others}: {fault.what}" + (f"  [{fault.where}]" if fault.where else "")
+        ended, did = self._decide(fault, what)
+        logger.warning("%s: %s", what, did)
+        self._record({"time": time.time(), "kind": fault.kind.value, "what": what, "did": did})
+        if ended:
+            listed = ["since the last checkpoint:", *self.failures] if self.failures else []
+            raise RunFailed("\n".join([what, did, *listed]))
+
+    def _decide(self, fault: Fault, what: str) -> tuple[bool, str]:
+        """(whether the run ends, what is done)."""
+        if fault.kind == Kind.DETERMINISTIC:
+            return True, "not retried: it would repeat"
+        if fault.kind == Kind.MOVED:
+            return False, "goes on from the checkpoint on the nodes that stay; not counted as a failure"
+        if fault.kind == Kind.MEMORY:
+            return (False, "goes on in smaller passes") if fault.smaller else (True, "not retried: no smaller pass is possible")
+        if fault.kind == Kind.NOT_FINITE:
+            self.rollbacks += 1
+            limit = self.faults.max_rollbacks
+            if self.rollbacks > limit:
+                return True, f"not retried: the run went back {limit} times before (faults.max_rollbacks = {limit})"
+            return False, f"back to the last checkpoint, time {self.rollbacks} of {limit} (faults.max_rollbacks)"
+        same = fault.raised and fault.what == self.last
+        self.last = fault.what if fault.raised else ""
+        if same:
+            return True, "not retried: the same as before, and no checkpoint in between, so it would repeat"
+        self.failures.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {what}")
+        number, limit = len(self.failures), self.faults.max_failures
+        if number > limit:
+            return True, (
+                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; mend what failed "
+                "and submit the run again: it goes on from its last checkpoint"
+            )
+        return False, f"retried from the last checkpoint, failure {number} in a row of at most {limit} (faults.max_failures)"
+
+    def _record(self, event: dict[str, Any]) -> None:
+        def record() -> None:
+            try:
+                self.record(event)
+            except Exception as error:  # what takes the record may be down as well; the line above is in the log
+                logger.warning("the failure could not be recorded: %s: %s", type(error).__name__, error)
+
+        thread = threading.Thread(target=record, daemon=True)
+        thread.start()
+        thread.join(RECORD_S)
+        if thread.is_alive():
+            logger.warning("the failure is not recorded yet after %g s", RECORD_S)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The exception, what it wraps and what it was raised from, the outermost first."""
+    chain: list[BaseException] = []
+    link: Any = error
+    while isinstance(link, BaseException) and link not in chain:
+        chain.append(link)
+        inner = [getattr(link, name, None) for name in ("cause", "controller_failure", "health_check_failure", "_base_exc")]
+        inner += list(getattr(link, "worker_failures", {}).values())
+        link = next((found for found in inner if isinstance(found, BaseException)), link.__cause__)
+    return chain
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _infrastructure(names: set[str], words: str) -> Fault | None:
+    """A fault outside of our code by an exception's kinds and words; None when it is not known as one."""
+    if names & _PEERS or ("RuntimeError" in names and _PEER_WORDS.search(words)):
+        return Fault(Kind.INFRASTRUCTURE, words, collateral=True)
+    if "WorkerHealthCheckTimeoutError" in names:
+        return Fault(Kind.INFRASTRUCTURE, words)
+    if names & _OUTSIDE or ("RuntimeError" in names and _HARDWARE_WORDS.search(words)):
+        return Fault(Kind.INFRASTRUCTURE, words, raised=True)
+    return None
+
+
+def _from_text(text: str) -> Fault:
+    """By the traceback that Ray Data sends for a failed task, in which the exception itself is not left."""
+    lines = [(name, words) for name, words in _RAISED_LINE.findall(text) if name not in _WRAPPERS]
+    if not lines:
+        return Fault(Kind.DETERMINISTIC, _brief(text))
+    name, words = lines[-1]
+    names = {name} | {kind.__name__ for kind in getattr(getattr(builtins, name, None), "__mro__", ())}
+    what = f"{name}: {_brief(words)}"
+    found = _infrastructure(names, words)
+    return found._replace(what=what) if found else Fault(Kind.DETERMINISTIC, what)
+
+
+def _told(chain: list[BaseException], decisive: BaseException) -> str:
+    """The outermost exception's words, and those of the one behind it that decides."""
+    first = next(link for link in chain if not _names(link) & _WRAPPERS)
+    told = f"{type(first).__name__}: {_brief(str(first))}"
+    return told if first is decisive else f"{told} (from {type(decisive).__name__}: {_brief(str(decisive))})"
+
+
+def _death(words: str) -> str:
+    """`died (pid 17, ip 10.0.0.2): why` of Ray's many lines."""
+    place = ", ".join(f"{name} {found[1]}" for name in ("pid", "ip") if (found := re.search(rf"\t{name}: (\S+)", words)))
+    reason = words.splitlines()[-1].split(" Some common causes include")[0] if words else "no reason given"
+    return f"died ({place}): {_brief(reason)}" if place else f"died: {_brief(reason)}"
+
+
+def _where(error: BaseException) -> str:
+    """`pipeline/learner.py line 71 in step`: the last line of our own packages in the traceback, else its last line."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [place for place in frames if _OURS.match(place[0].f_globals.get("__name__", ""))]
+    frame, line = (own or frames)[-1]
+    code = frame.f_code
+    return f"{Path(*Path(code.co_filename).parts[-2:])} line {line} in {code.co_name}"
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WORDS else f"{line[: WORDS - 4]} ..."

@@ -1,0 +1,67 @@
+"""What a network starts from: random weights, or a published checkpoint, also one for other classes."""
+
+import hashlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccnet import CCNet
+from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
+from pipeline.config import Config
+from pipeline.loading import ConfigError
+from pipeline.storage import open_store
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
+"""The layers that know the classes."""
+CONVERTERS = {"official": from_official, "mmseg": from_mmseg, "torchvision": from_torchvision, "ccnet": lambda state: state}
+
+
+class Initial(NamedTuple):
+    """A published checkpoint under our names."""
+
+    state: State
+    sha256: str
+    """Of the file."""
+
+
+def read_initial(config: Config) -> Initial | None:
+    """The checkpoint at `model.weights`; None when there is none. Raises ConfigError naming what does not fit."""
+    model = config.model
+    if model.weights is None:
+        return None
+    folder, _, name = model.weights.rpartition("/")
+    try:
+        data = open_store(folder, config.storage).read(name)
+        with tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
+            file = Path(scratch, name)
+            file.write_bytes(data)
+            state = CONVERTERS[model.weights_format](read_state(file))
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"model.weights = {model.weights}: {error}"]) from error
+    _refuse_another_network(config, architecture(state))
+    return Initial(state, hashlib.sha256(data).hexdigest())
+
+
+def start_from(net: CCNet, initial: Initial, num_classes: int) -> None:
+    """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes."""
+    theirs = architecture(initial.state).get("num_classes", num_classes)
+    keep = tuple(prefix for prefix in CLASSIFIERS if any(name.startswith(prefix) for name in net.state_dict()))
+    load(net, initial.state, keep=() if theirs == num_classes else keep)
+    if theirs != num_classes:
+        logger.info("model.weights is for %d classes, the data have %d: the classifiers start anew", theirs, num_classes)
+
+
+def _refuse_another_network(config: Config, found: dict[str, Any]) -> None:
+    wanted = {"backbone": config.model.backbone, "variant": config.model.variant, "stem": config.model.stem}
+    if wanted["stem"] is None:
+        wanted["stem"] = "slim" if config.model.variant == "mmseg" else "deep"
+    differing = [
+        f"model.{key} = {value!r}: model.weights is of {found[key]!r} (set model.{key}={found[key]})"
+        for key, value in wanted.items()
+        if key in found and found[key] != value
+    ]
+    if differing:
+        raise ConfigError(differing)

@@ -1,0 +1,199 @@
+"""The training loop of one worker: batches in plan order, a step each, validation and checkpoints."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from ccnet.optim import poly_learning_rate
+from ccnet.step import StepResult
+from pipeline import checkpoint, tracking, workers
+from pipeline.config import Config
+from pipeline.datasets import TrainingBatch, planned_batches
+from pipeline.failures import MemoryShort, Moved, NotFinite
+from pipeline.feed import Feed
+from pipeline.hang import StepWatch
+from pipeline.initial import read_initial
+from pipeline.interruptions import Lookout
+from pipeline.job import Job
+from pipeline.learner import Learner
+from pipeline.progress import Progress, show_own_lines
+from pipeline.saving import Record, Saver, validate
+from pipeline.spool import MetricLog
+from pipeline.watchdog import Watchdog, stall_reason
+
+logger = logging.getLogger(__name__)
+
+MICRO_BATCH = "micro-batch.json"
+"""In the run's folder once memory ran short: the images of one pass that later attempts start with."""
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One DDP worker, from the newest checkpoint to the last step, or to what interrupts it before."""
+    job: Job = settings["job"]
+    torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
+    show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
+    log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
+    try:
+        with StepWatch(job.config.faults.hang_s, partial(_report_hang, job)) as watch:
+            _train(job, log, watch)
+    finally:
+        if log and (unsent := log.close(timeout_s=30)):
+            logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
+
+
+def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
+    config, train = job.config, job.config.train
+    progress = Progress(train.steps, train.global_batch)
+    learner, batches, record = _start(job, log)
+    saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, workers.world_size())
+    left_out = 0
+    for step, image, label, replaced in progress.timed(batches):
+        learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
+        result = _step(job, learner, image, label, step, learning_rate)
+        progress.step_done()
+        watch.progress()
+        done = step + 1
+        record = record._replace(replaced=record.replaced + replaced, skipped=record.skipped + (not result.applied))
+        left_out = 0 if result.applied else left_out + 1
+        _refuse_not_finite(config, result, step, learning_rate, left_out)
+        logs, validates = (done % every == 0 or done == train.steps for every in (train.log_every, train.validate_every))
+        found = lookout.look(done, saver.stored_s) if done < train.steps else None
+        total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
+        if log and logs:
+            points, text = progress.flush(done)
+            loss = float(result.losses["loss"])
+            points |= {f"train/loss_{name}": float(value) for name, value in result.losses.items() if name != "loss"}
+            points |= {"train/loss": loss, "train/learning_rate": learning_rate, "train/gradient_norm": float(result.gradient_norm)}
+            points |= {"train/skipped_steps": record.skipped} if record.skipped else {}
+            points |= {"data/replaced_samples": total} if config.data.max_skipped else {}
+            log.metrics(points, done)
+            logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss, text)
+        kept = record._replace(replaced=total, spent=lookout.spent)
+        if found:
+            # Not validated first: a node may be gone before that is done. The next attempt makes up for it.
+            if found.saves:
+                saver.save(done, kept, interrupted=found.reason)
+            logger.warning("leaving off after step %d: %s", done, found.reason)
+            if found.moves:
+                raise Moved(found.reason)
+            return
+        if validates:
+            record = _validate_and_save(job, learner, saver, done, kept, record, log)
+            watch.progress()
+            if config.stop.impatient(record.since_best):
+                return
+
+
+def _validate_and_save(
+    job: Job, learner: Learner, saver: Saver, done: int, kept: Record, record: Record, log: MetricLog | None
+) -> Record:
+    """The worker's record after a validation; `kept` is that of all workers, which goes into the checkpoint."""
+    score = validate(job, learner, done, log)
+    saver.save(done, kept.scored(score.miou), score=score)
+    return record.scored(score.miou)
+
+
+def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:
+    """The learner as it was when the feed's first step began, the batches from there, and what the run remembers."""
+    config, started = job.config, time.monotonic()
+    shard = ray.train.get_dataset_shard("train")
+    mine = Feed(config, job.manifest, 0, workers.world_size())
+    rows = iter(shard.iter_batches(batch_size=mine.rows_of_block_step, batch_format="numpy", prefetch_batches=2))
+    batches = planned_batches(rows, mine.plan, steps=config.train.steps, rank=workers.rank(), workers=workers.world_size())
+    batches = Watchdog(config.data.stall_s, partial(stall_reason, config, job.manifest)).watched(batches)
+    first = next(batches)
+    fed_s, record = time.monotonic() - started, Record()
+    initial = read_initial(config) if first.step == 0 else None
+    learner = Learner(config, len(job.manifest.class_names), ray.train.torch.get_device(), initial)
+    learner.micro_batch = noted_micro_batch(job) or learner.micro_batch
+    if first.step:
+        loading = time.monotonic()
+        found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first.step))
+        learner.restore(found)
+        record = Record.of(found.progress)
+        if workers.rank():  # counts are added up over all workers
+            record = record._replace(replaced=0)
+        logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
+    learner.distribute()
+    logger.info("first batch after %.1f s", fed_s)
+    return learner, _chain(first, batches), record
+
+
+def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
+    yield first
+    yield from rest
+
+
+def _step(
+    job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float
+) -> StepResult:
+    """A step; when memory runs short, half as many images a pass are noted for the next attempt. Raises MemoryShort then."""
+    try:
+        return learner.step(image, label, step, learning_rate)
+    except torch.OutOfMemoryError as error:
+        used = learner.micro_batch or math.ceil(job.config.train.global_batch / workers.world_size())
+        if used == 1:
+            raise MemoryShort(
+                f"one image of {job.config.data.crop} does not fit: lower data.crop_size, or set train.precision=bf16 ({error})",
+                smaller=False,
+            ) from error
+        job.checkpoints.write(MICRO_BATCH, json.dumps({"micro_batch": math.ceil(used / 2), "step": step}).encode())
+        raise MemoryShort(
+            f"{used} images a pass do not fit at step {step}; going on with {math.ceil(used / 2)}, gradients added up to the same "
+            f"global batch ({error})",
+            smaller=True,
+        ) from error
+
+
+def noted_micro_batch(job: Job) -> int | None:
+    """Images a pass that an earlier attempt noted when memory ran short."""
+    if not job.checkpoints.exists(MICRO_BATCH):
+        return None
+    return int(json.loads(job.checkpoints.read(MICRO_BATCH))["micro_batch"])
+
+
+def _refuse_not_finite(config: Config, result: StepResult, step: int, learning_rate: float, left_out: int) -> None:
+    """Says that a step was left out. Raises NotFinite when too many in a row were."""
+    if result.applied:
+        return
+    losses = ", ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
+    what = f"step {step}: {losses}, gradient norm {float(result.gradient_norm):.4g}, learning rate {learning_rate:.4g}"
+    if left_out < config.faults.max_skipped_steps:
+        logger.warning("left out, loss or gradient is not finite: %s (%d in a row)", what, left_out)
+        return
+    raise NotFinite(
+        f"{left_out} steps in a row without a finite loss and gradient; the last one: {what}. What helps as a rule: a lower "
+        "train.learning_rate, train.warmup_steps, train.clip_norm, or bf16 instead of fp16"
+    )
+
+
+def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
+    """Replaced samples of all workers in this run. Raises RuntimeError past `data.max_skipped`."""
+    if not config.data.max_skipped:  # the first one that cannot be read has stopped the feed
+        return 0
+    total = int(workers.sum_over_workers(torch.tensor(replaced, device=device)))
+    if total > config.data.max_skipped:
+        raise RuntimeError(
+            f"{total} training samples could not be read and were replaced, data.max_skipped = {config.data.max_skipped}: the "
+            "log names them; mend the objects and submit the run again"
+        )
+    return total
+
+
+def _report_hang(job: Job, text: str) -> None:
+    """The stacks of a worker that hangs, into the log and into the run."""
+    logger.error("%s", text)
+    name = f"stacks/rank-{workers.rank()}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    try:
+        tracking.log_text(job.tracking_uri, job.run_id, name, text)
+    except Exception as error:  # the log has it already, and nothing may keep the worker from starting anew
+        logger.warning("the stacks did not reach MLflow: %s", error)

@@ -1,0 +1,188 @@
+"""The step watch: ends a process that hangs, with the stacks told before, and leaves every other one alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline import hang
+from pipeline.hang import EXIT_CODE, StepWatch
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def process(role: Callable[..., None], *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A function of this file in a process of its own, which is gone afterwards."""
+    code = f"from tests.pipeline import test_hang; test_hang.{role.__name__}(*{[str(a) for a in arguments]!r})"
+    running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate(timeout=60)
+
+
+def ended(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, standard error)."""
+    _, errors = running.communicate(timeout=120)
+    return running.returncode, errors
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def idles(event: threading.Event) -> None:
+    event.wait()
+
+
+def waits_for_ever(folder: str) -> None:
+    hang.LINGER_S = 0.2
+    threading.Thread(target=idles, args=(threading.Event(),), name="idler", daemon=True).start()
+    lock = threading.Lock()
+    with lock, StepWatch(0.5, partial(write, Path(folder, "stacks"))) as watch:
+        watch.progress()
+        lock.acquire()
+
+
+def test_a_process_that_hangs_in_a_lock_tells_all_stacks_but_the_watchs_own_and_ends(tmp_path: Path) -> None:
+    with process(waits_for_ever, tmp_path) as running:
+        code, errors = ended(running)
+    assert code == EXIT_CODE, errors
+    head, first, *rest = (tmp_path / "stacks").read_text().splitlines()
+    assert head.startswith("no progress for ")
+    assert head.endswith(f" s: worker 0 of 1, host {socket.gethostname()}, pid {running.pid}")
+    assert first == "the training thread MainThread:"
+    stacks = "\n".join(rest)
+    training, other = stacks.split("thread idler:\n")
+    assert "in waits_for_ever\n    lock.acquire()" in training
+    assert "in idles\n    event.wait()" in other
+    assert "in _stacks" not in stacks
+
+
+def averages_for_ever(folder: str, rank: str) -> None:
+    hang.LINGER_S = 0.2
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=int(rank), world_size=2)
+    with StepWatch(2.0, partial(write, Path(folder, f"stacks-{rank}"))) as watch:
+        while True:
+            dist.all_reduce(torch.ones(1))
+            watch.progress()
+            Path(folder, f"stepped-{rank}").touch()
+
+
+def test_a_worker_whose_peer_is_stopped_tells_where_it_waits_and_ends(tmp_path: Path) -> None:
+    with process(averages_for_ever, tmp_path, 0) as waiting, process(averages_for_ever, tmp_path, 1) as stopped:
+        wait_for(lambda: all((tmp_path / f"stepped-{rank}").exists() for rank in (0, 1)))
+        stopped.send_signal(signal.SIGSTOP)
+        code, errors = ended(waiting)
+        stopped.send_signal(signal.SIGCONT)  # its peer is gone: it fails of that, or hangs and ends likewise
+        peer_code, _ = ended(stopped)
+    assert code == EXIT_CODE, errors
+    assert peer_code != 0
+    text = (tmp_path / "stacks-0").read_text()
+    assert text.startswith("no progress for 2 s: worker 0 of 2, ")
+    assert "in averages_for_ever\n    dist.all_reduce(torch.ones(1))" in text
+
+
+def steps_until_told(folder: str) -> None:
+    """Slow at first, then steps of 0.3 s; ends when told, or fails after a minute."""
+    with StepWatch(1.0, partial(write, Path(folder, "stacks"))) as watch:
+        time.sleep(2.5)
+        for step in range(200):
+            watch.progress()
+            Path(folder, "steps").write_text(str(step))
+            if Path(folder, "enough").exists():
+                return
+            time.sleep(0.3)
+    raise AssertionError("nobody said that it is enough")
+
+
+def test_a_slow_first_step_and_a_process_that_was_stopped_are_no_hang(tmp_path: Path) -> None:
+    with process(steps_until_told, tmp_path) as running:
+        wait_for((tmp_path / "steps").exists)
+        time.sleep(0.1)  # in the middle of a step
+        running.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        running.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        (tmp_path / "enough").touch()
+        code, errors = ended(running)
+    assert (code, errors) == (0, "")
+    assert not (tmp_path / "stacks").exists()
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes with which this process would have ended."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(hang, "LINGER_S", 0.2)
+    return codes
+
+
+def test_a_pause_does_not_count_and_what_follows_it_does(ends: list[int]) -> None:
+    told: list[str] = []
+    with StepWatch(0.5, told.append) as watch:
+        with watch.paused():  # before the first step: does not start the count
+            pass
+        time.sleep(1.0)
+        watch.progress()
+        with watch.paused(), watch.paused():
+            time.sleep(1.0)
+        assert ends == []
+        wait_for(lambda: bool(ends))
+    assert ends == [EXIT_CODE]
+    assert len(told) == 1
+
+
+def test_a_clock_that_jumps_is_no_hang(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    with StepWatch(30.0, print) as watch:
+        watch.progress()
+        monkeypatch.setattr(time, "time", lambda: now + 1e6)
+        time.sleep(2.0)
+    assert ends == []
+
+
+def test_the_process_ends_though_the_stacks_cannot_be_told(ends: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    def failing(text: str) -> None:
+        raise ConnectionError("MLflow is down")
+
+    with StepWatch(0.2, failing) as watch:
+        watch.progress()
+        wait_for(lambda: bool(ends))
+    assert caplog.messages == ["the stacks could not be told"]
+    answered = threading.Event()
+    with StepWatch(0.2, lambda text: answered.wait(60) and None) as watch:
+        watch.progress()
+        wait_for(lambda: len(ends) == 2)
+    answered.set()
+
+
+def test_no_thread_is_left_behind(ends: list[int]) -> None:
+    before = set(threading.enumerate())
+    with StepWatch(60.0, print) as watch:
+        watch.progress()
+    with pytest.raises(KeyError), StepWatch(60.0, print):
+        raise KeyError("image")
+    assert set(threading.enumerate()) - before == set()
+    assert ends == []
