@@ -117,10 +117,10 @@ def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> l
     smallest, largest = total // world_size(), -(-total // world_size())
     # As many as the smallest share at most: a worker without a row would miss the collectives of a pass.
     num_passes = 1 if micro_batch is None else min(-(-largest // micro_batch), smallest)
-    if not 0 <= first <= total - num_images or num_images < max(num_passes, 1):
+    if not (0 <= first <= total - num_images and 1 <= num_passes <= num_images):
         raise ValueError(
             f"rows = {(first, total)} with {num_images} images: must be (first, total) with first + {num_images} <= total, "
-            "and the workers' shares of total equal or different by one"
+            "and every worker with a share of total, equal or different by one"
         )
     cuts = [num_images * n // num_passes for n in range(num_passes + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(cuts)]

@@ -14,7 +14,7 @@ from pipeline.train_settings import Faults, Stop, Train
 
 NOT_SHAPING = {
     "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
-    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every"),
+    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "resume", "validate_every"),
 }
 """Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums."""
 

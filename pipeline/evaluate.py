@@ -145,10 +145,10 @@ def _find(config: Config) -> checkpoint.Checkpoint:
         parent, _, name = url.rstrip("/").rpartition("/")
         return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
-    best = checkpoint.best(runs)
+    best = checkpoint.load_best(runs)
     if best is None:
         raise checkpoint.CheckpointError(f"{runs.url('')}: no checkpoint; run jobs.train first, or set evaluate.checkpoint")
-    return checkpoint.load(runs, best, with_optimizer=False)
+    return best
 
 
 def known_split(config: Config, manifest: Manifest) -> str:

@@ -82,7 +82,7 @@ def _origin(found: Checkpoint) -> dict[str, Any]:
         "sha256": found.sha256,
         "step": found.step,
         "recurrence": progress["model"]["recurrence"],
-        "miou": progress["metrics"]["miou"],
+        "miou": progress["metrics"].get("miou"),
         "protocol": progress["protocol"],
     }
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,18 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
 """The layers that know the classes."""
-CONVERTERS = {"official": from_official, "mmseg": from_mmseg, "torchvision": from_torchvision, "ccnet": lambda state: state}
+
+
+def _as_it_is(state: State) -> State:
+    return state
+
+
+CONVERTERS: dict[str, Callable[[State], State]] = {
+    "official": from_official,
+    "mmseg": from_mmseg,
+    "torchvision": from_torchvision,
+    "ccnet": _as_it_is,
+}
 
 
 class Initial(NamedTuple):

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 import ray.train
@@ -71,7 +71,7 @@ class Spent(NamedTuple):
 class Lookout:
     """Looks for interruptions every `faults.look_every` steps; every worker must call `look` at the same steps."""
 
-    def __init__(self, config: Config, flag: "ray.actor.ActorHandle[StopFlag] | None", spent: Spent, workers: int) -> None:
+    def __init__(self, config: Config, flag: Any, spent: Spent, workers: int) -> None:
         self.config, self.flag, self.workers = config, flag, workers
         self.before, self.started = spent, time.monotonic()
 
@@ -106,8 +106,8 @@ class Lookout:
         if self.flag is None:
             return None
         try:
-            asked: str | None = ray.get(self.flag.seen.remote(), timeout=ANSWER_S)
+            asked: Any = ray.get(self.flag.seen.remote(), timeout=ANSWER_S)
         except ray.exceptions.RayError as error:  # the driver is gone or slow: Ray will say so itself
             logger.debug("the stop flag does not answer: %s", error)
             return None
-        return asked
+        return None if asked is None else str(asked)

@@ -38,9 +38,9 @@ class Job(NamedTuple):
         last = checkpoint.latest(self.checkpoints)
         return last.step if last else 0
 
-    def feed(self) -> Feed:
-        """The training data from the newest checkpoint on; the one place that decides where a (re)start begins."""
-        return Feed(self.config, self.manifest, self.first_step())
+    def feed(self, workers: int) -> Feed:
+        """The training data of so many workers from the newest checkpoint on; the one place that decides where a start begins."""
+        return Feed(self.config, self.manifest, self.first_step(), workers)
 
 
 def open_job(config: Config, run_key: str | None = None) -> Job:
@@ -68,7 +68,9 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     mistakes = _errors(doctor.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)
     if newest is None and config.train.resume:
-        mistakes.append(f"train.resume = {config.train.resume}: no checkpoint in {checkpoints.url('')}: correct it or leave it out")
+        mistakes.append(
+            f"train.resume = {config.train.resume}: no checkpoint in {checkpoints.url('')}: correct it or leave it out"
+        )
     if newest and (changed := changes(newest, config, evaluate.describe(config, manifest))):
         mistakes.append(f"{checkpoints.url('')}: {changed}")
     if mistakes:

@@ -1,6 +1,6 @@
 """What learns on one worker: network, objective, optimizer, and what goes with them as configured."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -55,7 +55,7 @@ class Learner:
         if self.config.train.compile:
             # Otherwise the compiled dropout draws other masks than the plain one.
             torch._inductor.config.fallback_random = True
-            self.parallel = torch.compile(self.net)
+            self.parallel = cast(torch.nn.Module, torch.compile(self.net))
         if workers.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.parallel = torch.nn.parallel.DistributedDataParallel(

@@ -77,11 +77,21 @@ class Saver:
             self.idle.clear()
             learner = self.learner
             state = checkpoint.snapshot(learner.net, learner.optimizer, learner.average.net if learner.average else None)
-            progress = {"step": step, "record": record.json(), "run_key": self.job.config.run_key, "run_id": self.job.run_id,
-                        "model": learner.model, "class_names": self.job.manifest.class_names, "metrics": metrics, "config": self.job.config.record(),
-                        "protocol": evaluate.describe(self.job.config, self.job.manifest),
-                        "scaler": learner.scaler.state_dict() if learner.scaler else {}, "initial_sha256": learner.initial_sha256,
-                        "score": score and score._asdict(), "interrupted": interrupted}  # fmt: skip
+            progress = {
+                "step": step,
+                "record": record.json(),
+                "run_key": self.job.config.run_key,
+                "run_id": self.job.run_id,
+                "model": learner.model,
+                "class_names": self.job.manifest.class_names,
+                "metrics": metrics,
+                "config": self.job.config.record(),
+                "protocol": evaluate.describe(self.job.config, self.job.manifest),
+                "scaler": learner.scaler.state_dict() if learner.scaler else {},
+                "initial_sha256": learner.initial_sha256,
+                "score": score and score._asdict(),
+                "interrupted": interrupted,
+            }
             folder = tempfile.mkdtemp(prefix="ccnet-checkpoint-")
             ray.train.report(
                 metrics,
@@ -105,7 +115,7 @@ class Saver:
         try:
             checkpoint.save(Path(local.path), state, progress)
             checkpoint.upload(Path(local.path), job.checkpoints, name)
-            checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints)
+            checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints, stored=name)
         finally:
             self.stored_s = time.monotonic() - started
             self.idle.set()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -41,7 +41,7 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
             storage_path=parent,
@@ -50,7 +50,7 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=-1),
             # What is kept is ours to say (checkpoint.prune).
             checkpoint_config=CheckpointConfig(checkpoint_score_attribute="miou", checkpoint_score_order="max"),
-            callbacks=[Judge(job.config.faults, job.record_fault), *(callbacks or [])],
+            callbacks=[cast(Any, Judge(job.config.faults, job.record_fault)), *(callbacks or [])],
         ),
         datasets={"train": placeholder()},
         dataset_config=PlannedData(job.feed),
@@ -128,10 +128,9 @@ def stopping(flag: Any) -> Iterator[None]:
 
 def best_of(job: Job) -> tuple[checkpoint.Checkpoint, Score]:
     """The run's best checkpoint and its score."""
-    name = checkpoint.best(job.checkpoints)
-    if name is None:
+    best = checkpoint.load_best(job.checkpoints)
+    if best is None:
         raise checkpoint.CheckpointError(f"{job.checkpoints.url('')}: the run ended without a checkpoint that was validated")
-    best = checkpoint.load(job.checkpoints, name, with_optimizer=False)
     return best, Score(**best.progress["score"])
 
 
@@ -140,7 +139,7 @@ def train(config: Config) -> Outcome:
     started = time.monotonic()
     job = open_job(config)
     logger.info("run %s  MLflow run %s", config.run_key, job.run_id)
-    flag = StopFlag.remote()
+    flag = cast(Any, StopFlag).remote()
     job = job._replace(stop_flag=flag)
     try:
         with stopping(flag):

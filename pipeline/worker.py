@@ -17,8 +17,8 @@ from ccnet.optim import poly_learning_rate
 from ccnet.step import StepResult
 from pipeline import checkpoint, tracking, workers
 from pipeline.config import Config
-from pipeline.datasets import TrainingBatch, planned_batches
-from pipeline.failures import MemoryShort, Moved, NotFinite
+from pipeline.datasets import TrainingBatch, training_batches
+from pipeline.failures import MemoryShort, Moved, NotFinite, explained
 from pipeline.feed import Feed
 from pipeline.hang import StepWatch
 from pipeline.initial import read_initial
@@ -43,7 +43,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     try:
-        with StepWatch(job.config.faults.hang_s, partial(_report_hang, job)) as watch:
+        with explained(), StepWatch(job.config.faults.hang_s, partial(_report_hang, job)) as watch:
             _train(job, log, watch)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
@@ -72,7 +72,11 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
             points, text = progress.flush(done)
             loss = float(result.losses["loss"])
             points |= {f"train/loss_{name}": float(value) for name, value in result.losses.items() if name != "loss"}
-            points |= {"train/loss": loss, "train/learning_rate": learning_rate, "train/gradient_norm": float(result.gradient_norm)}
+            points |= {
+                "train/loss": loss,
+                "train/learning_rate": learning_rate,
+                "train/gradient_norm": float(result.gradient_norm),
+            }
             points |= {"train/skipped_steps": record.skipped} if record.skipped else {}
             points |= {"data/replaced_samples": total} if config.data.max_skipped else {}
             log.metrics(points, done)
@@ -105,10 +109,8 @@ def _validate_and_save(
 def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:
     """The learner as it was when the feed's first step began, the batches from there, and what the run remembers."""
     config, started = job.config, time.monotonic()
-    shard = ray.train.get_dataset_shard("train")
-    mine = Feed(config, job.manifest, 0, workers.world_size())
-    rows = iter(shard.iter_batches(batch_size=mine.rows_of_block_step, batch_format="numpy", prefetch_batches=2))
-    batches = planned_batches(rows, mine.plan, steps=config.train.steps, rank=workers.rank(), workers=workers.world_size())
+    feed = Feed(config, job.manifest, 0, workers.world_size())
+    batches = training_batches(ray.train.get_dataset_shard("train"), feed, workers.rank())
     batches = Watchdog(config.data.stall_s, partial(stall_reason, config, job.manifest)).watched(batches)
     first = next(batches)
     fed_s, record = time.monotonic() - started, Record()
@@ -133,9 +135,7 @@ def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[Trai
     yield from rest
 
 
-def _step(
-    job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float
-) -> StepResult:
+def _step(job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
     """A step; when memory runs short, half as many images a pass are noted for the next attempt. Raises MemoryShort then."""
     try:
         return learner.step(image, label, step, learning_rate)
@@ -148,8 +148,8 @@ def _step(
             ) from error
         job.checkpoints.write(MICRO_BATCH, json.dumps({"micro_batch": math.ceil(used / 2), "step": step}).encode())
         raise MemoryShort(
-            f"{used} images a pass do not fit at step {step}; going on with {math.ceil(used / 2)}, gradients added up to the same "
-            f"global batch ({error})",
+            f"{used} images a pass do not fit at step {step}; going on with {math.ceil(used / 2)}, gradients added up to the "
+            f"same global batch ({error})",
             smaller=True,
         ) from error
 

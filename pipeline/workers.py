@@ -1,4 +1,4 @@
-"""What a training worker knows of its peers: rank, world size, its rows of the global batch, threads, and sums over all workers."""
+"""What a training worker knows of its peers: rank, world size, its rows of the global batch, threads, sums over all workers."""
 
 import os
 

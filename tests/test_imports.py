@@ -14,7 +14,13 @@ DOORS = {
     "fsspec": {"pipeline/storage.py"},
     "s3fs": {"pipeline/storage.py"},
     "botocore": {"pipeline/storage.py"},
-    "pydantic": {"pipeline/settings.py", "pipeline/data_settings.py", "pipeline/config.py", "pipeline/loading.py"},
+    "pydantic": {
+        "pipeline/settings.py",
+        "pipeline/data_settings.py",
+        "pipeline/train_settings.py",
+        "pipeline/config.py",
+        "pipeline/loading.py",
+    },
 }
 LAYERS = {
     "ccnet": {"ccnet"},

@@ -79,9 +79,9 @@ class Objective:
         It is the count of plain cross-entropy, known before the network has run.
         """
         target = label.long()
-        weights = (
-            None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float64, device=label.device)
-        )
+        weights = None
+        if self.class_weights is not None:
+            weights = torch.tensor(self.class_weights, dtype=torch.float64).to(label.device, non_blocking=True)
         return pixel_weights(target, target != 255, weights).sum(dtype=torch.float64)
 
     def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:

@@ -40,15 +40,21 @@ def spoilt_gradient(logits):
     return logits
 
 
+def overflowing(logits):
+    """Scores whose loss, summed over the pixels, is beyond float32, and whose gradient is not."""
+    return logits + torch.tensor([3e38, 0, 0, 0, 0]).view(1, 5, 1, 1)
+
+
 @pytest.mark.parametrize("micro_batch", [None, 1])
-@pytest.mark.parametrize("spoil", [infinite, spoilt_gradient], ids=["loss", "gradient"])
+@pytest.mark.parametrize("spoil", [infinite, spoilt_gradient, overflowing], ids=["both", "gradient", "loss"])
 def test_what_is_not_finite_changes_nothing(spoil, micro_batch):
     run = Run(micro_batch=micro_batch)
     assert run.step().applied
     before, run.net.spoil = run.state(), spoil
     bad = run.step()
     assert not bad.applied
-    assert not (bad.gradient_norm + bad.losses["loss"]).isfinite()
+    assert bad.gradient_norm.isfinite().item() == (spoil is overflowing)
+    assert bad.losses["loss"].isfinite().item() == (spoil is spoilt_gradient)
     after = run.state()
     assert after.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in after.items())

@@ -55,7 +55,13 @@ class Run:
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.lines: list[Line] = []
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -49,9 +49,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("checkpoint")
     checkpoint.save(
         folder,
-        net,
-        torch.optim.SGD(net.parameters(), lr=0.1),
-        {"step": 1, "metrics": {"miou": 0.5}, "model": MODEL, "score": score._asdict()},
+        checkpoint.snapshot(net, torch.optim.SGD(net.parameters(), lr=0.1)),
+        {"step": 1, "metrics": {"miou": 0.5}, "model": MODEL, "class_names": generated.NAMES, "score": score._asdict()},
     )
     checkpoint.upload(folder, open_store(f"{made.runs_url}/{made.run_key}", made.storage), checkpoint.folder_name(1))
     return made

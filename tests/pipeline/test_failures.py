@@ -156,8 +156,7 @@ def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.
     _, events, fail = judge()
     with pytest.raises(RunFailed) as caught, caplog.at_level(logging.WARNING, "pipeline.failures"):
         fail(sent(ValueError("negative label")))
-    where = "pipeline/test_failures.py line"
-    assert str(caught.value).startswith(f"worker 0: ValueError: negative label  [{where} ")
+    assert str(caught.value).startswith("worker 0: ValueError: negative label  [pipeline/test_failures.py line ")
     assert str(caught.value).endswith(" in sent]\nnot retried: it would repeat")
     assert [message.split("  [")[0] for message in caplog.messages] == ["worker 0: ValueError: negative label"]
     assert caplog.messages[0].endswith("]: not retried: it would repeat")
@@ -195,12 +194,9 @@ def test_more_failures_in_a_row_than_allowed_end_the_run_and_all_are_listed() ->
     assert what.startswith("worker 0: RuntimeError: [third_party/gloo")
     assert did.startswith("not retried: failure 3 in a row without a checkpoint, faults.max_failures = 2; mend")
     assert title == "since the last checkpoint:"
-    assert [line[19:].split(" (")[0].split("  [")[0] for line in listed][:2] == [
-        "  worker 0: died",
-        "  worker 0: ConnectionError: reset",
-    ]
     assert all(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in listed)
-    assert len(listed) == 3
+    words = ("died (pid 4711", "ConnectionError: reset", "RuntimeError: [third_party/gloo")
+    assert all(line[19:].startswith(f"  worker 0: {word}") for line, word in zip(listed, words, strict=True))
 
 
 def test_a_checkpoint_ends_the_row_and_a_report_without_one_does_not() -> None:
@@ -243,9 +239,7 @@ def test_a_run_goes_back_so_many_times_and_ends_with_the_diagnosis() -> None:
         made.after_report(None, [{}], CHECKPOINT)
     with pytest.raises(RunFailed, match=r"the loss is nan since step 7.*\nnot retried: the run went back 2 times before"):
         fail(sent(NotFinite("the loss is nan since step 7")))
-    assert [event["did"] for event in events[:2]] == [
-        f"back to the last checkpoint, time {n} of 2 (faults.max_rollbacks)" for n in (1, 2)
-    ]
+    assert events[1]["did"] == "back to the last checkpoint, time 2 of 2 (faults.max_rollbacks)"
 
 
 def test_short_memory_goes_on_in_smaller_passes_or_ends_the_run() -> None:
