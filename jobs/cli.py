@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config
+from pipeline.failures import RunFailed
 from pipeline.loading import ConfigError, load
 from pipeline.progress import show_own_lines
 from pipeline.shards import ShardError
@@ -13,7 +14,7 @@ from pipeline.storage import StorageError
 from pipeline.tracking import TrackingError
 
 # Faults that a user can mend: the message says how, a traceback would bury it.
-KNOWN_FAULTS = (ConfigError, StorageError, ShardError, TrackingError, CheckpointError)
+KNOWN_FAULTS = (RunFailed, ConfigError, StorageError, ShardError, TrackingError, CheckpointError)
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ import ray.train.collective
 from ray.train import CheckpointUploadMode
 
 from pipeline import checkpoint, evaluate, figures, panels, workers
-from pipeline.datasets import evaluation_samples
+from pipeline.datasets import Sample, evaluation_samples
+from pipeline.failures import explained
 from pipeline.interruptions import Spent
 from pipeline.job import Job
 from pipeline.learner import Learner
@@ -113,13 +115,14 @@ class Saver:
         """Ray Train's upload, by our own commit order: files, read back, manifest last; then the older ones go."""
         started, job = time.monotonic(), self.job
         try:
-            checkpoint.save(Path(local.path), state, progress)
-            checkpoint.upload(Path(local.path), job.checkpoints, name)
-            checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints, stored=name)
+            with explained():
+                checkpoint.save(Path(local.path), state, progress)
+                checkpoint.upload(Path(local.path), job.checkpoints, name)
+                checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints, stored=name)
+                return uploaded(job.checkpoints, name)
         finally:
             self.stored_s = time.monotonic() - started
             self.idle.set()
-        return uploaded(job.checkpoints, name)
 
 
 def uploaded(store: Store, name: str) -> ray.train.Checkpoint:
@@ -128,11 +131,20 @@ def uploaded(store: Store, name: str) -> ray.train.Checkpoint:
     return ray.train.Checkpoint(path=f"{path.rstrip('/')}/{name}", filesystem=file_system)
 
 
-def validate(job: Job, learner: Learner, step: int, log: MetricLog | None) -> Score:
-    """The score of the validation split, each image once over all workers; rank 0 logs it with its pictures."""
+def _told(samples: Iterator[Sample], progress: Callable[[], None]) -> Iterator[Sample]:
+    for sample in samples:
+        yield sample
+        progress()
+
+
+def validate(job: Job, learner: Learner, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
+    """The score of the validation split, each image once over all workers; rank 0 logs it with its pictures.
+
+    `progress` is called at each image.
+    """
     started = time.monotonic()
     indices = evaluation_share(job.manifest.num_images("val"), workers.rank(), workers.world_size())
-    samples = evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale)
+    samples = _told(evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale), progress)
     counts, num_images = evaluate.evaluate_samples(learner.scored, samples, len(job.manifest.class_names), learner.device)
     protocol = evaluate.describe(job.config, job.manifest)
     score = evaluate.reduced_score(counts, num_images, job.manifest, "val", protocol, learner.device)

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
 
-import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import checkpoint, cluster, registry, tracking
 from pipeline.config import Config
 from pipeline.datasets import PlannedData, placeholder
-from pipeline.failures import Judge, cause
+from pipeline.failures import Judge, Kind, cause, fault_of
 from pipeline.interruptions import StopFlag
 from pipeline.job import Job, open_job
 from pipeline.saving import Record
@@ -78,15 +77,16 @@ def run_job(job: Job) -> str | None:
         try:
             build_trainer(job).fit()
             return left_off(job)
-        except ray.exceptions.RayActorError as error:  # the controller: it answers for the workers, nobody for it
+        except Exception as error:
+            # Of the infrastructure only what no judge sees: the controller's own death, a worker's before it has begun.
+            if fault_of(error).kind is not Kind.INFRASTRUCTURE:
+                raise cause(error) from error
             step = job.first_step()
             failures = failures + 1 if step == before else 1
             before = step
             if failures > job.config.faults.max_failures:
-                raise
-            logger.warning("the controller of the training died at step %d or later: it is started again (%s)", step, error)
-        except Exception as error:
-            raise cause(error) from error
+                raise cause(error) from error
+            logger.warning("the training's controller ended at step %d or later: it is started again (%s)", step, cause(error))
     return reason or None
 
 

@@ -85,25 +85,19 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
         if found:
             # Not validated first: a node may be gone before that is done. The next attempt makes up for it.
             if found.saves:
-                saver.save(done, kept, interrupted=found.reason)
+                with watch.paused():
+                    saver.save(done, kept, interrupted=found.reason)
             logger.warning("leaving off after step %d: %s", done, found.reason)
             if found.moves:
                 raise Moved(found.reason)
             return
         if validates:
-            record = _validate_and_save(job, learner, saver, done, kept, record, log)
-            watch.progress()
+            score = validate(job, learner, done, log, watch.progress)
+            record = record.scored(score.miou)
+            with watch.paused():  # the storage has a patience of its own
+                saver.save(done, kept.scored(score.miou), score=score)
             if config.stop.impatient(record.since_best):
                 return
-
-
-def _validate_and_save(
-    job: Job, learner: Learner, saver: Saver, done: int, kept: Record, record: Record, log: MetricLog | None
-) -> Record:
-    """The worker's record after a validation; `kept` is that of all workers, which goes into the checkpoint."""
-    score = validate(job, learner, done, log)
-    saver.save(done, kept.scored(score.miou), score=score)
-    return record.scored(score.miou)
 
 
 def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:

@@ -30,11 +30,11 @@ def test_the_published_loss_is_the_default() -> None:
 def test_every_configured_loss_is_a_term_of_the_step() -> None:
     image = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
     label = torch.randint(0, 3, (2, 33, 33), dtype=torch.uint8)
-    losses = learner(*EVERY_LOSS).step(image, label, step=0, learning_rate=0.01)
+    losses = learner(*EVERY_LOSS).step(image, label, step=0, learning_rate=0.01).losses
     assert list(losses) == ["loss", "main", "dice", "lovasz", "aux", "consistency"]
     weights = {"main": 1, "dice": 0.5, "lovasz": 0.25, "aux": 0.4, "consistency": 1}
     assert float(losses["loss"]) == pytest.approx(sum(weight * float(losses[name]) for name, weight in weights.items()))
-    assert list(learner().step(image, label, step=0, learning_rate=0.01)) == ["loss", "main", "aux"]
+    assert list(learner().step(image, label, step=0, learning_rate=0.01).losses) == ["loss", "main", "aux"]
 
 
 def test_the_embedding_is_recorded_with_the_network() -> None:
