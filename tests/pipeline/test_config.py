@@ -70,9 +70,12 @@ def test_a_wrong_type_names_what_came() -> None:
     assert "integer" in line
 
 
-def test_a_batch_that_does_not_divide_names_its_neighbours() -> None:
-    assert mistakes(tree(train__global_batch=7)) == [
-        "train.global_batch = 7: must be a multiple of train.workers = 2 (try 6 or 8)"
+def test_more_workers_than_images_a_step_and_a_range_upside_down_are_refused() -> None:
+    assert mistakes(tree(train__global_batch=1)) == [
+        "train.workers = 2: more than global_batch = 1 images a step (try 1 workers, or a larger global_batch)"
+    ]
+    assert mistakes(tree(train__workers=[3, 2])) == [
+        "train.workers = (3, 2): must be a number from 1, or [min, max] with 1 <= min <= max"
     ]
 
 

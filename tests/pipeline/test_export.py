@@ -38,7 +38,8 @@ def save(config: Config, folder: Path, net: torch.nn.Module) -> checkpoint.Check
     """A checkpoint of the configuration's run as training leaves it."""
     folder.mkdir()
     score = {"class_names": NAMES, "protocol": {"data": "toy", "inference": "whole image"}}
-    progress = {"step": 10, "model": MODEL, "metrics": {"miou": 0.5}, "score": score}
+    progress = {"step": 10, "model": MODEL, "metrics": {"miou": 0.5}, "score": score, "class_names": score["class_names"],
+                "protocol": score["protocol"]}  # fmt: skip
     checkpoint.save(folder, checkpoint.snapshot(net, build_optimizer(net, 0.1, 0.9, 1e-4)), progress)
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
     checkpoint.upload(folder, runs, "step-000010")

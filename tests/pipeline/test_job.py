@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from pipeline import cluster
-from pipeline.job import open_job, protocol_change
+from pipeline.job import changes, open_job
 from pipeline.loading import ConfigError, override, parse
 from pipeline.prepare import prepare
 from pipeline.tune import concurrent_trials
@@ -33,18 +33,35 @@ def test_trials_at_a_time_follow_cpus_and_gpus() -> None:
     assert concurrent_trials(config(), {"CPU": 1}) == 1
 
 
-def test_changed_data_cannot_go_on_under_the_same_name() -> None:
-    progress = {"step": 40, "score": {"protocol": {"data_fingerprint": "a", "image_scale": 1.0}}}
-    assert protocol_change(progress, {"data_fingerprint": "a", "image_scale": 1.0}) is None
-    said = protocol_change(progress, {"data_fingerprint": "b", "image_scale": 1.0})
+PROTOCOL = {"data_fingerprint": "a", "image_scale": 1.0}
+
+
+def progress(made: Any, **recorded: Any) -> dict[str, Any]:
+    return {"step": 40, "config": made.record(), "protocol": PROTOCOL} | recorded
+
+
+def test_changed_data_cannot_go_on_in_the_same_run() -> None:
+    made = config()
+    assert changes(progress(made), made, PROTOCOL) is None
+    said = changes(progress(made), made, PROTOCOL | {"data_fingerprint": "b"})
     assert said is not None
     assert "at step 40 data_fingerprint was 'a' and is 'b'" in said
     assert "(name=...)" in said
 
 
+def test_changed_settings_are_named_with_both_values_and_the_number_of_workers_may_change() -> None:
+    before = progress(config())
+    assert changes(before, config(workers=4, validate_every=7), PROTOCOL) is None
+    said = changes(before, override(config(global_batch=16), {"seed": 3, "model.recurrence": 1}), PROTOCOL)
+    assert said is not None
+    for change in ("seed was 0 and is 3", "train.global_batch was 8 and is 16", "model.recurrence was 2 and is 1"):
+        assert change in said
+
+
 def test_what_an_older_checkpoint_did_not_record_is_no_change() -> None:
-    progress = {"step": 40, "score": {"protocol": {"data_fingerprint": "a"}}}
-    assert protocol_change(progress, {"data_fingerprint": "a", "boundary_dilation_ratio": 0.02}) is None
+    made = config()
+    older = progress(made, protocol={"data_fingerprint": "a"})
+    assert changes(older, made, {"data_fingerprint": "a", "boundary_dilation_ratio": 0.02}) is None
 
 
 @pytest.mark.slow
