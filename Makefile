@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 MINISTACK := $(shell sed -n 's/^MINISTACK = "\(.*\)"/\1/p' infra/services.py)
 
-.PHONY: install demo test check lint up down bench clean
+.PHONY: install demo test check lint up down bench chaos clean
 
 install: .venv/.installed .venv-s3/.installed
 
@@ -54,6 +54,10 @@ BENCH ?= jobs/configs/bench.yaml
 bench: install
 	$(BIN)/python -m infra.stack up
 	. .stack/env && unset RAY_ADDRESS && $(BIN)/python -m jobs.benchmark $(BENCH)
+
+# Kills, freezes and starves trainings on servers of its own, about an hour; writes docs/chaos.md.
+chaos: install
+	$(BIN)/python -m tests.chaos
 
 clean: install
 	$(BIN)/python -m infra.stack down

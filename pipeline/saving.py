@@ -1,6 +1,9 @@
 """How a run's state reaches the storage: copied at once, written by Ray Train's upload thread, and kept by its score."""
 
 import logging
+import os
+import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -25,6 +28,9 @@ from pipeline.spool import MetricLog
 from pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
+
+SCRATCH = f"ccnet-checkpoint-{socket.gethostname()}-"
+"""Begins the names of the folders in which checkpoints are written before their upload; the writer's process id follows."""
 
 
 class Record(NamedTuple):
@@ -94,7 +100,7 @@ class Saver:
                 "score": score and score._asdict(),
                 "interrupted": interrupted,
             }
-            folder = tempfile.mkdtemp(prefix="ccnet-checkpoint-")
+            folder = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
             ray.train.report(
                 metrics,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -123,6 +129,17 @@ class Saver:
         finally:
             self.stored_s = time.monotonic() - started
             self.idle.set()
+
+
+def remove_left_over() -> None:
+    """Removes what killed workers of this host have left of checkpoints on their way."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        try:
+            os.kill(int(folder.name.removeprefix(SCRATCH).partition("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)  # another worker may be at it
+        except PermissionError:  # somebody else's, and alive
+            continue
 
 
 def uploaded(store: Store, name: str) -> ray.train.Checkpoint:

@@ -26,7 +26,7 @@ from pipeline.interruptions import Lookout
 from pipeline.job import Job
 from pipeline.learner import Learner
 from pipeline.progress import Progress, show_own_lines
-from pipeline.saving import Record, Saver, validate
+from pipeline.saving import Record, Saver, remove_left_over, validate
 from pipeline.spool import MetricLog
 from pipeline.watchdog import Watchdog, stall_reason
 
@@ -41,6 +41,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
+    remove_left_over()
     log = MetricLog(job.tracking_uri, job.run_id) if workers.rank() == 0 else None
     try:
         with explained(), StepWatch(job.config.faults.hang_s, partial(_report_hang, job)) as watch:
@@ -120,7 +121,8 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
             record = record._replace(replaced=0)
         logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
     learner.distribute()
-    logger.info("first batch after %.1f s", fed_s)
+    size = workers.world_size()
+    logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, _chain(first, batches), record
 
 

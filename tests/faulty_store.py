@@ -25,12 +25,14 @@ from urllib.parse import urlsplit
 
 FAULTS = ("slow_down", "reset", "reset_body", "stall", "stall_body", "truncate")
 """503 SlowDown; connection reset before the answer, or in its body; silence before the answer, or in its body; an answer that
-ends in its body. Besides, where they are asked for: `forbid` (403 SignatureDoesNotMatch) and `length_required` (411, as older
-stores answer to parts of unsaid length), which no retry mends, and LIES."""
+ends in its body. Besides, where they are asked for: `full` (507, as of a store without space), `forbid` (403
+SignatureDoesNotMatch) and `length_required` (411, as older stores answer to parts of unsaid length), which no retry mends, and
+LIES."""
 LIES = ("forget", "shorten", "flip")
 """Answered with success, and nothing was done, or half of the body or the body with one bit changed was kept."""
 REPLIES = {
     "slow_down": (503, "Slow Down", "SlowDown"),
+    "full": (507, "Insufficient Storage", "XMinioStorageFull"),
     "forbid": (403, "Forbidden", "SignatureDoesNotMatch"),
     "length_required": (411, "Length Required", "MissingContentLength"),
 }
@@ -57,6 +59,7 @@ class FaultyStore:
         aimed: Mapping[str, str] | None = None,
         only_gets: bool = False,
         stall_s: float = 60.0,
+        port: int = 0,
     ) -> None:
         address = urlsplit(upstream)
         self.upstream = (address.hostname or "127.0.0.1", address.port or 80)
@@ -73,7 +76,7 @@ class FaultyStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="faulty-store")
 

@@ -3,244 +3,187 @@
     with Scene(folder) as scene:
         run = scene.start("name=killed")
         run.wait_for_step(7)
-        os.kill(run.worker(0), signal.SIGKILL)
-        run.finish()
+        os.kill(scene.workers()[0], signal.SIGKILL)
+        run.succeed()
 
-Every process belongs to this scene and is ended by its id; nothing is found by name beyond the scene's own nodes.
+Every process of a scene carries its mark and is ended by its id; nothing is found by name beyond the scene's own processes.
 """
 
 import hashlib
+import json
+import logging
 import os
-import re
 import secrets
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
+from infra.services import JOB_STOP_S
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.loading import load
 from pipeline.storage import Store, open_store
+from tests.chaos.run import ROOT, Run
 from tests.faulty_store import FaultyStore
 from tests.mlflow_server import MlflowServer
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "jobs/configs/demo.yaml"
-STEP = re.compile(r"step (\d+)/\d+  loss")
-RESUMED = re.compile(r"resumed at step (\d+) from \S+ \(loaded in ([\d.]+) s\)")
-FIRST_BATCH = re.compile(r"first batch after ([\d.]+) s")
+ALIKE = (
+    "train.log_every=1", "faults.look_every=2", "tracking.register_as=null",
+    # A node of one CPU holds one worker and the tasks that feed it, never two workers.
+    "train.cpus_per_worker=0.6", "data.cpus_per_task=0.2",
+)  # fmt: skip
+DEMO = ("train.steps=40", "train.validate_every=10", *ALIKE)
+"""The demo at a quarter of its length, with a checkpoint as often in its course."""
+TINY = (
+    "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
+    "train.steps=20", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
+)  # fmt: skip
 MARK = "CCNET_CHAOS_MARK"
-NODE_CPUS = 1
-OBJECT_STORE_BYTES = 200 * 2**20
-
-
-class Line(NamedTuple):
-    """A line of a run's log and when it came, in seconds of the monotonic clock."""
-
-    at: float
-    text: str
-
-
-class Run:
-    """A driver at work: `python -m jobs.train`, its log, and the processes of its workers."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.lines: list[Line] = []
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for text in self.process.stdout:
-            with self._changed:
-                self.lines.append(Line(time.monotonic(), text.rstrip()))
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    @property
-    def log(self) -> str:
-        return "\n".join(line.text for line in self.lines)
-
-    def wait_for(self, pattern: str, *, after: float = 0.0, timeout_s: float = 240) -> Line:
-        """The first line that matches and came after that time. AssertionError with the log when none comes."""
-        sought, deadline = re.compile(pattern), time.monotonic() + timeout_s
-        seen = 0
-        with self._changed:
-            while True:
-                for line in self.lines[seen:]:
-                    if line.at > after and sought.search(line.text):
-                        return line
-                seen = len(self.lines)
-                ended = not self._reader.is_alive()
-                if ended or not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    raise AssertionError(f"no line like {pattern!r} within {timeout_s:g} s:\n{self.log[-6000:]}")
-
-    def wait_for_step(self, step: int, **options: float) -> Line:
-        return self.wait_for(rf"step {step}/\d+  loss", **options)
-
-    def last_step(self, before: float) -> int:
-        """The last step whose line came before that time."""
-        return max((int(m[1]) for line in self.lines if line.at <= before and (m := STEP.search(line.text))), default=0)
-
-    def kill(self) -> None:
-        """kill -9 of the driver."""
-        self.process.kill()
-        self.process.wait()
-
-    def finish(self, timeout_s: float = 600) -> int:
-        """Waits for the end; the exit code."""
-        code = self.process.wait(timeout_s)
-        self._reader.join(10)
-        return code
-
-
-class Recovery(NamedTuple):
-    """From a fault to the first step done after it, in seconds, and where the time went."""
-
-    total_s: float
-    load_s: float
-    first_batch_s: float
-    step_before: int
-    """Last step done before the fault."""
-    resumed_at: int
-
-    @property
-    def start_s(self) -> float:
-        """Noticing the fault, ending the old workers and starting the new ones; the first step."""
-        return self.total_s - self.load_s - self.first_batch_s
-
-
-def recovery(before: Run, after: Run, fault_at: float) -> Recovery:
-    """What the log tells of a fault at that time; `after` is the run that went on, often the same one."""
-    resumed = after.wait_for(RESUMED.pattern, after=fault_at)
-    batch = after.wait_for(FIRST_BATCH.pattern, after=fault_at)
-    match, fed = RESUMED.search(resumed.text), FIRST_BATCH.search(batch.text)
-    assert match
-    assert fed
-    step = int(match[1])
-    done = after.wait_for_step(step + 1, after=resumed.at)
-    return Recovery(done.at - fault_at, float(match[2]), float(fed[1]), before.last_step(fault_at), step)
+NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Scene:
-    """Two nodes of one CPU each, of which the second can be taken away; `folder` holds what the servers keep."""
+    """Two nodes of one CPU each, of which the second can be taken away; `folder` holds what the servers keep.
 
-    def __init__(self, folder: Path, overrides: tuple[str, ...] = ()) -> None:
-        self.folder = folder
+    `overrides` are those of all its runs, `environment` is added to that of nodes and runs.
+    """
+
+    def __init__(self, folder: Path, overrides: tuple[str, ...] = TINY, environment: dict[str, str] | None = None) -> None:
+        self.folder, self.overrides = folder, overrides
         self.mark = secrets.token_hex(8)
         self.bucket = f"chaos-{self.mark[:8]}"
-        self.overrides = overrides
         self.runs: list[Run] = []
         self.mlflow = MlflowServer(folder)
         self.s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.cluster: Cluster | None = None
+        self.second: Any = None
+        self.own = {
+            MARK: self.mark,
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONUNBUFFERED": "1",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S),
+            **CREDENTIALS,
+            **(environment or {}),
+        }
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        os.environ[MARK] = self.mark  # every process of the cluster inherits it
+        self.folders_before = temporary_folders()
+        self.outside = dict(os.environ)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the store
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _open(self) -> None:
         self.mlflow.start()
         self.s3.start()
-        self.proxy = FaultyStore("http://{}:{}".format(*self.s3.get_host_and_port()))
+        self.s3_url = "http://{}:{}".format(*self.s3.get_host_and_port())
+        self.proxy = FaultyStore(self.s3_url)
         self.proxy.__enter__()
-        self.environment = os.environ | {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.proxy.endpoint,
-            "MLFLOW_TRACKING_URI": self.mlflow.uri,
-            "RAY_AUTH_MODE": "disabled",
-            "PYTHONUNBUFFERED": "1",
-        }
-        os.environ.update({k: v for k, v in self.environment.items() if k.startswith(("AWS_", "RAY_AUTH"))})
+        self.own |= {"AWS_ENDPOINT_URL": self.proxy.endpoint, "MLFLOW_TRACKING_URI": self.mlflow.uri}
+        os.environ.update(self.own)  # the nodes inherit it, and this process reads the store
         Store(f"s3://{self.bucket}", self.proxy.endpoint)._fs().mkdir(self.bucket)
         self.start_cluster()
         self.command("prepare")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all processes and servers of the scene."""
         for run in self.runs:
             if run.process.poll() is None:
                 run.kill()
         self.stop_cluster()
-        self.proxy.__exit__(kind, error, trace)
+        self.proxy.__exit__(None, None, None)
         self.s3.stop()
         self.mlflow.stop()
-        del os.environ[MARK]
+        os.environ.clear()
+        os.environ.update(self.outside)
 
     def start_cluster(self) -> None:
-        """The head, which holds the driver's controller and one CPU, and a second node with another."""
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": NODE_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True},
-        )
-        self.second = self.add_node()
+        """The head, which holds the controllers and one CPU, and a second node with another."""
+        self.cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": True, "dashboard_port": 0})
+        self.add_second()
 
-    def add_node(self) -> "object":
-        """Another node of one CPU."""
+    def add_second(self) -> None:
+        """A second node, after the one before was taken away."""
         assert self.cluster
-        return self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
+        self.second = self.cluster.add_node(**NODE)
 
-    def kill_node(self, node: object) -> None:
-        """kill -9 of all processes of a node."""
+    def kill_second(self) -> None:
+        """kill -9 of all processes of the second node."""
         assert self.cluster
-        self.cluster.remove_node(node, allow_graceful=False)
+        self.cluster.remove_node(self.second, allow_graceful=False)
+
+    def lose_store(self, seconds: float) -> None:
+        """Refuses all connections to the store for so long."""
+        port = int(self.proxy.endpoint.rpartition(":")[2])
+        self.proxy.__exit__(None, None, None)
+        time.sleep(seconds)
+        self.proxy = FaultyStore(self.s3_url, port=port)
+        self.proxy.__enter__()
 
     def stop_cluster(self) -> None:
+        """kill -9 of both nodes, their state lost, and of what Ray's test cluster leaves of its dashboard."""
         if self.cluster:
             self.cluster.shutdown()
             self.cluster = None
+        for pid, command in self.processes().items():
+            if "mlflow" not in command:
+                kill(pid)
 
     def config(self, *overrides: str) -> Config:
         """The configuration of a run in this scene."""
         return load(ROOT / CONFIG, [f"storage.path=s3://{self.bucket}", *self.overrides, *overrides])
 
+    def words(self, verb: str, *overrides: str) -> list[str]:
+        """The command of a job in this scene."""
+        return [sys.executable, "-m", f"jobs.{verb}", CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
+
     def start(self, *overrides: str) -> Run:
         """Starts a training, or goes on with it."""
-        assert self.cluster
-        words = [sys.executable, "-m", "jobs.train", CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
-        run = Run(words, self.environment | {"RAY_ADDRESS": str(self.cluster.address)})
+        return self.run(self.words("train", *overrides))
+
+    def run(self, words: list[str]) -> Run:
+        """Starts a process that belongs to the scene."""
+        run = Run(words, os.environ | self.own | self._address())
         self.runs.append(run)
         return run
 
     def command(self, verb: str, *overrides: str) -> str:
         """Runs another verb to its end; its output."""
+        run = self.run(self.words(verb, *overrides))
+        run.succeed()
+        return run.log
+
+    def _address(self) -> dict[str, str]:
         assert self.cluster
-        words = [sys.executable, "-m", f"jobs.{verb}", CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
-        environment = self.environment | {"RAY_ADDRESS": str(self.cluster.address)}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        dashboard = f"http://{self.cluster.head_node.webui_url}"
+        return {"RAY_ADDRESS": str(self.cluster.address), "RAY_API_SERVER_ADDRESS": dashboard}
 
     def workers(self) -> list[int]:
-        """Process ids of the training workers on this scene's nodes, oldest first."""
-        return self._named("RayTrainWorker")
+        """Process ids of the training workers on this scene's nodes, oldest first; Ray names a process after its actor."""
+        return [pid for pid, command in self.processes().items() if "RayTrainWorker" in command]
 
     def controllers(self) -> list[int]:
         """Process ids of Ray Train's controllers on this scene's nodes."""
-        return self._named("TrainController")
-
-    def _named(self, name: str) -> list[int]:
-        """Ray names a worker's process after its actor."""
-        return [pid for pid, command in self.processes().items() if name in command]
+        return [pid for pid, command in self.processes().items() if "TrainController" in command]
 
     def processes(self) -> dict[int, str]:
         """Process id -> command line of all that carry the scene's mark and have not ended, oldest first."""
@@ -256,15 +199,75 @@ class Scene:
                     continue
         return {pid: command for pid, (_, command) in sorted(found.items(), key=lambda item: item[1]) if command}
 
-    def weights(self, config: Config) -> str:
-        """sha256 of the weights after the last step, verified."""
-        store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
-        name = checkpoint.folder_name(config.train.steps)
-        checkpoint.load(store, name)
-        return hashlib.sha256(store.read(f"{name}/{checkpoint.MODEL}")).hexdigest()
+    def left_over(self, patience_s: float = 60) -> list[str]:
+        """What ended runs have left: training processes, placement groups, temporary folders; waits for them to go."""
+
+        def found() -> list[str]:
+            ours = ("RayTrainWorker", "TrainController", "StopFlag", "jobs.train")
+            processes = [f"process {command}" for command in self.processes().values() if any(name in command for name in ours)]
+            return [*processes, *self._placement_groups(), *sorted(temporary_folders() - self.folders_before)]
+
+        deadline = time.monotonic() + patience_s
+        while (left := found()) and time.monotonic() < deadline:
+            time.sleep(1)
+        return left
+
+    def _placement_groups(self) -> list[str]:
+        code = (
+            "import json, ray; ray.init(log_to_driver=False); "
+            "print(json.dumps({k: v['state'] for k, v in ray.util.placement_group_table().items()}))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env=os.environ | self.own | self._address(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        states = json.loads(done.stdout.splitlines()[-1])
+        return [f"placement group {name} {state}" for name, state in states.items() if state != "REMOVED"]
+
+    def store(self, config: Config) -> Store:
+        """The folder of a run's checkpoints."""
+        return open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+
+    def committed(self, config: Config) -> int:
+        """Step of the newest checkpoint that has its manifest; 0 when there is none."""
+        keys = [key for key, _, _ in self.store(config).listing()]
+        return max((int(key[5:11]) for key in keys if key.endswith(checkpoint.MANIFEST)), default=0)
+
+    def weights(self, config: Config) -> "Weights":
+        """The weights after the last step, verified."""
+        store, name = self.store(config), checkpoint.folder_name(config.train.steps)
+        found = checkpoint.load(store, name)
+        return Weights(hashlib.sha256(store.read(f"{name}/{checkpoint.MODEL}")).hexdigest(), found)
 
 
-def kill_worker(scene: Scene, rank: int) -> float:
-    """kill -9 of a training worker; when."""
-    os.kill(scene.workers()[rank], signal.SIGKILL)
-    return time.monotonic()
+class Weights:
+    """Final weights of a run, to be compared with those of another."""
+
+    def __init__(self, sha256: str, found: checkpoint.Checkpoint) -> None:
+        self.sha256, self.model, self.miou = sha256, found.model, float(found.progress["metrics"]["miou"])
+
+    def difference(self, other: "Weights") -> float:
+        """Largest difference of a weight; 0 only for the same bits."""
+        if self.sha256 == other.sha256:
+            return 0.0
+        return max(float((a.double() - other.model[name].double()).abs().max()) for name, a in self.model.items())
+
+
+def temporary_folders() -> set[str]:
+    """Folders of ours among the machine's temporary files; the spool of metric points is meant to stay."""
+    return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if path.name != "ccnet-spool"}
+
+
+def kill(pid: int) -> None:
+    """kill -9, and waits until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes(), 10)
+
+
+def wait_until(true: Callable[[], Any], timeout_s: float) -> Any:
+    """What `true` returns once it is true. AssertionError when that takes longer."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
+        time.sleep(0.1)
+    return found

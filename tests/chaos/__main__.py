@@ -1,0 +1,103 @@
+"""`python -m tests.chaos [docs/chaos.md]`: each fault, and twenty kills at random points, on real servers; writes the table."""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+import torch
+
+from pipeline.environment import describe_commit
+from tests.chaos.faults import CLOCK, ELASTIC, FAULTS, KILLS, Fault, Outcome, movable_clock, struck
+from tests.chaos.run import ROOT
+from tests.chaos.scene import CONFIG, DEMO, Scene, Weights
+
+NUM_KILLS, SEED = 20, 0
+HEAD = """# Chaos: what a training survives
+
+Written by `make chaos` (`python -m tests.chaos`) in {minutes:.0f} minutes at commit {commit}, on {cpu}, {cores} cores, no
+GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes of one CPU, 2 workers, an S3 server (moto) behind a proxy and an
+MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`;
+each fault strikes a run of its own, after a step drawn under seed {seed}.
+
+`recovery`: seconds from the fault to the first step done after it. Of these, `start`: noticing it, ending the old processes,
+starting new ones, and that step; `load`: reading and verifying the checkpoint; `first batch`: until Ray Data has fed the
+first worker. `lost`: steps done twice. `difference`: the largest difference of a final weight to the run that nothing happened
+to; 0 is bit for bit.
+"""
+
+
+def calm(scene: Scene, name: str, *overrides: str) -> Weights:
+    """The weights of a run that nothing happens to."""
+    scene.start(f"name={name}", *overrides).succeed()
+    return scene.weights(scene.config(f"name={name}", *overrides))
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """One row for each outcome."""
+    rows = ["| fault | after step | recovery | start | load | first batch | lost | difference | mIoU |", "|" + "---|" * 9]
+    for outcome in outcomes:
+        found = outcome.recovery
+        parts = [f"{value:.1f}" for value in (found.start_s, found.load_s, found.first_batch_s)]
+        parts = parts if outcome.fault.restarts else ["went on", "", ""]
+        rows.append(
+            f"| {outcome.fault.name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
+            f"{outcome.difference:g} | {outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed) |"
+        )
+    return "\n".join(rows)
+
+
+def main(target: Path) -> int:
+    started, outcomes, kills, broken = time.monotonic(), [], [], []
+
+    def strike(into: list[Outcome], fault: Fault, weights: Weights, seed: int) -> None:
+        print(f"{time.monotonic() - started:5.0f} s  {fault.name}", flush=True)
+        try:
+            outcome = struck(scene, fault, weights, f"fault-{seed}", seed)
+        except AssertionError as error:
+            broken.append(f"{fault.name}: {error}")
+        else:
+            into.append(outcome)
+            broken.extend(f"{fault.name} after step {outcome.step}: {what}" for what in outcome.faults)
+            print(
+                f"         {outcome.recovery}  difference {outcome.difference:g}  {outcome.faults or 'as promised'}", flush=True
+            )
+        broken.extend(f"{fault.name}: left over: {what}" for what in scene.left_over())
+
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        clock = movable_clock(Path(folder))
+        with Scene(Path(folder), DEMO, clock) as scene:
+            weights = calm(scene, "calm")
+            for number, fault in enumerate(FAULTS):
+                strike(outcomes, fault, weights, SEED + number)
+                Path(clock[CLOCK]).write_text("0")
+            for number in range(NUM_KILLS):
+                strike(kills, KILLS[number % len(KILLS)], weights, SEED + 100 + number)
+            strike(outcomes, ELASTIC, calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
+            broken.extend(f"left at the end: {process}" for process in scene.left_over())
+    minutes = (time.monotonic() - started) / 60
+    text = HEAD.format(
+        minutes=minutes, commit=describe_commit(), cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),
+        ray=ray.__version__, torch=torch.__version__, config=CONFIG, overrides=" ".join(DEMO), seed=SEED,
+    )  # fmt: skip
+    kept = f"{sum(not o.difference for o in kills)} of {NUM_KILLS} with the weights of the undisturbed run bit for bit"
+    text += f"\n## One of each\n\n{table(outcomes)}\n\n## Kills at random points: {kept}\n\n{table(kills)}\n"
+    if broken:
+        text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
+    target.write_text(text)
+    print("\n".join(["", *broken, text]))
+    return len(broken) > 0
+
+
+def cpu() -> str:
+    """The processor's name."""
+    lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/chaos.md"))

@@ -1,0 +1,232 @@
+"""What is done to a training in mid-run, each as its users would meet it, and what is compared afterwards."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.config import Config
+from tests.chaos.run import Recovery, Run, recovery
+from tests.chaos.scene import Scene, Weights, kill
+
+SICK_S = 8.0
+"""How long a store or server stays away."""
+CLOCK = "CCNET_CHAOS_CLOCK"
+"""Names the file with the seconds by which clock.c moves the clock of all Python code of the scene."""
+FEWER, MORE = "1 worker, first batch", "2 workers, first batch"
+
+
+class Stage(NamedTuple):
+    """What a fault may use: the scene, the run at work, how to submit it again, and a seeded choice."""
+
+    scene: Scene
+    run: Run
+    again: Callable[[], Run]
+    random: random.Random
+    config: Config
+
+
+class Fault(NamedTuple):
+    """`strike` does it and returns the run that goes on."""
+
+    name: str
+    strike: Callable[[Stage], Run]
+    restarts: bool = True
+    """The workers start anew; otherwise the run goes on as if nothing had been."""
+    exact: bool = True
+    """The final weights are those of the undisturbed run bit for bit."""
+    loses_steps: bool = True
+    """Steps since the last checkpoint are done twice."""
+    overrides: tuple[str, ...] = ()
+    submitted: bool = False
+    """Started through the cluster's job server."""
+
+
+class Outcome(NamedTuple):
+    """What became of a run that a fault struck after step `step`."""
+
+    fault: Fault
+    step: int
+    committed: int
+    """Step of the last checkpoint that was whole at that moment."""
+    recovery: Recovery
+    difference: float
+    """Largest difference of a weight to the undisturbed run."""
+    miou: float
+    calm_miou: float
+
+    @property
+    def faults(self) -> list[str]:
+        """What was promised and is not so."""
+        found, recovered = [], self.recovery
+        if self.fault.exact and self.difference:
+            found.append(f"weights differ by {self.difference:g}")
+        if self.fault.restarts and recovered.resumed_at < self.committed:
+            found.append(f"resumed at step {recovered.resumed_at}, a checkpoint of step {self.committed} was there")
+        if not self.fault.loses_steps and recovered.steps_lost:
+            found.append(f"{recovered.steps_lost} steps done twice")
+        return found
+
+
+def struck(scene: Scene, fault: Fault, calm: Weights, name: str, seed: int, step: int | None = None) -> Outcome:
+    """Starts a training, strikes it after a step drawn under the seed, and compares its end with the undisturbed one's."""
+    drawn = random.Random(seed)
+    overrides = (f"name={name}", *fault.overrides)
+    config = scene.config(*overrides)
+    step = step or drawn.randint(2, config.train.steps - 2)
+
+    def again() -> Run:
+        return scene.run(scene.words("submit", "train", *overrides)) if fault.submitted else scene.start(*overrides)
+
+    run = again()
+    run.wait_for_step(step)
+    time.sleep(drawn.random() / 2)  # anywhere in the step after
+    committed, at = scene.committed(config), time.monotonic()
+    went_on = fault.strike(Stage(scene, run, again, drawn, config))
+    if fault.restarts:
+        found = recovery(run, went_on, at)
+    else:
+        done = went_on.wait_for_step(run.last_step(at) + 1, after=at)
+        found = Recovery(done.at - at, 0.0, 0.0, run.last_step(at), run.last_step(at))
+    went_on.succeed()
+    weights = scene.weights(config)
+    return Outcome(fault, run.last_step(at), committed, found, weights.difference(calm), weights.miou, calm.miou)
+
+
+def kill_worker(stage: Stage) -> Run:
+    kill(stage.random.choice(stage.scene.workers()))
+    return stage.run
+
+
+def kill_driver(stage: Stage) -> Run:
+    stage.run.kill()
+    return stage.again()
+
+
+def kill_node(stage: Stage) -> Run:
+    stage.scene.kill_second()
+    stage.scene.add_second()
+    return stage.run
+
+
+def kill_controller(stage: Stage) -> Run:
+    kill(stage.scene.controllers()[0])
+    return stage.run
+
+
+def restart_cluster(stage: Stage) -> Run:
+    stage.scene.stop_cluster()
+    stage.run.finish()
+    stage.scene.start_cluster()
+    return stage.again()
+
+
+def freeze_worker(stage: Stage) -> Run:
+    """As a machine does that no longer answers: nothing has died, and nobody goes on."""
+    frozen = stage.random.choice(stage.scene.workers())
+    subprocess.run(["kill", "-STOP", str(frozen)], check=True)
+    stage.run.wait_for("no progress for")
+    return stage.run
+
+
+def preempt_node(stage: Stage) -> Run:
+    """The node's end is told a minute before, and another one comes."""
+    scene, run = stage.scene, stage.run
+    assert scene.cluster
+    told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+    ray = str(Path(sys.executable).parent / "ray")
+    subprocess.run([ray, "drain-node", "--address", scene.cluster.address, "--node-id", scene.second.node_id, *told], check=True)
+    run.wait_for("leaving off after step")
+    scene.kill_second()
+    scene.add_second()
+    return run
+
+
+def stop_job(stage: Stage) -> Run:
+    """Ctrl-C in `jobs.submit` stops the job through the job server; it is submitted again."""
+    stage.run.process.send_signal(signal.SIGINT)
+    stage.run.finish()
+    return stage.again()
+
+
+def sicken(fault: str) -> Callable[[Stage], Run]:
+    """A store that answers every request by this fault for a while."""
+
+    def strike(stage: Stage) -> Run:
+        proxy = stage.scene.proxy
+        proxy.aimed = {".": fault}
+        time.sleep(SICK_S)
+        proxy.aimed = {}
+        assert proxy.injected[fault]
+        return stage.run
+
+    return strike
+
+
+def lose_store(stage: Stage) -> Run:
+    stage.scene.lose_store(SICK_S)
+    return stage.run
+
+
+def restart_mlflow(stage: Stage) -> Run:
+    stage.scene.mlflow.stop()
+    time.sleep(SICK_S)
+    stage.scene.mlflow.start()
+    return stage.run
+
+
+def movable_clock(folder: Path) -> dict[str, str]:
+    """The environment of a scene whose clock can be moved; needs a C compiler."""
+    library, seconds = folder / "clock.so", folder / "clock"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("clock.c")], check=True)
+    seconds.write_text("0")
+    return {CLOCK: str(seconds), "LD_PRELOAD": str(library)}
+
+
+def move_clock(seconds: int) -> Callable[[Stage], Run]:
+    """The wall clock of every process jumps."""
+
+    def strike(stage: Stage) -> Run:
+        Path(stage.scene.own[CLOCK]).write_text(str(seconds))
+        return stage.run
+
+    return strike
+
+
+def shrink_and_grow(stage: Stage) -> Run:
+    """The second node dies, the run goes on with one worker, and with two again once there is another node."""
+    scene, run = stage.scene, stage.run
+    scene.kill_second()
+    at = time.monotonic()
+    run.wait_for(FEWER, after=at)
+    run.wait_for_step(run.last_step(time.monotonic()) + 3, after=at)
+    scene.add_second()
+    run.wait_for(MORE, after=at)
+    return run
+
+
+FAULTS = (
+    Fault("a worker killed", kill_worker),
+    Fault("the driver killed", kill_driver),
+    Fault("the second node killed", kill_node),
+    Fault("Ray Train's controller killed", kill_controller),
+    Fault("the whole cluster restarted", restart_cluster),
+    Fault("a worker frozen (SIGSTOP)", freeze_worker, overrides=("faults.hang_s=10",)),
+    Fault("a node taken away with notice", preempt_node, loses_steps=False),
+    Fault("the job stopped and submitted again", stop_job, loses_steps=False, submitted=True),
+    Fault(f"S3 answers 503 for {SICK_S:g} s", sicken("slow_down"), restarts=False),
+    Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
+    Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
+    Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),
+    Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
+    Fault("the clock an hour ahead", move_clock(3600), restarts=False),
+    Fault("the clock an hour back", move_clock(-3600), restarts=False),
+)
+KILLS = FAULTS[:3]
+ELASTIC = Fault(
+    "from 2 workers to 1 and back", shrink_and_grow, exact=False, overrides=("train.workers=[1, 2]", "train.steps=300")
+)
