@@ -70,6 +70,7 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
         logs = last or done % train.log_every == 0
         # After a step that was left out it waits for one that was not: what cannot learn any more is nothing to go back to.
         validates = last or (due and result.applied)
+        due = due and not validates
         found = None if last else lookout.look(done, saver.stored_s)
         total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
         if log and logs:
@@ -96,7 +97,6 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
                 raise Moved(found.reason)
             return
         if validates:
-            due = False
             score = validate(job, learner, done, log, watch.progress)
             record = record.scored(score.miou)
             with watch.paused():  # the storage has a patience of its own
