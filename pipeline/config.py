@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import urllib.parse
+import re
 from typing import Any
 
 from pydantic import Field
@@ -84,5 +84,4 @@ class Config(Section):
 
 def without_password(uri: str) -> str:
     """The address without user and password: neither is printed or stored."""
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"^([\w+]+://)[^/]*@", r"\1", uri)

@@ -90,6 +90,11 @@ class Fault(NamedTuple):
     smaller: bool = False
     """The next attempt takes less memory."""
 
+    def __str__(self) -> str:
+        # The other kinds' words say all, and each of them comes from one place.
+        placed = self.where and self.kind in (Kind.DETERMINISTIC, Kind.INFRASTRUCTURE)
+        return f"{self.what}  [{self.where}]" if placed else self.what
+
     @property
     def precedence(self) -> tuple[int, bool, bool]:
         return list(Kind).index(self.kind), self.collateral, self.raised
@@ -104,9 +109,6 @@ class WorkerFault(RuntimeError):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
         self.fault = fault
-
-    def __str__(self) -> str:
-        return f"{self.fault.what}  [{self.fault.where}]"
 
 
 @contextmanager
@@ -129,8 +131,8 @@ def fault_of(error: BaseException) -> Fault:
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
             return Fault(kind, words)
-        if isinstance(link, MemoryShort) or ("OutOfMemoryError" in names and "RayError" not in names):
-            return Fault(Kind.MEMORY, words, smaller=getattr(link, "smaller", False))
+        if isinstance(link, MemoryShort) or is_memory_short(link):
+            return Fault(Kind.MEMORY, _brief(words), smaller=getattr(link, "smaller", False))
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
         if not names & _WRAPPERS and (found := _infrastructure(names, words)):
@@ -138,6 +140,12 @@ def fault_of(error: BaseException) -> Fault:
         if not names & _WRAPPERS and (type(link) not in (RuntimeError, Exception) or link is chain[-1]):
             return Fault(Kind.DETERMINISTIC, _told(chain, link))
     return _from_text("\n".join(str(link) for link in chain))
+
+
+def is_memory_short(error: BaseException) -> bool:
+    """Whether torch found no memory for a tensor: on CUDA an exception of its own, on CPUs a RuntimeError told by its words."""
+    names = _names(error)
+    return ("OutOfMemoryError" in names and "RayError" not in names) or "DefaultCPUAllocator: " in str(error)
 
 
 def cause(error: BaseException) -> BaseException:
@@ -176,7 +184,7 @@ class Judge(UserCallback):
         self.judged |= tokens - {""}
         rank, fault = min(faults.items(), key=lambda item: (item[1].precedence, item[0]))
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        what = f"worker {rank}{others}: {fault.what}" + (f"  [{fault.where}]" if fault.where else "")
+        what = f"worker {rank}{others}: {fault}"
         ended, did = self._decide(fault, what)
         logger.warning("%s: %s", what, did)
         self._record({"time": time.time(), "kind": fault.kind.value, "what": what, "did": did})
@@ -196,7 +204,7 @@ class Judge(UserCallback):
             self.rollbacks += 1
             limit = self.faults.max_rollbacks
             if self.rollbacks > limit:
-                return True, f"not retried: the run went back {limit} times before (faults.max_rollbacks = {limit})"
+                return True, f"not retried: it went back to a checkpoint as often as faults.max_rollbacks = {limit} allows"
             return False, f"back to the last checkpoint, time {self.rollbacks} of {limit} (faults.max_rollbacks)"
         same = fault.raised and fault.what == self.last
         self.last = fault.what if fault.raised else ""
@@ -243,10 +251,9 @@ def _names(error: BaseException) -> set[str]:
 
 def _infrastructure(names: set[str], words: str) -> Fault | None:
     """A fault outside of our code by an exception's kinds and words; None when it is not known as one."""
-    if names & _PEERS or ("RuntimeError" in names and _PEER_WORDS.search(words)):
-        return Fault(Kind.INFRASTRUCTURE, words, collateral=True)
-    if "WorkerHealthCheckTimeoutError" in names:
-        return Fault(Kind.INFRASTRUCTURE, words)
+    peer = bool(names & _PEERS or ("RuntimeError" in names and _PEER_WORDS.search(words)))
+    if peer or "WorkerHealthCheckTimeoutError" in names:
+        return Fault(Kind.INFRASTRUCTURE, words, collateral=peer)
     if names & _OUTSIDE or ("RuntimeError" in names and _HARDWARE_WORDS.search(words)):
         return Fault(Kind.INFRASTRUCTURE, words, raised=True)
     return None

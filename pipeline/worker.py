@@ -18,7 +18,7 @@ from ccnet.step import StepResult
 from pipeline import checkpoint, tracking, workers
 from pipeline.config import Config
 from pipeline.datasets import TrainingBatch, training_batches
-from pipeline.failures import MemoryShort, Moved, NotFinite, explained
+from pipeline.failures import MemoryShort, Moved, NotFinite, explained, is_memory_short
 from pipeline.feed import Feed
 from pipeline.hang import StepWatch
 from pipeline.initial import read_initial
@@ -56,7 +56,7 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
     progress = Progress(train.steps, train.global_batch)
     learner, batches, record = _start(job, log)
     saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, workers.world_size())
-    left_out = 0
+    left_out, due = 0, False
     for step, image, label, replaced in progress.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
         result = _step(job, learner, image, label, step, learning_rate)
@@ -66,8 +66,13 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
         record = record._replace(replaced=record.replaced + replaced, skipped=record.skipped + (not result.applied))
         left_out = 0 if result.applied else left_out + 1
         _refuse_not_finite(config, result, step, learning_rate, left_out)
-        logs, validates = (done % every == 0 or done == train.steps for every in (train.log_every, train.validate_every))
-        found = lookout.look(done, saver.stored_s) if done < train.steps else None
+        due = due or done % train.validate_every == 0
+        last = done == train.steps
+        logs = last or done % train.log_every == 0
+        # After a step that was left out it waits for one that was not: what cannot learn any more is nothing to go back to.
+        validates = last or (due and result.applied)
+        due = due and not validates
+        found = None if last else lookout.look(done, saver.stored_s)
         total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
         if log and logs:
             points, text = progress.flush(done)
@@ -135,11 +140,15 @@ def _step(job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, 
     """A step; when memory runs short, half as many images a pass are noted for the next attempt. Raises MemoryShort then."""
     try:
         return learner.step(image, label, step, learning_rate)
-    except torch.OutOfMemoryError as error:
-        used = learner.micro_batch or math.ceil(job.config.train.global_batch / workers.world_size())
+    except RuntimeError as error:
+        if not is_memory_short(error):
+            raise
+        share = math.ceil(job.config.train.global_batch / workers.world_size())
+        used = min(learner.micro_batch or share, share)
         if used == 1:
+            lighter = ", or set train.precision=bf16" if job.config.train.precision == "float32" else ""
             raise MemoryShort(
-                f"one image of {job.config.data.crop} does not fit: lower data.crop_size, or set train.precision=bf16 ({error})",
+                f"one image of {job.config.data.crop} does not fit: lower data.crop_size{lighter} ({error})",
                 smaller=False,
             ) from error
         job.checkpoints.write(MICRO_BATCH, json.dumps({"micro_batch": math.ceil(used / 2), "step": step}).encode())

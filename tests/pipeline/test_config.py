@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, without_password
 from pipeline.loading import ConfigError, load, override, parse
 from pipeline.settings import JOB_MARK
 
@@ -119,6 +119,7 @@ def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.Mon
 def test_what_is_recorded_has_no_password() -> None:
     config = parse(tree(tracking={"uri": "postgresql://me:secret@db:5432/mlflow"}))
     assert config.record()["tracking"]["uri"] == "postgresql://db:5432/mlflow"
+    assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
 def test_a_range_that_the_setting_refuses_is_a_mistake() -> None:

@@ -100,6 +100,7 @@ KINDS = [
     (ray.exceptions.ObjectLostError("00ff", None, ""), Kind.INFRASTRUCTURE),
     (ray.exceptions.OutOfMemoryError("the node's memory monitor killed the worker"), Kind.INFRASTRUCTURE),
     (torch.OutOfMemoryError("CUDA out of memory"), Kind.MEMORY),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."), Kind.MEMORY),
     (MemoryShort("too small"), Kind.MEMORY),
     (NotFinite("the loss is nan since step 7"), Kind.NOT_FINITE),
     (Moved("node 12ab is about to be taken away"), Kind.MOVED),
@@ -237,7 +238,7 @@ def test_a_run_goes_back_so_many_times_and_ends_with_the_diagnosis() -> None:
     for _ in range(2):
         fail(sent(NotFinite("the loss is nan since step 7")), sent(NotFinite("the loss is nan since step 7")))
         made.after_report(None, [{}], CHECKPOINT)
-    with pytest.raises(RunFailed, match=r"the loss is nan since step 7.*\nnot retried: the run went back 2 times before"):
+    with pytest.raises(RunFailed, match=r"step 7\nnot retried: it went back .* as faults.max_rollbacks = 2 allows"):
         fail(sent(NotFinite("the loss is nan since step 7")))
     assert events[1]["did"] == "back to the last checkpoint, time 2 of 2 (faults.max_rollbacks)"
 

@@ -1,0 +1,46 @@
+"""On PYTHONPATH this lets memory run short in training: a pass of too many images asks torch for more than there is.
+
+The file of CCNET_TEST_FITS says how many images of a pass fit in each process: `1 12 0` is one in the first 12 passes, then none.
+"""
+
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class Convolutions:
+    """Changes torch's convolution at its import."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "torch.nn.modules.conv" or (spec := PathFinder.find_spec(name, path)) is None:
+            return None
+        load = spec.loader.exec_module
+
+        def load_changed(module: ModuleType) -> None:
+            load(module)
+            _limit(module.Conv2d)
+
+        spec.loader.exec_module = load_changed
+        return spec
+
+
+def _limit(convolution: Any) -> None:
+    plain, passes, file = convolution.forward, count(), Path(os.environ["CCNET_TEST_FITS"])
+
+    def forward(self: Any, image: Any) -> Any:
+        import torch
+
+        if self.in_channels == 3 and torch.is_grad_enabled() and file.exists():  # the first of a pass, in training
+            fitting, before, afterwards = map(int, file.read_text().split())
+            if len(image) > (fitting if next(passes) < before else afterwards):
+                torch.empty(2**60, dtype=torch.uint8)
+        return plain(self, image)
+
+    convolution.forward = forward
+
+
+sys.meta_path.insert(0, Convolutions())
