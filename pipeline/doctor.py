@@ -197,15 +197,18 @@ def gpus(config: Config, available: float) -> list[Finding]:
 
 
 def gpu_apart(config: Config, available_cpus: float, available: float) -> list[Finding]:
-    """A validation apart that would wait for ever, because the workers hold every GPU."""
+    """A validation apart that waits for the end of training, because the workers hold every GPU."""
     train, started = config.train, workers_started(config, available_cpus, available)
     if not config.evaluate.apart or available < train.fewest_workers or available >= started + 1:
         return []
     fix = "evaluate.apart=false"
     if (left := int(available) - 1) >= train.fewest_workers:
         fix = f"train.workers=[{train.fewest_workers}, {left}], or {fix}"
-    what = f"evaluate.apart: validation needs a GPU beside those of the {started} workers, the cluster has {available:g}"
-    return [Finding("error", what, fix)]
+    what = (
+        f"evaluate.apart: validation needs a GPU beside those of the {started} workers, the cluster has {available:g}: it waits "
+        "until training ends"
+    )
+    return [Finding("warning", what, fix)]
 
 
 def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:

@@ -135,8 +135,10 @@ def test_a_validation_apart_needs_a_gpu_that_no_worker_holds() -> None:
     assert doctor.gpu_apart(two, 64, 0) == []  # all on CPUs
     assert doctor.gpu_apart(two, 64, 3) == []
     (found,) = doctor.gpu_apart(two, 64, 2)
-    assert found.level == "error"
-    assert found.what == "evaluate.apart: validation needs a GPU beside those of the 2 workers, the cluster has 2"
+    assert found.level == "warning"
+    assert found.what == (
+        "evaluate.apart: validation needs a GPU beside those of the 2 workers, the cluster has 2: it waits until training ends"
+    )
     assert found.fix == "evaluate.apart=false"
     (found,) = doctor.gpu_apart(elastic(2, 8, evaluate__apart=True), 64, 4)
     assert found.fix == "train.workers=[2, 3], or evaluate.apart=false"
