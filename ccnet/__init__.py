@@ -7,29 +7,34 @@
     classes = ccnet.inference.predict_classes(net, image)            # uint8[B, H, W]
     ccnet.ConfusionMatrix(19).update(classes, label)
 
-weights reads published checkpoints, export writes ONNX, attention_maps shows where a pixel looks.
+train_step is a step of training, alone or as one worker of many. weights reads published checkpoints, export writes ONNX,
+attention_maps shows where a pixel looks.
 """
 
 from ccnet import export, inference, losses, weights
 from ccnet.attention import CrissCrossAttention, CrissCrossAttention3d
+from ccnet.average import Average
 from ccnet.bootstrap import bootstrap_interval
 from ccnet.boundary import BoundaryIoU
-from ccnet.layers import SampleDropout2d, SyncedBatchNorm2d, synchronise_batch_norm
+from ccnet.layers import FrozenBatchNorm2d, SampleDropout2d, SyncedBatchNorm2d, freeze_batch_norm, synchronise_batch_norm
 from ccnet.maps import attention_maps
 from ccnet.metrics import ConfusionMatrix
 from ccnet.model import CCNet, Output, RCCAHead, build_ccnet
 from ccnet.optim import build_optimizer, poly_learning_rate
-from ccnet.step import evaluate_step, train_step
+from ccnet.step import StepResult, evaluate_step, train_step
 
 __all__ = [
+    "Average",
     "BoundaryIoU",
     "CCNet",
     "ConfusionMatrix",
     "CrissCrossAttention",
     "CrissCrossAttention3d",
+    "FrozenBatchNorm2d",
     "Output",
     "RCCAHead",
     "SampleDropout2d",
+    "StepResult",
     "SyncedBatchNorm2d",
     "attention_maps",
     "bootstrap_interval",
@@ -37,6 +42,7 @@ __all__ = [
     "build_optimizer",
     "evaluate_step",
     "export",
+    "freeze_batch_norm",
     "inference",
     "losses",
     "poly_learning_rate",

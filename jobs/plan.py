@@ -12,11 +12,11 @@ import ray
 
 from jobs.cli import main
 from jobs.prepare import class_table, split_table
-from pipeline import cluster, doctor
+from pipeline import cluster, doctor, doctor_training
 from pipeline.config import Config
 from pipeline.datasets import open_data
-from pipeline.doctor import Finding
 from pipeline.feed import Feed
+from pipeline.finding import Finding
 from pipeline.layouts import LayoutError
 from pipeline.needs import checkpoint_bytes, cpus_needed
 from pipeline.prepare import PrepareError, survey
@@ -46,6 +46,7 @@ def run(config: Config, *, strict: bool = False) -> int:
         found += doctor.resources(config, resources)
     else:
         found += doctor.examine(config, manifest, resources)
+        found += doctor_training.weights(config, len(manifest.class_names))
         print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}\n\n{run_table(config, manifest, resources)}")
     print(f"\n{verdict(found)}")
     return exit_code(found, strict=strict)
@@ -94,6 +95,7 @@ def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -
             f"{size(checkpoint_bytes(config, len(manifest.class_names)))}, "
             f"kept are the best and the last {train.keep_checkpoints}",
         ),
+        *_means(config),
         *_oversampled(config, manifest),
     ]
     return "\n".join(f"{key:<16}{value}" for key, value in rows)
@@ -113,6 +115,28 @@ def _split(global_batch: int, workers: int) -> str:
 
 def _block(config: Config, workers: int) -> str:
     return f"{size(config.block_bytes(workers))}, {config.steps_per_block(workers)} steps"
+
+
+def _means(config: Config) -> list[tuple[str, str]]:
+    """What was asked for beside plain training, and what ends it early."""
+    train, stop = config.train, config.stop
+    means = {
+        f"from {config.model.weights}": config.model.weights,
+        train.precision: train.precision != "float32",
+        "compiled": train.compile,
+        f"passes of {train.micro_batch} images at most": train.micro_batch,
+        f"gradient norm up to {train.clip_norm}": train.clip_norm,
+        f"average of weights, {train.ema_decay}": train.ema_decay,
+        "backbone's batch norm frozen": train.freeze_norm,
+        "validation beside it": config.evaluate.apart,
+    }
+    ends = {
+        f"{stop.patience} validations without a better mIoU": stop.patience,
+        f"{stop.hours or 0:g} hours": stop.hours,
+        f"{(stop.cost or 0) / (stop.cost_per_worker_hour or 1):g} worker hours": stop.cost,
+    }
+    rows = {"trained with": means, "ends after": ends}
+    return [(key, "; ".join(words)) for key, row in rows.items() if (words := [word for word, asked in row.items() if asked])]
 
 
 def _oversampled(config: Config, manifest: Manifest) -> list[tuple[str, str]]:

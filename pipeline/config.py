@@ -16,7 +16,8 @@ NOT_SHAPING = {
     "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
     "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "resume", "validate_every"),
 }
-"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums."""
+"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums. What earlier versions
+recorded stays here: their checkpoints are compared as well (`max_failures`)."""
 
 
 def shaping(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from pipeline import storage
+from pipeline import doctor_training, storage
 from pipeline.config import Config
 from pipeline.feed import Feed
-from pipeline.learner import objective
-from pipeline.needs import DATA_TASKS, checkpoint_bytes, cpus_needed, feed_bytes, workers_started
+from pipeline.finding import Finding
+from pipeline.needs import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
 from pipeline.shards import Manifest
 from pipeline.units import percent, size
 
@@ -26,23 +26,6 @@ SHOWN = 10
 """Class names listed in one finding."""
 
 
-class Finding(NamedTuple):
-    """One thing that stops a run (`error`) or probably spoils it (`warning`)."""
-
-    level: Literal["error", "warning"]
-    what: str
-    """The setting or split, what was found there and what is needed."""
-    fix: str = ""
-    """What to do; empty when `what` ends with it."""
-
-    @property
-    def line(self) -> str:
-        return f"{self.what} ({self.fix})" if self.fix else self.what
-
-    def __str__(self) -> str:
-        return f"{self.level:<9}{self.what}" + (f"\n{'':<9}fix: {self.fix}" if self.fix else "")
-
-
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
     """Every finding about a data set and a run on it, errors first, in well under two seconds.
 
@@ -53,7 +36,7 @@ def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) ->
         *duplicates(manifest),
         *sizes(config, manifest),
         *oversampling(config, manifest),
-        *losses(config, manifest),
+        *doctor_training.examine(config, manifest, cluster),
         *resources(config, cluster),
         *disk(config, manifest),
     ]
@@ -139,23 +122,17 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
     return found
 
 
-def losses(config: Config, manifest: Manifest) -> list[Finding]:
-    """Class weights of another number, and hard-pixel mining that keeps every pixel. In workers warnings are silent."""
-    found, weights, number = [], config.loss.class_weights, len(manifest.class_names)
-    if weights is not None and len(weights) != number:
-        what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
-        found.append(Finding("error", what, "give one each"))
-    hard = objective(config.loss).ohem
-    if problem := hard and hard.problem(config.train.global_batch, *config.data.crop):
-        what, _, fix = problem.rpartition("; ")
-        found.append(Finding("warning", f"loss.ohem.{what}", fix))
-    return found
-
-
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
     """What the cluster lacks for a run, and a batch that its workers cannot share evenly; known without the data."""
     cpu, gpu = cluster.get("CPU", 0), cluster.get("GPU", 0)
-    return [*shares(config), *cpus(config, cpu), *crowding(config, cpu, gpu), *gpus(config, gpu), *object_store(config, cluster)]
+    return [
+        *shares(config),
+        *cpus(config, cpu),
+        *crowding(config, cpu, gpu),
+        *gpus(config, gpu),
+        *gpu_apart(config, cpu, gpu),
+        *object_store(config, cluster),
+    ]
 
 
 def shares(config: Config) -> list[Finding]:
@@ -171,32 +148,38 @@ def shares(config: Config) -> list[Finding]:
 
 
 def cpus(config: Config, available: float) -> list[Finding]:
-    """Too few CPUs for the workers, the fewest that may be, and the data."""
+    """Too few CPUs for the workers, the fewest that may be, and what runs beside them."""
     train, fewest = config.train, config.train.fewest_workers
     if (needed := cpus_needed(config, fewest)) <= available:
         return []
-    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / fewest) / 100
+    apart = config.evaluate.apart
+    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / (fewest + apart)) / 100
     what = (
         f"train.workers = {json.dumps(train.workers)}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
-        f"{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}), the cluster has {available:g}"
+        f"{_beside(config)}), the cluster has {available:g}"
     )
     fix = f"train.cpus_per_worker={room:g}" if room > 0 else "fewer train.workers or a larger cluster"
     return [Finding("error", what, fix)]
 
 
 def crowding(config: Config, available: float, available_gpus: float) -> list[Finding]:
-    """So many elastic workers that they leave the data too few CPUs: Ray Train starts as many as fit."""
-    train, of_data = config.train, DATA_TASKS * config.data.cpus_per_task
+    """So many elastic workers that they leave too few CPUs for what runs beside: Ray Train starts as many as fit."""
+    train, beside = config.train, cpus_beside(config)
     started = workers_started(config, available, available_gpus)
     left = available - started * train.cpus_per_worker
-    if started <= train.fewest_workers or left >= of_data - 1e-9:
+    if started <= train.fewest_workers or left >= beside - 1e-9:
         return []
-    fitting = max(train.fewest_workers, math.floor((available - of_data) / train.cpus_per_worker + 1e-9))
+    fitting = max(train.fewest_workers, math.floor((available - beside) / train.cpus_per_worker + 1e-9))
     what = (
         f"train.workers = {json.dumps(train.workers)}: {started} of them start on a cluster of {available:g} CPUs and leave "
-        f"{left:g}, the data needs {of_data:g} ({DATA_TASKS} tasks x {config.data.cpus_per_task:g})"
+        f"{left:g}, {beside:g} are needed beside them ({_beside(config)})"
     )
     return [Finding("error", what, f"train.workers=[{train.fewest_workers}, {fitting}]")]
+
+
+def _beside(config: Config) -> str:
+    apart = f"validation apart {config.train.cpus_per_worker:g} + " if config.evaluate.apart else ""
+    return f"{apart}{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}"
 
 
 def gpus(config: Config, available: float) -> list[Finding]:
@@ -210,6 +193,21 @@ def gpus(config: Config, available: float) -> list[Finding]:
         fix = f"train.workers={max(n for n in range(1, whole + 1) if train.global_batch % n == 0)}"
     elif whole:
         fix = f"train.workers=[{whole}, {train.most_workers}]"
+    return [Finding("warning", what, fix)]
+
+
+def gpu_apart(config: Config, available_cpus: float, available: float) -> list[Finding]:
+    """A validation apart that waits for the end of training, because the workers hold every GPU."""
+    train, started = config.train, workers_started(config, available_cpus, available)
+    if not config.evaluate.apart or available < train.fewest_workers or available >= started + 1:
+        return []
+    fix = "evaluate.apart=false"
+    if (left := int(available) - 1) >= train.fewest_workers:
+        fix = f"train.workers=[{train.fewest_workers}, {left}], or {fix}"
+    what = (
+        f"evaluate.apart: validation needs a GPU beside those of the {started} workers, the cluster has {available:g}: it waits "
+        "until training ends"
+    )
     return [Finding("warning", what, fix)]
 
 

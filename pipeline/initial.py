@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
 """The layers that know the classes."""
+EMBEDDING = "embedding."
+"""The layer of the category-consistent loss, which no published checkpoint has."""
 
 
 def _as_it_is(state: State) -> State:
@@ -40,30 +42,46 @@ class Initial(NamedTuple):
 
 
 def read_initial(config: Config) -> Initial | None:
-    """The checkpoint at `model.weights`; None when there is none. Raises ConfigError naming what does not fit."""
+    """The checkpoint at `model.weights`; None when there is none.
+
+    Raises ConfigError naming what does not fit, StorageError when the store refuses.
+    """
     model = config.model
     if model.weights is None:
         return None
     folder, _, name = model.weights.rpartition("/")
     try:
         data = open_store(folder, config.storage).read(name)
-        with tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
-            file = Path(scratch, name)
-            file.write_bytes(data)
+    except FileNotFoundError as error:
+        raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
+    with tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
+        file = Path(scratch, name)
+        file.write_bytes(data)
+        try:
             state = CONVERTERS[model.weights_format](read_state(file))
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"model.weights = {model.weights}: {error}"]) from error
+        except ValueError as error:
+            words = str(error).replace(f"{file}: ", "")
+            raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
     _refuse_another_network(config, architecture(state))
     return Initial(state, hashlib.sha256(data).hexdigest())
 
 
 def start_from(net: CCNet, initial: Initial, num_classes: int) -> None:
-    """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes."""
-    theirs = architecture(initial.state).get("num_classes", num_classes)
-    keep = tuple(prefix for prefix in CLASSIFIERS if any(name.startswith(prefix) for name in net.state_dict()))
-    load(net, initial.state, keep=() if theirs == num_classes else keep)
+    """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes, and the
+    embedding when the checkpoint has none like it. ValueError lists what else does not fit.
+    """
+    ours, theirs = net.state_dict(), architecture(initial.state).get("num_classes", num_classes)
+    fresh: tuple[str, ...] = CLASSIFIERS if theirs != num_classes else ()
+    if _shape(ours, EMBEDDING) != _shape(initial.state, EMBEDDING):
+        fresh += (EMBEDDING,)
+    state = {name: tensor for name, tensor in initial.state.items() if not name.startswith(fresh)}
+    load(net, state, keep=[prefix for prefix in fresh if any(name.startswith(prefix) for name in ours)])
     if theirs != num_classes:
         logger.info("model.weights is for %d classes, the data have %d: the classifiers start anew", theirs, num_classes)
+
+
+def _shape(state: State, prefix: str) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)]
 
 
 def _refuse_another_network(config: Config, found: dict[str, Any]) -> None:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import ray
 
-from pipeline import checkpoint, cluster, doctor, evaluate, tracking
+from pipeline import checkpoint, cluster, doctor, doctor_training, evaluate, tracking
 from pipeline.config import Config, shaping
 from pipeline.datasets import open_data
 from pipeline.environment import environment
 from pipeline.feed import Feed
+from pipeline.finding import Finding
 from pipeline.loading import ConfigError
 from pipeline.shards import Manifest
 from pipeline.storage import Store, open_store
@@ -67,6 +68,8 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     cluster.connect()
     mistakes = _errors(doctor.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)
+    if newest is None:  # a run that goes on has its weights
+        mistakes += _errors(doctor_training.weights(config, len(manifest.class_names)))
     if newest is None and config.train.resume:
         mistakes.append(
             f"train.resume = {config.train.resume}: no checkpoint in {checkpoints.url('')}: correct it or leave it out"
@@ -82,7 +85,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     return Job(config, manifest, checkpoints, uri, run_id)
 
 
-def _errors(findings: list[doctor.Finding]) -> list[str]:
+def _errors(findings: list[Finding]) -> list[str]:
     """The errors' lines; warnings are logged."""
     for finding in findings:
         if finding.level == "warning":

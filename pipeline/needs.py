@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ccnet import build_ccnet
+from ccnet import build_ccnet, freeze_batch_norm
 from pipeline.config import Config
 from pipeline.learner import network_arguments
 
@@ -13,8 +13,13 @@ DATA_TASKS = 2
 
 
 def cpus_needed(config: Config, workers: int) -> float:
-    """Logical CPUs of a run of so many workers, those of its data included."""
-    return workers * config.train.cpus_per_worker + DATA_TASKS * config.data.cpus_per_task
+    """Logical CPUs of a run of so many workers, those of its data and of a validation apart included."""
+    return workers * config.train.cpus_per_worker + cpus_beside(config)
+
+
+def cpus_beside(config: Config) -> float:
+    """Logical CPUs that must be left beside the workers: of the data, and of a validation apart, which takes a worker's."""
+    return DATA_TASKS * config.data.cpus_per_task + config.evaluate.apart * config.train.cpus_per_worker
 
 
 def workers_started(config: Config, available_cpus: float, available_gpus: float) -> int:
@@ -28,7 +33,8 @@ def workers_started(config: Config, available_cpus: float, available_gpus: float
 def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
     """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
     train, data = config.train, config.data
-    tasks = max(1, math.floor((available_cpus - workers * train.cpus_per_worker) / data.cpus_per_task + 1e-9))
+    held = (workers + config.evaluate.apart) * train.cpus_per_worker
+    tasks = max(1, math.floor((available_cpus - held) / data.cpus_per_task + 1e-9))
     step_bytes = workers * config.block_bytes(workers) // config.steps_per_block(workers)
     return min((2 * tasks + 2 * workers) * config.block_bytes(workers), train.steps * step_bytes)
 
@@ -38,6 +44,8 @@ def checkpoint_bytes(config: Config, num_classes: int) -> int:
     parameter."""
     with torch.device("meta"):
         net = build_ccnet(**network_arguments(config, num_classes))
+        if config.train.freeze_norm:
+            freeze_batch_norm(net.backbone)
     state = sum(tensor.nbytes for tensor in net.state_dict().values())
     momentum = sum(p.nbytes for p in net.parameters() if p.requires_grad) if config.train.momentum else 0
     return int((2 if config.train.ema_decay else 1) * state + momentum)

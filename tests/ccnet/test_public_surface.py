@@ -5,14 +5,17 @@ import ccnet
 
 def test_public_names():
     assert ccnet.__all__ == [
+        "Average",
         "BoundaryIoU",
         "CCNet",
         "ConfusionMatrix",
         "CrissCrossAttention",
         "CrissCrossAttention3d",
+        "FrozenBatchNorm2d",
         "Output",
         "RCCAHead",
         "SampleDropout2d",
+        "StepResult",
         "SyncedBatchNorm2d",
         "attention_maps",
         "bootstrap_interval",
@@ -20,6 +23,7 @@ def test_public_names():
         "build_optimizer",
         "evaluate_step",
         "export",
+        "freeze_batch_norm",
         "inference",
         "losses",
         "poly_learning_rate",

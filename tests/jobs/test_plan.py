@@ -13,7 +13,7 @@ import ray
 from jobs import plan
 from pipeline import cluster, transforms
 from pipeline.config import Config
-from pipeline.doctor import Finding
+from pipeline.finding import Finding
 from pipeline.loading import parse
 from pipeline.prepare import prepare
 from pipeline.shards import Manifest, Split
@@ -98,6 +98,16 @@ def test_the_run_table_shows_what_an_elastic_training_comes_to_at_its_smallest_a
         "workers         1 to 3 on CPUs, 1.5 to 2.5 CPUs with the data; cluster: 2 CPUs, 0 GPUs",
     ]
     assert lines[5] == "block           16 MiB, 248 steps to 16 MiB, 496 steps of a worker"
+
+
+def test_the_run_table_shows_the_means_and_the_end(tmp_path: Path) -> None:
+    train = {"precision": "bf16", "micro_batch": 2, "ema_decay": 0.9, "global_batch": 4, "steps": 10}
+    stop = {"patience": 3, "cost": 5, "cost_per_worker_hour": 2}
+    lines = plan.run_table(config(tmp_path, train=train, stop=stop), manifest(), {"CPU": 2.0}).splitlines()
+    assert lines[-2:] == [
+        "trained with    bf16; passes of 2 images at most; average of weights, 0.9",
+        "ends after      3 validations without a better mIoU; 2.5 worker hours",
+    ]
 
 
 @pytest.fixture

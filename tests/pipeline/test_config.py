@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, without_password
+from pipeline.config import NOT_SHAPING, Config, shaping, without_password
 from pipeline.loading import ConfigError, load, override, parse
 from pipeline.settings import JOB_MARK
 
@@ -108,6 +108,80 @@ def test_the_run_key_follows_what_shapes_the_result() -> None:
     assert override(base, {"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
     assert override(base, {"train.learning_rate": 0.5}).run_key != base.run_key
     assert override(base, {"seed": 1}).run_key != base.run_key
+
+
+SHAPING = {
+    "data": {"name", "layout", "crop_size", "scale", "scale_step", "short_sides", "flip", "cat_max", "photometric", "oversample",
+             "generated"},
+    "model": {"backbone", "recurrence", "init", "zero_init_residual", "variant", "stem", "weights", "weights_format"},
+    "train": {"global_batch", "steps", "learning_rate", "momentum", "weight_decay", "power", "warmup_steps", "precision",
+              "compile", "micro_batch", "clip_norm", "ema_decay", "freeze_norm"},
+    "loss": {"aux_weight", "class_weights", "ohem", "consistency", "dice_weight", "lovasz_weight"},
+}  # fmt: skip
+
+
+def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> None:
+    """A new one belongs in SHAPING here, or in NOT_SHAPING: forgotten, it would give every run another key."""
+    record = parse(tree()).record()
+    assert {name: set(record[name]) & set(kept) for name, kept in NOT_SHAPING.items()} == {
+        name: set(record[name]) - SHAPING[name] for name in NOT_SHAPING
+    }
+    kept = shaping(record)
+    assert kept.pop("seed") == 0
+    assert {name: set(settings) for name, settings in kept.items()} == SHAPING
+    assert set(record) - set(SHAPING) - {"seed"} == {
+        "name", "storage", "faults", "stop", "evaluate", "predict", "export", "tracking", "tune", "benchmark"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.micro_batch": 2},  # batch norm sees a pass at a time
+        {"train.precision": "bf16"},
+        {"train.compile": True},
+        {"train.ema_decay": 0.9},
+        {"train.freeze_norm": True},
+        {"train.clip_norm": 1.0},
+        {"model.weights": "s3://bucket/net.pth"},
+    ],
+    ids=str,
+)
+def test_another_way_of_training_is_another_run(change: dict[str, Any]) -> None:
+    assert override(parse(tree()), change).run_key != parse(tree()).run_key
+
+
+def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
+    base = parse(tree())
+    ways = {"train.workers": [1, 4], "train.validate_every": 7, "stop.hours": 3, "faults.hang_s": 9, "evaluate.apart": True}
+    assert override(base, ways).run_key == base.run_key
+
+
+def test_an_earlier_run_is_named_by_its_key() -> None:
+    assert override(parse(tree()), {"train.resume": "t-0123abcd", "seed": 3}).run_key == "t-0123abcd"
+
+
+# Options of which each must be used by a shipped configuration: none is there for nothing.
+USED = {
+    "elastic workers": lambda c: c.train.fewest_workers < c.train.most_workers,
+    "bf16": lambda c: c.train.precision == "bf16",
+    "fp16": lambda c: c.train.precision == "fp16",
+    "torch.compile": lambda c: c.train.compile,
+    "gradient accumulation": lambda c: c.train.micro_batch,
+    "clipping": lambda c: c.train.clip_norm,
+    "average of the weights": lambda c: c.train.ema_decay,
+    "frozen batch norm": lambda c: c.train.freeze_norm,
+    "fine-tuning": lambda c: c.model.weights,
+    "warm-up": lambda c: c.train.warmup_steps,
+    "early stop": lambda c: c.stop.patience,
+    "time budget": lambda c: c.stop.hours,
+    "cost budget": lambda c: c.stop.cost,
+}
+
+
+@pytest.mark.parametrize("option", USED)
+def test_a_shipped_configuration_uses(option: str) -> None:
+    assert any(USED[option](load(path)) for path in CONFIGS.glob("*.yaml"))
 
 
 def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

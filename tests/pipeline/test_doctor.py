@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline import doctor, generated
-from pipeline.doctor import Finding
+from pipeline.finding import Finding
 from pipeline.loading import load, override, parse
 from pipeline.needs import checkpoint_bytes
 from pipeline.shards import Manifest, Split
@@ -154,20 +154,6 @@ def test_classes_to_oversample_must_exist_and_occur() -> None:
         Finding("error", "data.oversample.lamp: no training image contains it", "leave it out"),
     ]
     assert doctor.oversampling(config(data__oversample={"car": 1}), manifest()) == []
-
-
-def test_class_weights_of_another_number_are_an_error() -> None:
-    found = doctor.losses(config(loss__class_weights=[1, 2]), manifest())
-    assert found == [Finding("error", "loss.class_weights has 2 values: g has 3 classes", "give one each")]
-    assert doctor.losses(config(loss__class_weights=[1, 2, 1]), manifest()) == []
-
-
-def test_mining_that_would_keep_every_pixel_is_doubted() -> None:
-    (found,) = doctor.losses(config(loss__ohem={}), manifest())
-    what = "loss.ohem.min_kept = 100000: no fewer than the global batch has, which makes OHEM plain cross-entropy"
-    assert found == Finding("warning", what, "set less than 32768, or leave OHEM out")
-    assert doctor.losses(config(loss__ohem={"min_kept": 10_000}), manifest()) == []
-    assert doctor.losses(config(), manifest()) == []
 
 
 # Resources

@@ -78,15 +78,17 @@ def test_a_run_starts_by_asking_the_doctor(
             "data.generated": {"num_train": 4, "num_val": 2, "size": 65},
         },
     )
+    wrong = {"loss.class_weights": [1, 2], "train.cpus_per_worker": 1.0, "model.weights": f"{tmp_path}/no.pth"}
     cluster.connect(num_cpus=2)
     try:
         prepare(clean)
         with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.job"):
-            open_job(override(clean, {"loss.class_weights": [1, 2], "loss.ohem": {}, "train.cpus_per_worker": 1.0}))
+            open_job(override(clean, wrong | {"loss.ohem": {}}))
     finally:
         ray.shutdown()
     assert raised.value.mistakes == [
         "loss.class_weights has 2 values: g has 6 classes (give one each)",
         "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2 (train.cpus_per_worker=0.5)",
+        f"model.weights = {tmp_path}/no.pth: no such file",
     ]
     assert any(message.startswith("warning: loss.ohem.min_kept = 100000: no fewer than") for message in caplog.messages)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ccnet import build_ccnet
+from ccnet import build_ccnet, freeze_batch_norm
 from pipeline import doctor
 from pipeline.learner import network_arguments
 from pipeline.loading import override, parse
@@ -29,6 +29,7 @@ def elastic(fewest: int, most: int, **overrides: Any) -> Any:
 def test_a_run_needs_its_workers_and_two_data_tasks() -> None:
     assert cpus_needed(config(), 2) == 2 * 0.5 + 2 * 0.5
     assert cpus_needed(config(), 4) == 4 * 0.5 + 2 * 0.5
+    assert cpus_needed(config(evaluate__apart=True, train__cpus_per_worker=0.75), 2) == 3 * 0.75 + 2 * 0.5
 
 
 def test_crops_on_the_way_follow_the_number_of_workers() -> None:
@@ -50,6 +51,9 @@ def test_the_bytes_of_a_checkpoint_are_those_of_its_tensors() -> None:
     assert checkpoint_bytes(settings, 3) == state + sum(4 * p.numel() for p in net.parameters())
     assert checkpoint_bytes(override(settings, {"train.momentum": 0}), 3) == state
     assert checkpoint_bytes(override(settings, {"train.momentum": 0, "train.ema_decay": 0.9}), 3) == 2 * state
+    frozen = sum(4 * p.numel() for p in freeze_batch_norm(net.backbone).parameters() if not p.requires_grad)
+    assert frozen > 0
+    assert checkpoint_bytes(override(settings, {"train.freeze_norm": True}), 3) == checkpoint_bytes(settings, 3) - frozen
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,8 @@ def test_elastic_workers_that_would_starve_the_data_are_an_error() -> None:
     (found,) = doctor.crowding(elastic(1, 4), 2, 0)
     assert found.level == "error"
     assert found.what == (
-        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, the data needs 1 (2 tasks x 0.5)"
+        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, 1 are needed beside them "
+        "(2 data tasks x 0.5)"
     )
     assert found.fix == "train.workers=[1, 2]"
     assert doctor.crowding(elastic(1, 2), 2, 0) == []
@@ -108,3 +113,33 @@ def test_a_feed_is_weighed_with_the_fewest_workers_and_with_those_that_start() -
     assert doctor.object_store(large, cluster) == []
     (found,) = doctor.object_store(large, cluster | {"object_store_memory": 2.0 * needed - 2})
     assert "blocks of 18 MiB on the way to the workers need 253 MiB" in found.what
+
+
+def test_a_validation_apart_takes_a_workers_cpus_beside_the_workers() -> None:
+    apart = config(evaluate__apart=True)
+    assert doctor.cpus(apart, 2.5) == []
+    (found,) = doctor.cpus(apart, 2)
+    assert found.what == (
+        "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation apart 0.5 + 2 data tasks x 0.5), the cluster has 2"
+    )
+    assert found.fix == "train.cpus_per_worker=0.33"
+    assert doctor.cpus(override(apart, {"train.cpus_per_worker": 0.33}), 2) == []
+    (found,) = doctor.crowding(elastic(1, 4, evaluate__apart=True), 3, 0)
+    assert found.fix == "train.workers=[1, 3]"
+    assert doctor.crowding(elastic(1, 3, evaluate__apart=True), 3, 0) == []
+
+
+def test_a_validation_apart_needs_a_gpu_that_no_worker_holds() -> None:
+    assert doctor.gpu_apart(config(), 64, 2) == []
+    two = config(evaluate__apart=True)
+    assert doctor.gpu_apart(two, 64, 0) == []  # all on CPUs
+    assert doctor.gpu_apart(two, 64, 3) == []
+    (found,) = doctor.gpu_apart(two, 64, 2)
+    assert found.level == "warning"
+    assert found.what == (
+        "evaluate.apart: validation needs a GPU beside those of the 2 workers, the cluster has 2: it waits until training ends"
+    )
+    assert found.fix == "evaluate.apart=false"
+    (found,) = doctor.gpu_apart(elastic(2, 8, evaluate__apart=True), 64, 4)
+    assert found.fix == "train.workers=[2, 3], or evaluate.apart=false"
+    assert doctor.gpu_apart(elastic(2, 3, evaluate__apart=True), 64, 4) == []
