@@ -128,6 +128,8 @@ class Evaluate(Section):
     """Average with the scores of the mirrored image."""
     panel_images: int = Field(4, ge=1)
     """Fixed validation images shown in MLflow."""
+    apart: bool = False
+    """Validate beside training in a Ray task of its own, on a GPU where training has GPUs; the workers go on at once."""
 
     @field_validator("window")
     @classmethod
