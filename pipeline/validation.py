@@ -59,10 +59,10 @@ def _told(samples: Iterator[Sample], progress: Callable[[], None]) -> Iterator[S
 
 
 def owed(job: Job, step: int) -> list[int]:
-    """Steps, the oldest first, of the stored checkpoints that should have a score and have none: those of validation steps, and
-    the one after `step` steps."""
+    """Steps, the oldest first, of the stored checkpoints that should have a score and have none: the one after `step` steps, and
+    those of validations before it."""
     every = job.config.train.validate_every
-    return [found for found in checkpoint.unscored(job.checkpoints) if found % every == 0 or found == step]
+    return [found for found in checkpoint.unscored(job.checkpoints) if found == step or (found < step and found % every == 0)]
 
 
 def apart(job: Job) -> ValidationConfig:

@@ -196,3 +196,11 @@ def test_changes_name_each_setting_with_both_values() -> None:
         "data.oversample was {'Car': 2} and is {'Car': 2, 'Bus': 3}",
     ]
     assert changed_settings(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"
+
+
+def test_patience_needs_scores_in_time() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(tree(stop={"patience": 3}, evaluate={"apart": True}))
+    assert raised.value.mistakes == [
+        "evaluate.apart = true: its scores come too late for stop.patience = 3 (try evaluate.apart=false or stop.patience=null)"
+    ]

@@ -28,7 +28,6 @@ TINY = [
     "train.workers=1", "train.steps=12", "train.validate_every=4", "train.keep_checkpoints=9", "train.cpus_per_worker=0.5",
     "tracking.register_as=null",
 ]  # fmt: skip
-SPENT = {"stop.hours": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +62,10 @@ def left(job: Job) -> Left:
     return Left(job, {each.step: each.progress for each in found})
 
 
-def gone_on(run: Left, config: Config) -> Job:
-    job = run.job._replace(config=config)
-    build_trainer(job).fit()
-    assert left_off(job) == "stop.hours = 1e-09 are spent: a larger value goes on from here"
-    return job
-
-
 @pytest.fixture(scope="module")
 def stopped(tiny: Config) -> Left:
-    """Told to stop at a validation."""
-    job = open_job(override(tiny, {"faults.look_every": 4}))
+    """Validated apart after step 4, told to stop after step 8."""
+    job = open_job(override(tiny, {"evaluate.apart": True, "faults.look_every": 8}))
     flag = cast(Any, StopFlag).remote()
     ray.get(flag.put_up.remote(STOPPED))
     assert run_job(job._replace(stop_flag=flag)) == STOPPED
@@ -82,57 +74,52 @@ def stopped(tiny: Config) -> Left:
 
 @pytest.fixture(scope="module")
 def ended(tiny: Config, stopped: Left) -> Left:
-    """Gone on with until step 6, with its budget spent."""
-    return left(gone_on(stopped, override(tiny, SPENT | {"faults.look_every": 6})))
+    """Gone on with, validated in place, until its budget is spent after step 10."""
+    job = stopped.job._replace(config=override(tiny, {"stop.hours": 1e-9, "faults.look_every": 10}))
+    build_trainer(job).fit()
+    assert left_off(job) == "stop.hours = 1e-09 are spent: a larger value goes on from here"
+    return left(job)
 
 
-@pytest.fixture(scope="module")
-def beside(tiny: Config, ended: Left) -> Left:
-    """Gone on with once more until step 10, validated apart."""
-    return left(gone_on(ended, override(tiny, SPENT | {"faults.look_every": 10, "evaluate.apart": True})))
+def test_validated_apart_a_checkpoint_gets_its_score_while_training_goes_on(stopped: Left) -> None:
+    assert list(stopped.progress) == [4, 8]
+    assert stopped.given_later == [4]
+    assert stopped.logged() == {4: stopped.progress[4]["metrics"]["miou"]}
 
 
 def test_a_run_told_to_stop_leaves_off_without_a_score(stopped: Left) -> None:
-    assert list(stopped.progress) == [4]
-    assert (stopped.progress[4]["score"], stopped.progress[4]["interrupted"]) == (None, STOPPED)
+    assert (stopped.progress[8]["score"], stopped.progress[8]["interrupted"]) == (None, STOPPED)
 
 
 def test_a_validation_that_was_owed_is_made_up_for_and_a_budget_ends_with_a_score(ended: Left) -> None:
-    assert ended.given_later == [4]
+    assert list(ended.progress) == [4, 8, 10]
+    assert ended.given_later == [4, 8]
     mious = {step: progress["metrics"]["miou"] for step, progress in ended.progress.items()}
-    assert list(mious) == [4, 6]
     assert ended.logged() == mious
-    assert ended.progress[6]["record"]["best"] == mious[4]  # counted by patience
+    assert ended.progress[10]["record"]["best"] == mious[8]  # patience counts those in place
+    client, run_id = MlflowClient(ended.job.tracking_uri), ended.job.run_id
+    for name in ("panel", "attention", "confusion_matrix"):
+        assert [Path(file.path).stem for file in client.list_artifacts(run_id, name)] == [f"step_{step:06d}" for step in mious]
 
 
-def test_beside_training_checkpoints_get_their_scores_later(beside: Left) -> None:
-    assert beside.given_later == [4, 8, 10]
-    assert beside.logged() == {step: progress["metrics"]["miou"] for step, progress in beside.progress.items()}
-    pictures = {"panel", "attention", "confusion_matrix"}
-    client, run_id = MlflowClient(beside.job.tracking_uri), beside.job.run_id
-    for name in pictures:
-        steps = [Path(file.path).stem for file in client.list_artifacts(run_id, name)]
-        assert steps == [f"step_{step:06d}" for step in (4, 6, 8, 10)]
-
-
-def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(beside: Left, caplog: pytest.LogCaptureFixture) -> None:
-    job, store = beside.job, beside.job.checkpoints
-    for step in (4, 8, 10):  # of which the workers themselves have validated the first
+def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(ended: Left, caplog: pytest.LogCaptureFixture) -> None:
+    job, store = ended.job, ended.job.checkpoints
+    for step in (4, 8):  # of which the workers themselves have validated the second
         store.delete(f"{checkpoint.folder_name(step)}/{SCORE}")
-    model = f"step-000008/{checkpoint.MODEL}"
+    model = f"step-000004/{checkpoint.MODEL}"
     whole = store.read(model)
     store.write(model, whole[:-1] + bytes([whole[-1] ^ 1]))
     make_up(job)
-    assert checkpoint.unscored(store) == [8]  # which does not verify
+    assert checkpoint.unscored(store) == [4]  # which does not verify
     store.write(model, whole)
     without_data = job._replace(config=override(job.config, {"storage.path": f"{job.config.storage.path}/nothing"}))
-    reported = ray.train.Checkpoint(store.url("step-000008"))
+    reported = ray.train.Checkpoint(store.url("step-000004"))
     with caplog.at_level(logging.WARNING):
         assert apart(without_data).fn(reported) == {}
-    assert "step-000008 is not validated yet, training goes on: " in caplog.text
-    assert checkpoint.unscored(store) == [8]
+    assert "step-000004 is not validated yet, training goes on: " in caplog.text
+    assert checkpoint.unscored(store) == [4]
     assert apart(job).fn(reported) == {}
-    assert left(job).progress == beside.progress
+    assert left(job).progress == ended.progress
 
 
 def test_workers_that_never_find_room_end_the_run(stopped: Left, monkeypatch: pytest.MonkeyPatch) -> None:
