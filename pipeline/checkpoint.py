@@ -1,8 +1,9 @@
 """Checkpoints: the state of a training in one folder each, which of a run's is taken, and which ones are kept.
 
 A checkpoint is a folder `step-000040` of `model.safetensors`, `optimizer.safetensors`, `average.safetensors` where the weights
-are averaged, `progress.json` and `manifest.json` (name -> sha256 and size of the others). Nothing in it is pickled, and none
-that does not match its manifest in every byte is ever loaded.
+are averaged, `progress.json` and `manifest.json` (name -> sha256 and size of the others); `score.json` is added to one that
+was stored before it was validated. Nothing in it is pickled, and none that does not match its manifest in every byte is ever
+loaded.
 """
 
 import json
@@ -29,15 +30,14 @@ from pipeline.checkpoint_files import (
     seal,
     upload,
     verify,
+    with_score,
+    write_score,
 )
 from pipeline.storage import StorageError, Store
 
-FREE_KEYS = {"data.oversample"}
-"""Settings that are dictionaries of the user's own keys: one more key is another value, not a setting of a later version."""
-
-__all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best", "changes",
-           "folder_name", "latest", "load", "load_best", "newest_progress", "prune", "restore", "save", "snapshot", "upload",
-           "verify"]  # fmt: skip
+__all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best",
+           "folder_name", "latest", "load", "load_best", "miou", "newest_progress", "prune", "restore", "save", "snapshot",
+           "unscored", "upload", "verify", "write_score"]  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
     model, optimizer, average = (
         _tensors(store, f"{name}/{file}", entries[file]) if file in wanted else {} for file in (MODEL, OPTIMIZER, AVERAGE)
     )
-    return Checkpoint(store.url(name), sha256, _progress(store, name, entries), model, optimizer, average)
+    return Checkpoint(store.url(name), sha256, _progress(store, name, sha256, entries), model, optimizer, average)
 
 
 def latest(store: Store) -> Checkpoint | None:
@@ -129,6 +129,17 @@ def newest_progress(store: Store) -> dict[str, Any] | None:
 def best(store: Store) -> str | None:
     """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when none has a score."""
     return next(map(folder_name, _ranked(_recorded(store))), None)
+
+
+def miou(progress: Mapping[str, Any]) -> float | None:
+    """The mIoU of a checkpoint that was validated."""
+    found: float | None = progress.get("metrics", {}).get("miou")
+    return found
+
+
+def unscored(store: Store) -> list[int]:
+    """Steps of the checkpoints that were not validated, the oldest first."""
+    return sorted(step for step, progress in _recorded(store) if miou(progress) is None)
 
 
 def restore(
@@ -160,7 +171,8 @@ def restore(
 
 
 def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
-    """Deletes all checkpoints but the best by mIoU and the newest `keep`, and torn ones older than the newest that verifies.
+    """Deletes all checkpoints but the best by mIoU, the newest `keep`, and those that are newer than the newest with a score, for
+    their own may be on its way; and torn ones older than the newest that verifies.
 
     Nothing goes before one that stays has been verified byte by byte; `stored` names a folder whose upload has just been, which
     is then not read again. A newer torn one may still be on its way. What fails is a warning, and tried again by the next call.
@@ -172,23 +184,6 @@ def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
         return
     for name in old:
         _delete(store, name)
-
-
-def changes(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`train.global_batch was 8 and is 16` for each setting that differs between two nested records.
-
-    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are: no change.
-    """
-    found = []
-    for name, was in recorded.items():
-        key = f"{prefix}{name}"
-        if name not in current:
-            found.append(f"{key} was {was!r} and is no setting any more")
-        elif isinstance(was, Mapping) and isinstance(current[name], Mapping) and key not in FREE_KEYS:
-            found += changes(was, current[name], f"{key}.")
-        elif was != current[name]:
-            found.append(f"{key} was {was!r} and is {current[name]!r}")
-    return found
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -204,12 +199,12 @@ def _tensors(store: Store, key: str, entry: Entry) -> Tensors:
         raise CheckpointError(f"{store.url(key)}: not in the safetensors format ({error})") from error
 
 
-def _progress(store: Store, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+def _progress(store: Store, name: str, sha256: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
     key = f"{name}/{PROGRESS}"
     progress = parse(store.url(key), read_verified(store, key, entries[PROGRESS]))
     if not isinstance(progress.get("step"), int):
         raise CheckpointError(f"{store.url(key)}: has no `step`")
-    return progress
+    return with_score(store, name, sha256, progress)
 
 
 def _folders(store: Store) -> dict[int, dict[str, int]]:
@@ -229,12 +224,12 @@ def _recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
     for step, held in _folders(store).items():
         name = folder_name(step)
         try:
-            _, entries = read_manifest(store, name)
+            sha256, entries = read_manifest(store, name)
             for file, entry in entries.items():
                 if held.get(file) != entry.bytes:
                     url, size = store.url(f"{name}/{file}"), held.get(file, "no")
                     raise CheckpointError(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
-            progress = _progress(store, name, entries)
+            progress = _progress(store, name, sha256, entries)
         except CheckpointError as error:
             logger.warning("checkpoint passed over: %s", error)
         else:
@@ -243,7 +238,7 @@ def _recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _ranked(records: Iterable[tuple[int, dict[str, Any]]]) -> list[int]:
     """Steps by mIoU, the best first, the later one of equals; those without a score are left out."""
-    scores = [(progress.get("metrics", {}).get("miou"), step) for step, progress in records]
+    scores = [(miou(progress), step) for step, progress in records]
     return [step for _, step in sorted((s for s in scores if s[0] is not None and math.isfinite(s[0])), reverse=True)]
 
 
@@ -268,7 +263,8 @@ def _dispensable(store: Store, keep: int, stored: str | None) -> list[str]:
     if newest is None:
         return []
     good = {step: progress for step, progress in whole.items() if step <= newest}
-    kept = {*list(good)[:keep], *_ranked(good.items())[:1]}
+    scored = max((step for step, progress in good.items() if miou(progress) is not None), default=-1)
+    kept = {*list(good)[:keep], *_ranked(good.items())[:1], *(step for step in good if step > scored)}
     return [folder_name(step) for step in _folders(store) if step < newest and step not in kept]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,13 @@ from pipeline.storage import Store
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
+SCORE = "score.json"
+"""Beside the manifest, which does not list it: the score of a checkpoint that was stored before it was validated."""
 PIECE_BYTES = 16 * 2**20
 """Largest part of a stored file that is in memory while it is compared."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -55,6 +61,38 @@ def verify(store: Store, name: str) -> None:
         if held := _difference(store, f"{name}/{file}", entry):
             url = store.url(f"{name}/{file}")
             raise CheckpointError(f"{url}: the manifest lists {entry.bytes} bytes but the store holds {held}")
+
+
+def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any], score: Mapping[str, Any]) -> None:
+    """Gives `<store>/<name>`, whose manifest has this checksum, the score that it was stored without; read back.
+
+    Raises CheckpointError when the store holds something else then.
+    """
+    key = f"{name}/{SCORE}"
+    data = json.dumps({"manifest_sha256": sha256, "metrics": metrics, "score": score}, indent=1).encode()
+    store.write(key, data)
+    if held := _difference(store, key, entry_of(data)):
+        raise CheckpointError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
+
+
+def with_score(store: Store, name: str, sha256: str, progress: dict[str, Any]) -> dict[str, Any]:
+    """The progress of a checkpoint as if the score it was given later had been in it from the start."""
+    url = store.url(f"{name}/{SCORE}")
+    if "miou" in progress.get("metrics", {}):
+        return progress
+    try:
+        given = parse(url, store.read(f"{name}/{SCORE}"))
+        if given.get("manifest_sha256") != sha256:
+            raise CheckpointError(f"{url}: is of another checkpoint of this name")
+        metrics, score = given.get("metrics"), given.get("score")
+        if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and isinstance(score, dict)):
+            raise CheckpointError(f"{url}: must give `metrics` with a miou, and `score`")
+    except FileNotFoundError:
+        return progress
+    except CheckpointError as error:
+        logger.warning("score passed over: %s", error)
+        return progress
+    return progress | {"metrics": progress.get("metrics", {}) | metrics, "score": score}
 
 
 def read_manifest(store: Store, name: str) -> tuple[str, dict[str, Entry]]:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.data_settings import Data
 from pipeline.plan import largest_share
@@ -19,6 +20,9 @@ NOT_SHAPING = {
 """Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums. What earlier versions
 recorded stays here: their checkpoints are compared as well (`max_failures`)."""
 
+FREE_KEYS = {"data.oversample"}
+"""Settings that are dictionaries of the user's own keys: one more key is another value, not a setting of a later version."""
+
 
 def shaping(record: dict[str, Any]) -> dict[str, Any]:
     """Of all settings, as a run records them, those that shape the trained model."""
@@ -28,6 +32,23 @@ def shaping(record: dict[str, Any]) -> dict[str, Any]:
     side = kept["data"]["crop_size"]
     kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side
     return kept
+
+
+def changed_settings(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`train.global_batch was 8 and is 16` for each setting that differs between two nested records.
+
+    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are: no change.
+    """
+    found = []
+    for name, was in recorded.items():
+        key = f"{prefix}{name}"
+        if name not in current:
+            found.append(f"{key} was {was!r} and is no setting any more")
+        elif isinstance(was, Mapping) and isinstance(current[name], Mapping) and key not in FREE_KEYS:
+            found += changed_settings(was, current[name], f"{key}.")
+        elif was != current[name]:
+            found.append(f"{key} was {was!r} and is {current[name]!r}")
+    return found
 
 
 class Config(Section):
@@ -48,6 +69,15 @@ class Config(Section):
     tracking: Tracking = Tracking()
     tune: Tune = Tune()
     benchmark: Benchmark = Benchmark()
+
+    @model_validator(mode="after")
+    def _in_time(self) -> Self:
+        if self.evaluate.apart and self.stop.patience is not None:
+            raise ValueError(
+                f"evaluate.apart = true: its scores come too late for stop.patience = {self.stop.patience} "
+                "(try evaluate.apart=false or stop.patience=null)"
+            )
+        return self
 
     @property
     def run_key(self) -> str:

@@ -27,6 +27,8 @@ class Interruption(NamedTuple):
     """Ray starts the workers anew on other nodes; otherwise the run ends here and is gone on with when it is submitted again."""
     saves: bool = True
     """There is time for a checkpoint."""
+    validates: bool = False
+    """And for its validation: a clean end."""
 
 
 @ray.remote(num_cpus=0)
@@ -96,13 +98,13 @@ class Lookout:
             too_late = "" if fits else f", too soon for a checkpoint, which takes {stored_s:.0f} s"
             return Interruption(f"node {nodes} is about to be taken away{time_left}{too_late}", moves=True, saves=fits)
         own = self._own() if ray.train.get_context().get_world_rank() == 0 else None
-        reason: str | None = ray.train.collective.broadcast_from_rank_zero(own)
-        return None if reason is None else Interruption(reason, moves=False)
+        found: Interruption | None = ray.train.collective.broadcast_from_rank_zero(own)
+        return found
 
-    def _own(self) -> str | None:
+    def _own(self) -> Interruption | None:
         """What rank 0 knows alone."""
         if over := self.spent.over(self.config.stop):
-            return over
+            return Interruption(over, moves=False, validates=True)
         if self.flag is None:
             return None
         try:
@@ -110,4 +112,4 @@ class Lookout:
         except ray.exceptions.RayError as error:  # the driver is gone or slow: Ray will say so itself
             logger.debug("the stop flag does not answer: %s", error)
             return None
-        return None if asked is None else str(asked)
+        return None if asked is None else Interruption(str(asked), moves=False)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ray
 
 from pipeline import checkpoint, cluster, doctor, doctor_training, evaluate, tracking
-from pipeline.config import Config, shaping
+from pipeline.config import Config, changed_settings, shaping
 from pipeline.datasets import open_data
 from pipeline.environment import environment
 from pipeline.feed import Feed
@@ -95,7 +95,7 @@ def _errors(findings: list[Finding]) -> list[str]:
 
 def changes(progress: dict[str, Any], config: Config, protocol: dict[str, Any]) -> str | None:
     """What the run's newest checkpoint was made with and is not so now, with the fix; None when it may be gone on with."""
-    changed = checkpoint.changes(shaping(progress["config"]), shaping(config.record()))
+    changed = changed_settings(shaping(progress["config"]), shaping(config.record()))
     before = progress.get("protocol", {})
     # What an older checkpoint did not record yet is no change.
     both = {key: (before[key], value) for key, value in protocol.items() if key in before}

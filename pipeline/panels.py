@@ -2,17 +2,16 @@
 
 import torch
 
-from ccnet import attention_maps
+from ccnet import CCNet, attention_maps
 from ccnet.inference import predict_classes
 from pipeline import figures
 from pipeline.datasets import evaluation_samples
 from pipeline.evaluate import as_batch
 from pipeline.job import Job
-from pipeline.learner import Learner
 from pipeline.transforms import UInt8, resize_to
 
 
-def of_validation(job: Job, learner: Learner) -> dict[str, UInt8]:
+def of_validation(job: Job, net: CCNet, device: torch.device) -> dict[str, UInt8]:
     """By name: `panel` of image, truth, prediction and error; `attention` of where one pixel looks, none for recurrence 0."""
     num_images = job.manifest.num_images("val")
     shown = min(job.config.evaluate.panel_images, num_images)
@@ -20,20 +19,20 @@ def of_validation(job: Job, learner: Learner) -> dict[str, UInt8]:
     predicted, looked = [], []
     samples = evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale)
     for rank, sample in enumerate(samples):
-        batch, size = as_batch(sample.image, learner.device), (sample.label.shape[0], sample.label.shape[1])
-        prediction = predict_classes(learner.net, batch, size)[0].cpu().numpy()
+        batch, size = as_batch(sample.image, device), (sample.label.shape[0], sample.label.shape[1])
+        prediction = predict_classes(net, batch, size)[0].cpu().numpy()
         predicted.append((resize_to(sample.image, size), sample.label, prediction))
-        if learner.net.head.recurrence:
+        if net.head.recurrence:
             # From the first image to the last a commoner class each.
-            looked.append((sample.image, *_attention(learner, batch, figures.notable_pixel(sample.label, rank), size)))
+            looked.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, job.manifest.colors, job.manifest.class_names)}
     return pictures | ({"attention": figures.attention_panel(looked)} if looked else {})
 
 
 def _attention(
-    learner: Learner, batch: torch.Tensor, pixel: figures.Pixel, size: tuple[int, int]
+    net: CCNet, batch: torch.Tensor, pixel: figures.Pixel, size: tuple[int, int]
 ) -> tuple[figures.Pixel, list[figures.Map]]:
     """A pixel of the label, whose (height, width) is `size`, as one of the image, and its maps: each pass, all together."""
     pixel = pixel[0] * batch.shape[2] // size[0], pixel[1] * batch.shape[3] // size[1]
-    maps = attention_maps(learner.net, batch, pixel)
+    maps = attention_maps(net, batch, pixel)
     return pixel, [one[0].float().cpu().numpy() for one in (*maps.passes, maps.composed)]

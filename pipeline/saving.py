@@ -1,13 +1,11 @@
 """How a run's state reaches the storage: copied at once, written by Ray Train's upload thread, and kept by its score."""
 
-import logging
 import os
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,25 +14,21 @@ import ray.train
 import ray.train.collective
 from ray.train import CheckpointUploadMode
 
-from pipeline import checkpoint, evaluate, figures, panels, workers
-from pipeline.datasets import Sample, evaluation_samples
+from pipeline import checkpoint, evaluate
 from pipeline.failures import explained
 from pipeline.interruptions import Spent
 from pipeline.job import Job
 from pipeline.learner import Learner
-from pipeline.plan import evaluation_share
 from pipeline.score import Score
 from pipeline.spool import MetricLog
 from pipeline.storage import Store
-
-logger = logging.getLogger(__name__)
 
 SCRATCH = f"ccnet-checkpoint-{socket.gethostname()}-"
 """Begins the names of the folders in which checkpoints are written before their upload; the writer's process id follows."""
 
 
 class Record(NamedTuple):
-    """What a run remembers beside its weights."""
+    """What a run remembers beside its weights. A checkpoint keeps it as it was before the checkpoint's own score."""
 
     replaced: int = 0
     """Training samples that could not be read and were replaced."""
@@ -48,9 +42,10 @@ class Record(NamedTuple):
 
     @classmethod
     def of(cls, progress: dict[str, Any]) -> "Record":
-        """As a checkpoint's progress tells."""
-        kept = progress.get("record", {})
-        return cls(**kept | {"spent": Spent(**kept.get("spent", {}))})
+        """As a checkpoint's progress tells, its score included."""
+        kept, miou = progress.get("record", {}), checkpoint.miou(progress)
+        record = cls(**kept | {"spent": Spent(**kept.get("spent", {}))})
+        return record if miou is None else record.scored(miou)
 
     def json(self) -> dict[str, Any]:
         return self._asdict() | {"spent": self.spent._asdict()}
@@ -70,13 +65,16 @@ class Saver:
         self.blocked_s, self.stored_s = 0.0, 0.0
         """Seconds that training waited for checkpoints, all in all, and that the last one took to be stored."""
 
-    def save(self, step: int, record: Record, *, score: Score | None = None, interrupted: str | None = None) -> None:
-        """Reports a checkpoint after `step` steps; one without a score, taken on leaving off, is stored when this returns."""
+    def save(
+        self, step: int, record: Record, *, score: Score | None = None, validation: bool = False, interrupted: str | None = None
+    ) -> None:
+        """Reports a checkpoint after `step` steps; one that is taken on leaving off is stored when this returns.
+
+        `validation` asks for its score to be made apart.
+        """
         started = time.monotonic()
-        metrics = {"step": step, "run_id": self.job.run_id}
-        if score:
-            metrics |= {"miou": score.miou, "num_images": score.num_images}
-        mode = CheckpointUploadMode.ASYNC if score else CheckpointUploadMode.SYNC
+        metrics = {"step": step, "run_id": self.job.run_id} | (score_metrics(score) if score else {})
+        mode = CheckpointUploadMode.SYNC if interrupted else CheckpointUploadMode.ASYNC
         name = checkpoint.folder_name(step)
         if self.log is None:
             ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
@@ -108,8 +106,9 @@ class Saver:
                 checkpoint_upload_mode=mode,
                 delete_local_checkpoint_after_upload=True,
                 checkpoint_upload_fn=partial(self._store, state, progress),
+                validation=validation,
             )
-        if not score:
+        if interrupted:
             ray.train.collective.barrier()  # the controller ends all workers when the first one leaves
         self.blocked_s += time.monotonic() - started
         if self.log:
@@ -148,28 +147,6 @@ def uploaded(store: Store, name: str) -> ray.train.Checkpoint:
     return ray.train.Checkpoint(path=f"{path.rstrip('/')}/{name}", filesystem=file_system)
 
 
-def _told(samples: Iterator[Sample], progress: Callable[[], None]) -> Iterator[Sample]:
-    for sample in samples:
-        yield sample
-        progress()
-
-
-def validate(job: Job, learner: Learner, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
-    """The score of the validation split, each image once over all workers; rank 0 logs it with its pictures.
-
-    `progress` is called at each image.
-    """
-    started = time.monotonic()
-    indices = evaluation_share(job.manifest.num_images("val"), workers.rank(), workers.world_size())
-    samples = _told(evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale), progress)
-    counts, num_images = evaluate.evaluate_samples(learner.scored, samples, len(job.manifest.class_names), learner.device)
-    protocol = evaluate.describe(job.config, job.manifest)
-    score = evaluate.reduced_score(counts, num_images, job.manifest, "val", protocol, learner.device)
-    if log:
-        log.metrics(score.metrics(), step)
-        log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
-        for name, picture in panels.of_validation(job, learner).items():
-            log.picture(name, step, picture)
-        logger.info("step %d/%d  val mIoU %.4f on %d images  (%.1f s)", step, job.config.train.steps, score.miou,
-                    score.num_images, time.monotonic() - started)  # fmt: skip
-    return score
+def score_metrics(score: Score) -> dict[str, Any]:
+    """What Ray Train and Tune are told of a score."""
+    return {"miou": score.miou, "num_images": score.num_images}

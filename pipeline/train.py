@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline import checkpoint, cluster, registry, tracking
 from pipeline.config import Config
@@ -20,6 +22,7 @@ from pipeline.job import Job, open_job
 from pipeline.saving import Record
 from pipeline.score import Score
 from pipeline.spool import MetricLog
+from pipeline.validation import apart, owed, validation_task
 from pipeline.worker import train_worker
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
     parent, _, name = path.rstrip("/").rpartition("/")
     use_gpu = cluster.gpus_for(train.fewest_workers)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    return TorchTrainer(
+    return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=use_gpu, resources_per_worker=resources),
@@ -45,14 +48,15 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
             name=name,
             storage_path=parent,
             storage_filesystem=file_system,
-            # How often is the judge's to say.
-            failure_config=FailureConfig(max_failures=-1),
-            # What is kept is ours to say (checkpoint.prune).
-            checkpoint_config=CheckpointConfig(checkpoint_score_attribute="miou", checkpoint_score_order="max"),
+            # How often is the judge's to say; workers that could not even be started are not shown to it (run_job).
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=-1, controller_failure_limit=job.config.faults.max_failures
+            ),
             callbacks=[cast(Any, Judge(job.config.faults, job.record_fault)), *(callbacks or [])],
         ),
         datasets={"train": placeholder()},
         dataset_config=PlannedData(job.feed),
+        validation_config=apart(job) if job.config.evaluate.apart else None,
     )
 
 
@@ -78,8 +82,9 @@ def run_job(job: Job) -> str | None:
             build_trainer(job).fit()
             return left_off(job)
         except Exception as error:
-            # Of the infrastructure only what no judge sees: the controller's own death, a worker's before it has begun.
-            if fault_of(error).kind is not Kind.INFRASTRUCTURE:
+            # Only what no judge sees: the controller's own death, a worker's before it has begun, a node that does not come back.
+            outside = fault_of(error).kind is Kind.INFRASTRUCTURE
+            if not outside and not isinstance(cause(error), WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError):
                 raise cause(error) from error
             step = job.first_step()
             failures = failures + 1 if step == before else 1
@@ -106,8 +111,16 @@ def left_off(job: Job) -> str | None:
     newest = checkpoint.newest_progress(job.checkpoints)
     if newest is None or newest["step"] >= job.config.train.steps:
         return None
-    reason: str | None = newest.get("interrupted") or ended(job)
+    # What it was interrupted for is over when a validation that was owed, or another setting, ended it since.
+    reason: str | None = ended(job) or newest.get("interrupted")
     return reason
+
+
+def make_up(job: Job) -> None:
+    """Validates the newest checkpoint, and those of validation steps, where that has not been done."""
+    newest = checkpoint.newest_progress(job.checkpoints)
+    if newest and owed(job, newest["step"]):
+        ray.get(validation_task(job, newest["step"]))
 
 
 @contextmanager
@@ -147,6 +160,7 @@ def train(config: Config) -> Outcome:
         MetricLog(job.tracking_uri, job.run_id).close()  # sends what an earlier attempt had to leave behind
         if reason == STOPPED:
             raise SystemExit(143)
+        make_up(job)
         best, score = best_of(job)
         record_best(job, best, score)
     except BaseException as error:

@@ -120,7 +120,7 @@ def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
     """One trial: the training of `jobs.train` under its overrides, reporting the global mIoU of every validation to Tune."""
     job = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
     try:
-        build_trainer(job, [TuneReportCallback()]).fit()
+        build_trainer(job, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
     except Exception:
         tracking.finish_run(job.tracking_uri, job.run_id, "FAILED")
         raise
@@ -141,9 +141,9 @@ def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> 
 
 def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
     """A trial's settings, with the fewest workers that may be: those fit the cluster, and elastic trials would take one another's
-    CPUs. The global batches, and so what is learnt, are the same for any number."""
+    CPUs. The global batches, and so what is learnt, are the same for any number. Validated in place: ASHA waits for scores."""
     config = override(config, overrides)
-    return override(config, {"train.workers": config.train.fewest_workers})
+    return override(config, {"train.workers": config.train.fewest_workers, "evaluate.apart": False})
 
 
 def _checkpoints(config: Config, key: str, number: str) -> Store:
@@ -190,6 +190,14 @@ def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
             return score
         logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
     raise checkpoint.CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")
+
+
+class TuneScoreCallback(TuneReportCallback):
+    """Leaves out the checkpoint of a trial that left off before its validation: Tune demands a score of every report."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if "miou" in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 class _Lines(tune.Callback):

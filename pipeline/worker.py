@@ -26,8 +26,9 @@ from pipeline.interruptions import Lookout
 from pipeline.job import Job
 from pipeline.learner import Learner
 from pipeline.progress import Progress, show_own_lines
-from pipeline.saving import Record, Saver, remove_left_over, validate
+from pipeline.saving import Record, Saver, remove_left_over, score_metrics
 from pipeline.spool import MetricLog
+from pipeline.validation import validate
 from pipeline.watchdog import Watchdog, stall_reason
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
     config, train = job.config, job.config.train
     progress = Progress(train.steps, train.global_batch)
     learner, batches, record = _start(job, log)
+    if config.stop.impatient(record.since_best):  # by a validation that was owed
+        return
     saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, workers.world_size())
     left_out, due = 0, False
     for step, image, label, replaced in progress.timed(batches):
@@ -88,22 +91,22 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
             log.metrics(points, done)
             logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss, text)
         kept = record._replace(replaced=total, spent=lookout.spent)
+        score, apart = None, config.evaluate.apart
+        if found:  # where there is no time for it, whoever goes on makes up for the validation
+            validates = found.validates
+        if validates and not apart:
+            score = validate(job, learner.scored, learner.device, done, log, watch.progress)
+            record = record.scored(score.miou)
+        if found.saves if found else validates:
+            with watch.paused():  # the storage has a patience of its own
+                saver.save(done, kept, score=score, validation=validates and apart, interrupted=found and found.reason)
         if found:
-            # Not validated first: a node may be gone before that is done. The next attempt makes up for it.
-            if found.saves:
-                with watch.paused():
-                    saver.save(done, kept, interrupted=found.reason)
             logger.warning("leaving off after step %d: %s", done, found.reason)
             if found.moves:
                 raise Moved(found.reason)
             return
-        if validates:
-            score = validate(job, learner, done, log, watch.progress)
-            record = record.scored(score.miou)
-            with watch.paused():  # the storage has a patience of its own
-                saver.save(done, kept.scored(score.miou), score=score)
-            if config.stop.impatient(record.since_best):
-                return
+        if config.stop.impatient(record.since_best):
+            return
 
 
 def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:
@@ -125,10 +128,24 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
         if workers.rank():  # counts are added up over all workers
             record = record._replace(replaced=0)
         logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
+        due = found.step % config.train.validate_every == 0 and not config.evaluate.apart
+        if due and checkpoint.miou(found.progress) is None:
+            record = record.scored(_make_up(job, learner, found, log))
     learner.distribute()
     size = workers.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, _chain(first, batches), record
+
+
+def _make_up(job: Job, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:
+    """Validates a checkpoint that was stored without its score, before training goes on from it; the mIoU."""
+    # Not counted as progress, for the first step still to come may compile for minutes.
+    score = validate(job, learner.scored, learner.device, found.step, log, lambda: None)
+    metrics = score_metrics(score)
+    if log:
+        checkpoint.write_score(job.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
+    ray.train.report({"step": found.step, "run_id": job.run_id} | metrics)
+    return score.miou
 
 
 def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:

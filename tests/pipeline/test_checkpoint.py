@@ -167,17 +167,3 @@ def test_other_files_of_a_run_are_no_checkpoints(store: Store, tmp_path: Path) -
     found = checkpoint.latest(store)
     assert found is not None
     assert found.step == 10
-
-
-def test_changes_name_each_setting_with_both_values() -> None:
-    before = {"seed": 1, "train": {"global_batch": 8, "gone": 1}, "loss": {"ohem": None}, "data": {"oversample": {"Car": 2}}}
-    after = {"seed": 1, "train": {"global_batch": 16, "added": 3}, "loss": {"ohem": {"threshold": 0.7}},
-             "data": {"oversample": {"Car": 2, "Bus": 3}}}  # fmt: skip
-    assert checkpoint.changes(before, before) == []
-    assert checkpoint.changes(before, after) == [
-        "train.global_batch was 8 and is 16",
-        "train.gone was 1 and is no setting any more",
-        "loss.ohem was None and is {'threshold': 0.7}",
-        "data.oversample was {'Car': 2} and is {'Car': 2, 'Bus': 3}",
-    ]
-    assert checkpoint.changes(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"

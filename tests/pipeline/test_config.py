@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import NOT_SHAPING, Config, shaping, without_password
+from pipeline.config import NOT_SHAPING, Config, changed_settings, shaping, without_password
 from pipeline.loading import ConfigError, load, override, parse
 from pipeline.settings import JOB_MARK
 
@@ -257,3 +257,25 @@ def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
 def test_every_shipped_configuration_can_be_searched_over(path: Path) -> None:
     """An override reads the whole configuration again, defaults included."""
     assert override(load(path), {"train.learning_rate": 0.02}).train.learning_rate == 0.02
+
+
+def test_changes_name_each_setting_with_both_values() -> None:
+    before = {"seed": 1, "train": {"global_batch": 8, "gone": 1}, "loss": {"ohem": None}, "data": {"oversample": {"Car": 2}}}
+    after = {"seed": 1, "train": {"global_batch": 16, "added": 3}, "loss": {"ohem": {"threshold": 0.7}},
+             "data": {"oversample": {"Car": 2, "Bus": 3}}}  # fmt: skip
+    assert changed_settings(before, before) == []
+    assert changed_settings(before, after) == [
+        "train.global_batch was 8 and is 16",
+        "train.gone was 1 and is no setting any more",
+        "loss.ohem was None and is {'threshold': 0.7}",
+        "data.oversample was {'Car': 2} and is {'Car': 2, 'Bus': 3}",
+    ]
+    assert changed_settings(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"
+
+
+def test_patience_needs_scores_in_time() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(tree(stop={"patience": 3}, evaluate={"apart": True}))
+    assert raised.value.mistakes == [
+        "evaluate.apart = true: its scores come too late for stop.patience = 3 (try evaluate.apart=false or stop.patience=null)"
+    ]

@@ -10,6 +10,10 @@ def test_a_trial_of_an_elastic_configuration_has_the_fewest_workers() -> None:
     assert trial.run_key == trial_config(config(), {"train.learning_rate": 0.05}).run_key  # the number shapes nothing
 
 
+def test_a_trial_is_validated_in_place() -> None:
+    assert not trial_config(config(evaluate__apart=True), {}).evaluate.apart
+
+
 def test_as_many_trials_run_at_a_time_as_fit_with_the_fewest_workers() -> None:
     assert concurrent_trials(elastic(1, 8), {"CPU": 16}) == 10  # of half a CPU and two halves for its data
     assert concurrent_trials(elastic(1, 8), {"CPU": 16, "GPU": 4}) == 4
