@@ -12,7 +12,7 @@ import ray
 import torch
 
 from pipeline.environment import describe_commit
-from tests.chaos.faults import CLOCK, ELASTIC, FAULTS, KILLS, Fault, Outcome, movable_clock, struck
+from tests.chaos.faults import CLOCK, CLOCKS, ELASTIC, FAULTS, KILLS, Fault, Outcome, movable_clock, struck
 from tests.chaos.run import ROOT
 from tests.chaos.scene import CONFIG, DEMO, Scene, Weights
 
@@ -54,7 +54,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main(target: Path) -> int:
     started, outcomes, kills, broken = time.monotonic(), [], [], []
 
-    def strike(into: list[Outcome], fault: Fault, weights: Weights, seed: int) -> None:
+    def strike(scene: Scene, into: list[Outcome], fault: Fault, weights: Weights, seed: int) -> None:
         print(f"{time.monotonic() - started:5.0f} s  {fault.name}", flush=True)
         try:
             outcome = struck(scene, fault, weights, f"fault-{seed}", seed)
@@ -69,16 +69,19 @@ def main(target: Path) -> int:
         broken.extend(f"{fault.name}: left over: {what}" for what in scene.left_over())
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        clock = movable_clock(Path(folder))
-        with Scene(Path(folder), DEMO, clock) as scene:
+        with Scene(Path(folder, "a"), DEMO) as scene:
             weights = calm(scene, "calm")
             for number, fault in enumerate(FAULTS):
-                strike(outcomes, fault, weights, SEED + number)
-                Path(clock[CLOCK]).write_text("0")
+                strike(scene, outcomes, fault, weights, SEED + number)
             for number in range(NUM_KILLS):
-                strike(kills, KILLS[number % len(KILLS)], weights, SEED + 100 + number)
-            strike(outcomes, ELASTIC, calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
-            broken.extend(f"left at the end: {process}" for process in scene.left_over())
+                strike(scene, kills, KILLS[number % len(KILLS)], weights, SEED + 100 + number)
+            strike(scene, outcomes, ELASTIC, calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
+        broken.extend(f"left at the end: {process}" for process in scene.processes().values())
+        clock = movable_clock(Path(folder))
+        with Scene(Path(folder, "b"), DEMO, clock) as scene:
+            for number, fault in enumerate(CLOCKS):
+                strike(scene, outcomes, fault, weights, SEED + 300 + number)
+                Path(clock[CLOCK]).write_text("0")
     minutes = (time.monotonic() - started) / 60
     text = HEAD.format(
         minutes=minutes, commit=describe_commit(), cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),

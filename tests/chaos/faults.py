@@ -223,10 +223,13 @@ FAULTS = (
     Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
     Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),
     Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
+)
+KILLS = FAULTS[:3]
+CLOCKS = (
     Fault("the clock an hour ahead", move_clock(3600), restarts=False),
     Fault("the clock an hour back", move_clock(-3600), restarts=False),
 )
-KILLS = FAULTS[:3]
+"""In a scene whose clock can be moved, which makes it slow."""
 ELASTIC = Fault(
-    "from 2 workers to 1 and back", shrink_and_grow, exact=False, overrides=("train.workers=[1, 2]", "train.steps=300")
+    "from 2 workers to 1 and back", shrink_and_grow, exact=False, overrides=("train.workers=[1, 2]", "train.steps=120")
 )

@@ -42,8 +42,8 @@ ALIKE = (
     # A node of one CPU holds one worker and the tasks that feed it, never two workers.
     "train.cpus_per_worker=0.6", "data.cpus_per_task=0.2",
 )  # fmt: skip
-DEMO = ("train.steps=40", "train.validate_every=10", *ALIKE)
-"""The demo at a quarter of its length, with a checkpoint as often in its course."""
+DEMO = ("train.steps=20", "train.validate_every=5", *ALIKE)
+"""The demo at an eighth of its length, with a checkpoint as often in its course."""
 TINY = (
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
     "train.steps=20", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
