@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline import checkpoint, cluster, registry, tracking
 from pipeline.config import Config
 from pipeline.datasets import PlannedData, placeholder
-from pipeline.failures import Judge, Kind, cause, fault_of
+from pipeline.failures import Kind, cause, fault_of
 from pipeline.interruptions import StopFlag
 from pipeline.job import Job, open_job
+from pipeline.judge import Judge
 from pipeline.saving import Record
 from pipeline.score import Score
 from pipeline.spool import MetricLog
@@ -83,8 +83,7 @@ def run_job(job: Job) -> str | None:
             return left_off(job)
         except Exception as error:
             # Only what no judge sees: the controller's own death, a worker's before it has begun, a node that does not come back.
-            outside = fault_of(error).kind is Kind.INFRASTRUCTURE
-            if not outside and not isinstance(cause(error), WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError):
+            if fault_of(error).kind is not Kind.INFRASTRUCTURE:
                 raise cause(error) from error
             step = job.first_step()
             failures = failures + 1 if step == before else 1

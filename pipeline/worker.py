@@ -79,17 +79,8 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
         total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
         if log and logs:
             points, text = progress.flush(done)
-            loss = float(result.losses["loss"])
-            points |= {f"train/loss_{name}": float(value) for name, value in result.losses.items() if name != "loss"}
-            points |= {
-                "train/loss": loss,
-                "train/learning_rate": learning_rate,
-                "train/gradient_norm": float(result.gradient_norm),
-            }
-            points |= {"train/skipped_steps": record.skipped} if record.skipped else {}
-            points |= {"data/replaced_samples": total} if config.data.max_skipped else {}
-            log.metrics(points, done)
-            logger.info("step %d/%d  loss %.4f  %s", done, train.steps, loss, text)
+            log.metrics(points | _points(config, result, learning_rate, record.skipped, total), done)
+            logger.info("step %d/%d  loss %.4f  %s", done, train.steps, float(result.losses["loss"]), text)
         kept = record._replace(replaced=total, spent=lookout.spent)
         score, apart = None, config.evaluate.apart
         if found:  # where there is no time for it, whoever goes on makes up for the validation
@@ -107,6 +98,14 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
             return
         if config.stop.impatient(record.since_best):
             return
+
+
+def _points(config: Config, result: StepResult, learning_rate: float, skipped: int, replaced: int) -> dict[str, float]:
+    """What MLflow is told of a step."""
+    points = {f"train/{name if name == 'loss' else f'loss_{name}'}": float(value) for name, value in result.losses.items()}
+    points |= {"train/learning_rate": learning_rate, "train/gradient_norm": float(result.gradient_norm)}
+    points |= {"train/skipped_steps": skipped} if skipped else {}
+    return points | ({"data/replaced_samples": replaced} if config.data.max_skipped else {})
 
 
 def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:

@@ -172,6 +172,7 @@ USED = {
     "average of the weights": lambda c: c.train.ema_decay,
     "frozen batch norm": lambda c: c.train.freeze_norm,
     "fine-tuning": lambda c: c.model.weights,
+    "validation apart": lambda c: c.evaluate.apart,
     "warm-up": lambda c: c.train.warmup_steps,
     "early stop": lambda c: c.stop.patience,
     "time budget": lambda c: c.stop.hours,

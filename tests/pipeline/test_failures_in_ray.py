@@ -23,7 +23,8 @@ from ray.train import Checkpoint, ControllerError, FailureConfig, RunConfig, Sca
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pipeline.failures import Judge, Kind, Moved, RunFailed, WorkerFault, cause, explained, fault_of
+from pipeline.failures import Kind, Moved, RunFailed, WorkerFault, cause, explained, fault_of
+from pipeline.judge import Judge
 from pipeline.samples import SampleError
 from pipeline.storage import StorageError
 from pipeline.train_settings import Faults
