@@ -2,27 +2,29 @@
 
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 import torch
 
 from pipeline.environment import describe_commit
-from tests.chaos.faults import CLOCK, CLOCKS, ELASTIC, FAULTS, KILLS, Fault, Outcome, movable_clock, struck
+from tests.chaos.faults import CLOCKS, ELASTIC, FAULTS, KILLS, Fault, Outcome, movable_clock, points, struck
 from tests.chaos.run import ROOT
 from tests.chaos.scene import CONFIG, DEMO, Scene, Weights
 
-NUM_KILLS, SEED = 20, 0
+KILLED_RUNS, KILLS_EACH, SEED = 5, 4, 0
 HEAD = """# Chaos: what a training survives
 
 Written by `make chaos` (`python -m tests.chaos`) in {minutes:.0f} minutes at commit {commit}, on {cpu}, {cores} cores, no
 GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes of one CPU, 2 workers, an S3 server (moto) behind a proxy and an
-MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`;
-each fault strikes a run of its own, after a step drawn under seed {seed}.
+MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`.
+Faults strike after steps drawn under seed {seed}; those of the same `run` struck one training one after another.
 
 `recovery`: seconds from the fault to the first step done after it. Of these, `start`: noticing it, ending the old processes,
 starting new ones, and that step; `load`: reading and verifying the checkpoint; `first batch`: until Ray Data has fed the
@@ -39,13 +41,14 @@ def calm(scene: Scene, name: str, *overrides: str) -> Weights:
 
 def table(outcomes: list[Outcome]) -> str:
     """One row for each outcome."""
-    rows = ["| fault | after step | recovery | start | load | first batch | lost | difference | mIoU |", "|" + "---|" * 9]
+    columns = ("run", "fault", "after step", "recovery", "start", "load", "first batch", "lost", "difference", "mIoU")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for outcome in outcomes:
         found = outcome.recovery
         parts = [f"{value:.1f}" for value in (found.start_s, found.load_s, found.first_batch_s)]
         parts = parts if outcome.fault.restarts else ["went on", "", ""]
         rows.append(
-            f"| {outcome.fault.name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
+            f"| {outcome.run} | {outcome.fault.name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
             f"{outcome.difference:g} | {outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed) |"
         )
     return "\n".join(rows)
@@ -54,41 +57,42 @@ def table(outcomes: list[Outcome]) -> str:
 def main(target: Path) -> int:
     started, outcomes, kills, broken = time.monotonic(), [], [], []
 
-    def strike(scene: Scene, into: list[Outcome], fault: Fault, weights: Weights, seed: int) -> None:
-        print(f"{time.monotonic() - started:5.0f} s  {fault.name}", flush=True)
+    def strike(scene: Scene, into: list[Outcome], faults: Sequence[Fault], weights: Weights, seed: int) -> None:
+        names = ", ".join(fault.name for fault in faults)
+        print(f"{time.monotonic() - started:5.0f} s  {names}", flush=True)
         try:
-            outcome = struck(scene, fault, weights, f"fault-{seed}", seed)
+            found = struck(scene, points(faults, 20, seed), weights, f"struck-{seed}", seed)
         except AssertionError as error:
-            broken.append(f"{fault.name}: {error}")
-        else:
-            into.append(outcome)
-            broken.extend(f"{fault.name} after step {outcome.step}: {what}" for what in outcome.faults)
+            broken.append(f"{names}: {error}")
+            found = []
+        into.extend(found)
+        for outcome in found:
             print(
                 f"         {outcome.recovery}  difference {outcome.difference:g}  {outcome.faults or 'as promised'}", flush=True
             )
-        broken.extend(f"{fault.name}: left over: {what}" for what in scene.left_over())
+            broken.extend(f"{outcome.fault.name} after step {outcome.step}: {what}" for what in outcome.faults)
+        broken.extend(f"{names}: left over: {what}" for what in scene.left_over())
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         with Scene(Path(folder, "a"), DEMO) as scene:
             weights = calm(scene, "calm")
-            for number, fault in enumerate(FAULTS):
-                strike(scene, outcomes, fault, weights, SEED + number)
-            for number in range(NUM_KILLS):
-                strike(scene, kills, KILLS[number % len(KILLS)], weights, SEED + 100 + number)
-            strike(scene, outcomes, ELASTIC, calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
+            for number in range(KILLED_RUNS):
+                drawn = random.Random(SEED + number)
+                strike(scene, kills, [drawn.choice(KILLS) for _ in range(KILLS_EACH)], weights, SEED + number)
+            for number, group in enumerate(FAULTS):
+                strike(scene, outcomes, group, weights, SEED + 100 + number)
+            strike(scene, outcomes, [ELASTIC], calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
         broken.extend(f"left at the end: {process}" for process in scene.processes().values())
         clock = movable_clock(Path(folder))
         with Scene(Path(folder, "b"), DEMO, clock) as scene:
-            for number, fault in enumerate(CLOCKS):
-                strike(scene, outcomes, fault, weights, SEED + 300 + number)
-                Path(clock[CLOCK]).write_text("0")
+            strike(scene, outcomes, CLOCKS, weights, SEED + 300)
     minutes = (time.monotonic() - started) / 60
     text = HEAD.format(
         minutes=minutes, commit=describe_commit(), cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),
         ray=ray.__version__, torch=torch.__version__, config=CONFIG, overrides=" ".join(DEMO), seed=SEED,
     )  # fmt: skip
-    kept = f"{sum(not o.difference for o in kills)} of {NUM_KILLS} with the weights of the undisturbed run bit for bit"
-    text += f"\n## One of each\n\n{table(outcomes)}\n\n## Kills at random points: {kept}\n\n{table(kills)}\n"
+    exact = f"{sum(not o.difference for o in kills)} of {KILLED_RUNS * KILLS_EACH} in runs that end bit for bit as the undisturbed one"
+    text += f"\n## One of each\n\n{table(outcomes)}\n\n## Kills at random points: {exact}\n\n{table(kills)}\n"
     if broken:
         text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
     target.write_text(text)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +47,12 @@ class Fault(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a run that a fault struck after step `step`."""
+    """What became of a run that a fault struck."""
 
+    run: str
     fault: Fault
     step: int
+    """Last step done before."""
     committed: int
     """Step of the last checkpoint that was whole at that moment."""
     recovery: Recovery
@@ -72,29 +74,26 @@ class Outcome(NamedTuple):
         return found
 
 
-def struck(scene: Scene, fault: Fault, calm: Weights, name: str, seed: int, step: int | None = None) -> Outcome:
-    """Starts a training, strikes it after a step drawn under the seed, and compares its end with the undisturbed one's."""
-    drawn = random.Random(seed)
-    overrides = (f"name={name}", *fault.overrides)
+def struck(scene: Scene, blows: Sequence[tuple[Fault, int]], calm: Weights, name: str, seed: int) -> list[Outcome]:
+    """Starts a training, strikes it by each fault after its step, and compares its end with the undisturbed one's."""
+    drawn, submitted = random.Random(seed), any(fault.submitted for fault, _ in blows)
+    overrides = (f"name={name}", *(override for fault, _ in blows for override in fault.overrides))
     config = scene.config(*overrides)
-    step = step or drawn.randint(2, config.train.steps - 2)
 
     def again() -> Run:
-        return scene.run(scene.words("submit", "train", *overrides)) if fault.submitted else scene.start(*overrides)
+        return scene.run(scene.words("submit", "train", *overrides)) if submitted else scene.start(*overrides)
 
-    run = again()
-    run.wait_for_step(step)
-    time.sleep(drawn.random() / 2)  # anywhere in the step after
-    committed, at = scene.committed(config), time.monotonic()
-    went_on = fault.strike(Stage(scene, run, again, drawn, config))
-    if fault.restarts:
-        found = recovery(run, went_on, at)
-    else:
-        done = went_on.wait_for_step(run.last_step(at) + 1, after=at)
-        found = Recovery(done.at - at, 0.0, 0.0, run.last_step(at), run.last_step(at))
-    went_on.succeed()
+    run, at, found = again(), 0.0, []
+    for fault, step in blows:
+        run.wait_for_step(step, after=at)
+        time.sleep(drawn.random() / 2)  # anywhere in the step after
+        committed, at = scene.committed(config), time.monotonic()
+        went_on = fault.strike(Stage(scene, run, again, drawn, config))
+        found.append((name, fault, run.last_step(at), committed, recovery(run, went_on, at, restarts=fault.restarts)))
+        run = went_on
+    run.succeed()
     weights = scene.weights(config)
-    return Outcome(fault, run.last_step(at), committed, found, weights.difference(calm), weights.miou, calm.miou)
+    return [Outcome(*each, weights.difference(calm), weights.miou, calm.miou) for each in found]
 
 
 def kill_worker(stage: Stage) -> Run:
@@ -209,22 +208,30 @@ def shrink_and_grow(stage: Stage) -> Run:
     return run
 
 
-FAULTS = (
+KILLS = (
     Fault("a worker killed", kill_worker),
     Fault("the driver killed", kill_driver),
     Fault("the second node killed", kill_node),
-    Fault("Ray Train's controller killed", kill_controller),
-    Fault("the whole cluster restarted", restart_cluster),
-    Fault("a worker frozen (SIGSTOP)", freeze_worker, overrides=("faults.hang_s=10",)),
-    Fault("a node taken away with notice", preempt_node, loses_steps=False),
-    Fault("the job stopped and submitted again", stop_job, loses_steps=False, submitted=True),
-    Fault(f"S3 answers 503 for {SICK_S:g} s", sicken("slow_down"), restarts=False),
-    Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
-    Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
-    Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),
-    Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
 )
-KILLS = FAULTS[:3]
+FAULTS = (
+    (
+        Fault("Ray Train's controller killed", kill_controller),
+        Fault("a worker frozen (SIGSTOP)", freeze_worker, overrides=("faults.hang_s=10",)),
+        Fault("the whole cluster restarted", restart_cluster),
+    ),
+    (
+        Fault(f"S3 answers 503 for {SICK_S:g} s", sicken("slow_down"), restarts=False),
+        Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
+        Fault("a node taken away with notice", preempt_node, loses_steps=False),
+    ),
+    (
+        Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
+        Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),
+        Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
+    ),
+    (Fault("the job stopped and submitted again", stop_job, loses_steps=False, submitted=True),),
+)
+"""Those of a group strike one run, one after another."""
 CLOCKS = (
     Fault("the clock an hour ahead", move_clock(3600), restarts=False),
     Fault("the clock an hour back", move_clock(-3600), restarts=False),
@@ -233,3 +240,8 @@ CLOCKS = (
 ELASTIC = Fault(
     "from 2 workers to 1 and back", shrink_and_grow, exact=False, overrides=("train.workers=[1, 2]", "train.steps=120")
 )
+
+
+def points(faults: Sequence[Fault], steps: int, seed: int) -> list[tuple[Fault, int]]:
+    """Each fault with the step, drawn under the seed, after which it strikes."""
+    return list(zip(faults, sorted(random.Random(seed).sample(range(2, steps - 1), len(faults))), strict=True))

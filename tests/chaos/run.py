@@ -69,8 +69,8 @@ class Run:
         return self.wait_for(rf"step {step}/\d+  loss", **options)
 
     def last_step(self, before: float) -> int:
-        """The last step whose line came before that time."""
-        return max((int(m[1]) for line in self.lines if line.at <= before and (m := STEP.search(line.text))), default=0)
+        """The step of the last line of a step that came before that time."""
+        return next((int(m[1]) for line in reversed(self.lines) if line.at <= before and (m := STEP.search(line.text))), 0)
 
     def kill(self) -> None:
         """kill -9 of the driver."""
@@ -112,12 +112,18 @@ class Recovery(NamedTuple):
         return max(0, self.step_before - self.resumed_at)
 
 
-def recovery(before: Run, after: Run, fault_at: float) -> Recovery:
-    """What the logs tell of a fault at that time; `after` is the run that went on, often the same one."""
+def recovery(before: Run, after: Run, fault_at: float, *, restarts: bool = True) -> Recovery:
+    """What the logs tell of a fault at that time; `after` is the run that went on, often the same one.
+
+    Where no worker starts anew, what is measured is the time to the next step.
+    """
+    last = before.last_step(fault_at)
+    if not restarts:
+        return Recovery(after.wait_for(STEP.pattern, after=fault_at).at - fault_at, 0.0, 0.0, last, last)
     batch = after.wait_for(FIRST_BATCH.pattern, after=fault_at)
     fed = FIRST_BATCH.search(batch.text)
     found = [m for line in after.lines if fault_at < line.at <= batch.at and (m := RESUMED.search(line.text))]
     step, load_s = (int(found[-1][1]), float(found[-1][2])) if found else (0, 0.0)
     assert fed
     done = after.wait_for_step(step + 1, after=batch.at - 1)
-    return Recovery(done.at - fault_at, load_s, float(fed[1]), before.last_step(fault_at), step)
+    return Recovery(done.at - fault_at, load_s, float(fed[1]), last, step)
