@@ -47,9 +47,10 @@ def table(outcomes: list[Outcome]) -> str:
         found = outcome.recovery
         parts = [f"{value:.1f}" for value in (found.start_s, found.load_s, found.first_batch_s)]
         parts = parts if outcome.fault.restarts else ["went on", "", ""]
+        name, end = outcome.fault.name, f"{outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed)"
         rows.append(
-            f"| {outcome.run} | {outcome.fault.name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
-            f"{outcome.difference:g} | {outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed) |"
+            f"| {outcome.run} | {name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
+            f"{outcome.difference:g} | {end} |"
         )
     return "\n".join(rows)
 
@@ -91,7 +92,7 @@ def main(target: Path) -> int:
         minutes=minutes, commit=describe_commit(), cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),
         ray=ray.__version__, torch=torch.__version__, config=CONFIG, overrides=" ".join(DEMO), seed=SEED,
     )  # fmt: skip
-    exact = f"{sum(not o.difference for o in kills)} of {KILLED_RUNS * KILLS_EACH} in runs that end bit for bit as the undisturbed one"
+    exact = f"{sum(not o.difference for o in kills)} of {KILLED_RUNS * KILLS_EACH} in runs that end as the undisturbed one"
     text += f"\n## One of each\n\n{table(outcomes)}\n\n## Kills at random points: {exact}\n\n{table(kills)}\n"
     if broken:
         text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
