@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline import checkpoint, transforms
+from pipeline import transforms
 from pipeline.config import Config
 from pipeline.loading import load
 from pipeline.storage import open_store
@@ -98,13 +97,6 @@ def history(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def weights(config: Config, step: int) -> str:
-    """sha256 of the weights of a checkpoint."""
-    store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
-    checkpoint.load(store, checkpoint.folder_name(step))
-    return hashlib.sha256(store.read(f"{checkpoint.folder_name(step)}/{checkpoint.MODEL}")).hexdigest()
-
-
 def test_preparing_again_does_nothing_twice(prepared: str, command: Command) -> None:
     assert "train" in prepared
     assert "already prepared" in command("prepare").stderr
@@ -139,41 +131,6 @@ def test_one_worker_has_the_loss_curve_of_two(trained: str, command: Command, cl
     assert done.returncode == 0, done.stderr
     two, one = (history(client, only_run(client, c), "train/loss") for c in (tiny(), tiny("train.workers=1", "name=alone")))
     np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
-
-
-def test_a_killed_job_goes_on_from_its_checkpoint_in_the_same_run(
-    trained: str, stack: dict[str, str], client: MlflowClient, access: None
-) -> None:
-    config = tiny("name=killed")
-    words = [sys.executable, "-m", "jobs.submit", "train", CONFIG, *TINY, "name=killed"]
-    with subprocess.Popen(words, cwd=ROOT, env=os.environ | stack, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout
-        for line in job.stdout:
-            if f"step 12/{STEPS}" in line:
-                os.kill(driver_of("name=killed"), signal.SIGKILL)
-                break
-        job.stdout.read()
-        assert job.wait(timeout=60) != 0
-    again = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stdout
-    assert "resumed at step " in again.stdout
-    run = only_run(client, config)
-    assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
-    assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
-    assert weights(config, STEPS) == weights(tiny(), STEPS)
-
-
-def driver_of(mark: str) -> int:
-    """Process id of the job's driver: the interpreter that runs jobs.train with this argument."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"jobs.train" in words and mark.encode() in words:
-                return int(entry.name)
-    raise AssertionError(f"no driver with {mark}")
 
 
 def test_a_finished_run_is_not_trained_again(trained: str, command: Command) -> None:

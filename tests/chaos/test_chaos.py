@@ -1,8 +1,12 @@
 """The short chaos suite: a run that is struck again and again ends as the undisturbed one. `make chaos` does it all."""
 
+import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.chaos.faults import KILLS, points, struck
 from tests.chaos.scene import Scene, Weights
@@ -24,8 +28,24 @@ def undisturbed(scene: Scene) -> Weights:
     return scene.weights(scene.config("name=calm"))
 
 
+def mlflow_text(client: MlflowClient, run_id: str, name: str) -> str:
+    """A text that a run keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, name, folder)).read_text()
+
+
 def test_a_run_whose_worker_node_and_driver_are_killed_ends_as_the_undisturbed_one(scene: Scene, undisturbed: Weights) -> None:
     outcomes = struck(scene, points(KILLS, steps=20, seed=1), undisturbed, "killed", seed=1)
     assert [outcome.faults for outcome in outcomes] == [[], [], []]
     assert all(outcome.recovery.total_s < 60 for outcome in outcomes)
     assert scene.left_over() == []
+    # One run in MLflow, and each point once.
+    client = MlflowClient(scene.mlflow.uri)
+    experiment = client.get_experiment_by_name("demo")
+    key = scene.config("name=killed").run_key
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`ccnet.run_key` = '{key}'")
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 21))
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/miou")] == [5, 10, 15, 20]
+    kinds = [json.loads(line)["kind"] for line in mlflow_text(client, run.info.run_id, "faults.jsonl").splitlines()]
+    assert kinds == ["infrastructure"] * 2, "a worker's and a node's end; the driver's nobody saw"
