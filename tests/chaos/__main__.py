@@ -62,10 +62,12 @@ def main(target: Path) -> int:
         names = ", ".join(fault.name for fault in faults)
         print(f"{time.monotonic() - started:5.0f} s  {names}", flush=True)
         try:
-            found = struck(scene, points(faults, 20, seed), weights, f"struck-{seed}", seed)
+            found = struck(scene, points(faults, scene.config().train.steps, seed), weights, f"struck-{seed}", seed)
         except AssertionError as error:
             broken.append(f"{names}: {error}")
             found = []
+            scene.stop_cluster()
+            scene.start_cluster()
         into.extend(found)
         for outcome in found:
             print(

@@ -3,11 +3,14 @@
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 
 from pipeline.config import Config
 from tests.chaos.run import Recovery, Run, recovery
@@ -80,9 +83,7 @@ def struck(scene: Scene, blows: Sequence[tuple[Fault, int]], calm: Weights, name
     overrides = (f"name={name}", *(override for fault, _ in blows for override in fault.overrides))
     config = scene.config(*overrides)
 
-    def again() -> Run:
-        return scene.run(scene.words("submit", "train", *overrides)) if submitted else scene.start(*overrides)
-
+    again = partial(scene.start, *overrides, submitted=submitted)
     run, at, found = again(), 0.0, []
     for fault, step in blows:
         run.wait_for_step(step, after=at)
@@ -136,9 +137,10 @@ def preempt_node(stage: Stage) -> Run:
     """The node's end is told a minute before, and another one comes."""
     scene, run = stage.scene, stage.run
     assert scene.cluster
-    told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
-    ray = str(Path(sys.executable).parent / "ray")
-    subprocess.run([ray, "drain-node", "--address", scene.cluster.address, "--node-id", scene.second.node_id, *told], check=True)
+    deadline_ms = int(1000 * (time.time() + 60))
+    gcs = GcsClient(address=scene.cluster.address)
+    taken = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    assert gcs.drain_node(scene.second.node_id, taken, "spot", deadline_ms)[0]
     run.wait_for("leaving off after step")
     scene.kill_second()
     scene.add_second()
@@ -221,14 +223,14 @@ FAULTS = (
     ),
     (
         Fault(f"S3 answers 503 for {SICK_S:g} s", sicken("slow_down"), restarts=False),
-        Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
-        Fault("a node taken away with notice", preempt_node, loses_steps=False),
-    ),
-    (
-        Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
-        Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),
         Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
     ),
+    (
+        Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
+        Fault(f"S3 refuses connections for {SICK_S:g} s", lose_store, restarts=False),
+    ),
+    (Fault(f"S3's disk full (507) for {SICK_S:g} s", sicken("full"), restarts=False),),
+    (Fault("a node taken away with notice", preempt_node, loses_steps=False),),
     (Fault("the job stopped and submitted again", stop_job, loses_steps=False, submitted=True),),
 )
 """Those of a group strike one run, one after another."""
@@ -243,5 +245,5 @@ ELASTIC = Fault(
 
 
 def points(faults: Sequence[Fault], steps: int, seed: int) -> list[tuple[Fault, int]]:
-    """Each fault with the step, drawn under the seed, after which it strikes."""
-    return list(zip(faults, sorted(random.Random(seed).sample(range(2, steps - 1), len(faults))), strict=True))
+    """Each fault with the step of the first half, drawn under the seed, after which it strikes."""
+    return list(zip(faults, sorted(random.Random(seed).sample(range(2, steps // 2), len(faults))), strict=True))

@@ -42,8 +42,8 @@ ALIKE = (
     # A node of one CPU holds one worker and the tasks that feed it, never two workers.
     "train.cpus_per_worker=0.6", "data.cpus_per_task=0.2",
 )  # fmt: skip
-DEMO = ("train.steps=20", "train.validate_every=5", *ALIKE)
-"""The demo at an eighth of its length, with a checkpoint as often in its course."""
+DEMO = ("train.steps=30", "train.validate_every=5", *ALIKE)
+"""The demo, shorter."""
 TINY = (
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
     "train.steps=20", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
@@ -73,6 +73,7 @@ class Scene:
             "RAY_AUTH_MODE": "disabled",
             "PYTHONUNBUFFERED": "1",
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S),
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
             **CREDENTIALS,
             **(environment or {}),
         }
@@ -152,13 +153,14 @@ class Scene:
         """The configuration of a run in this scene."""
         return load(ROOT / CONFIG, [f"storage.path=s3://{self.bucket}", *self.overrides, *overrides])
 
-    def words(self, verb: str, *overrides: str) -> list[str]:
-        """The command of a job in this scene."""
-        return [sys.executable, "-m", f"jobs.{verb}", CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
+    def words(self, verb: str, *overrides: str, submitted: bool = False) -> list[str]:
+        """The command of a job in this scene, `submitted` to the cluster's job server."""
+        module = ["jobs.submit", verb] if submitted else [f"jobs.{verb}"]
+        return [sys.executable, "-m", *module, CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
 
-    def start(self, *overrides: str) -> Run:
+    def start(self, *overrides: str, submitted: bool = False) -> Run:
         """Starts a training, or goes on with it."""
-        return self.run(self.words("train", *overrides))
+        return self.run(self.words("train", *overrides, submitted=submitted))
 
     def run(self, words: list[str]) -> Run:
         """Starts a process that belongs to the scene."""
