@@ -68,7 +68,10 @@ class Scene:
         self.s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.cluster: Cluster | None = None
         self.second: Any = None
+        # The job server's `python` is to be this one.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.own = {
+            "PATH": path,
             MARK: self.mark,
             "RAY_AUTH_MODE": "disabled",
             "PYTHONUNBUFFERED": "1",
