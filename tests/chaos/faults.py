@@ -240,7 +240,10 @@ CLOCKS = (
 )
 """In a scene whose clock can be moved, which makes it slow."""
 ELASTIC = Fault(
-    "from 2 workers to 1 and back", shrink_and_grow, exact=False, overrides=("train.workers=[1, 2]", "train.steps=80")
+    "from 2 workers to 1 and back",
+    shrink_and_grow,
+    exact=False,
+    overrides=("train.workers=[1, 2]", "train.steps=80", "train.validate_every=10"),
 )
 
 
