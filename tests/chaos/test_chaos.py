@@ -49,3 +49,16 @@ def test_a_run_whose_worker_node_and_driver_are_killed_ends_as_the_undisturbed_o
     assert sorted(point.step for point in client.get_metric_history(run.info.run_id, "val/miou")) == [5, 10, 15, 20]
     kinds = [json.loads(line)["kind"] for line in mlflow_text(client, run.info.run_id, "faults.jsonl").splitlines()]
     assert kinds == ["infrastructure"] * 2, "a worker's and a node's end; the driver's nobody saw"
+
+
+def test_a_store_that_keeps_nothing_of_a_checkpoint_ends_the_run_and_is_named(scene: Scene) -> None:
+    scene.proxy.aimed = {r"PUT .*/model\.safetensors": "length_required"}
+    run = scene.start("name=lost", "train.workers=1")
+    code = run.finish()
+    scene.proxy.aimed = {}
+    assert code == 1
+    assert scene.committed(scene.config("name=lost")) == 0
+    key = f"s3://{scene.bucket}/runs/{scene.config('name=lost').run_key}/step-000005/model.safetensors"
+    assert f"{key} at {scene.proxy.endpoint}: 411" in run.lines[-2].text, run.log[-3000:]
+    assert "not retried: the same as before" in run.lines[-1].text
+    assert scene.left_over() == []
