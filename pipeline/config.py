@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import to_jsonable_python
 
 from pipeline.data_settings import Data
 from pipeline.plan import largest_share
@@ -20,6 +21,7 @@ NOT_SHAPING = {
 """Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums. What earlier versions
 recorded stays here: their checkpoints are compared as well (`max_failures`)."""
 
+UNKNOWN = object()
 FREE_KEYS = {"data.oversample"}
 """Settings that are dictionaries of the user's own keys: one more key is another value, not a setting of a later version."""
 
@@ -34,12 +36,25 @@ def shaping(record: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _default(section: str, name: str) -> Any:
+    """The default of a section's setting as records have it; UNKNOWN of settings within settings, and of those without one."""
+    sections: dict[str, type[Section]] = {"data": Data, "model": Model, "train": Train, "loss": Loss}
+    field = sections[section].model_fields.get(name) if section in sections else None
+    if field is None or field.is_required():
+        return UNKNOWN
+    return to_jsonable_python(field.get_default(call_default_factory=True))
+
+
 def changed_settings(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`train.global_batch was 8 and is 16` for each setting that differs between two nested records.
 
-    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are: no change.
+    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are, and counts as such.
     """
     found = []
+    for name in current.keys() - recorded.keys():
+        default = _default(prefix.rstrip("."), name)
+        if default is not UNKNOWN and current[name] != default:
+            found.append(f"{prefix}{name} was {default!r} and is {current[name]!r}")
     for name, was in recorded.items():
         key = f"{prefix}{name}"
         if name not in current:

@@ -23,6 +23,7 @@ def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) ->
         *precision(config, cluster.get("GPU", 0)),
         *compiler(config),
         *frozen(config),
+        *passes(config),
         *without_effect(config),
     ]
 
@@ -65,6 +66,18 @@ def frozen(config: Config) -> list[Finding]:
         return []
     what = "train.freeze_norm: without model.weights the backbone has statistics of 0 and 1, and keeps them"
     return [Finding("warning", what, "model.weights=..., or leave train.freeze_norm out")]
+
+
+def passes(config: Config) -> list[Finding]:
+    """Batch norm over passes whose images depend on the number of workers."""
+    train = config.train
+    elastic = train.fewest_workers < train.most_workers
+    if not (elastic and train.micro_batch and train.micro_batch < largest_share(train.global_batch, train.fewest_workers)):
+        return []
+    if train.freeze_norm:
+        return []
+    what = f"train.micro_batch = {train.micro_batch}: batch norm sees other images with each number of workers"
+    return [Finding("warning", what, "train.freeze_norm=true, or leave it out")]
 
 
 def without_effect(config: Config) -> list[Finding]:

@@ -120,8 +120,10 @@ def fault_of(error: BaseException) -> Fault:
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
             return Fault(kind, words)
-        if isinstance(link, MemoryShort) or is_memory_short(link):
-            return Fault(Kind.MEMORY, _brief(words), smaller=getattr(link, "smaller", False))
+        if isinstance(link, MemoryShort):
+            return Fault(Kind.MEMORY, _brief(words), smaller=link.smaller)
+        if is_memory_short(link):  # outside a step, where no smaller pass helps; the dead workers' memory may not be free yet
+            return Fault(Kind.INFRASTRUCTURE, _told(chain, link), raised=True)
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
         if not names & _WRAPPERS and (found := _infrastructure(names, words)):

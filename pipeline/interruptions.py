@@ -15,8 +15,8 @@ from pipeline.train_settings import Stop
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
-MARGIN = 1.5
-"""A checkpoint is begun when so many times the seconds are left that the last one took."""
+MARGIN = 3.0
+"""A checkpoint is begun when so many times the seconds are left that the last one took: another may be on its way still."""
 
 
 class Interruption(NamedTuple):
@@ -33,7 +33,7 @@ class Interruption(NamedTuple):
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """Raised by the driver when the job is told to stop; it lives as long as the driver."""
+    """Raised by the driver when the job is told to stop; it lives on the driver's node and as long as the driver."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -45,6 +45,18 @@ class StopFlag:
     def seen(self) -> str | None:
         """The reason, None while nothing was asked."""
         return self.reason
+
+
+def asked(flag: Any) -> str | None:
+    """Why a run is asked to leave off; None when it is not, or there is nobody to ask."""
+    if flag is None:
+        return None
+    try:
+        reason: str | None = ray.get(flag.seen.remote(), timeout=ANSWER_S)
+    except ray.exceptions.RayError as error:
+        logger.warning("whether the job is told to stop cannot be seen: %s", str(error).splitlines()[0])
+        return None
+    return reason
 
 
 class Spent(NamedTuple):
@@ -105,11 +117,5 @@ class Lookout:
         """What rank 0 knows alone."""
         if over := self.spent.over(self.config.stop):
             return Interruption(over, moves=False, validates=True)
-        if self.flag is None:
-            return None
-        try:
-            asked: Any = ray.get(self.flag.seen.remote(), timeout=ANSWER_S)
-        except ray.exceptions.RayError as error:  # the driver is gone or slow: Ray will say so itself
-            logger.debug("the stop flag does not answer: %s", error)
-            return None
-        return None if asked is None else Interruption(str(asked), moves=False)
+        reason = asked(self.flag)
+        return None if reason is None else Interruption(reason, moves=False)

@@ -27,6 +27,8 @@ class Job(NamedTuple):
     checkpoints: Store
     tracking_uri: str
     run_id: str
+    on_gpus: bool = False
+    """Each training worker holds a GPU; decided when the run starts, for a lost node must not move it to CPUs."""
     stop_flag: Any = None
     """Handle of the driver's `StopFlag`; None where nothing can ask for a stop."""
 
@@ -38,6 +40,11 @@ class Job(NamedTuple):
         """Optimizer steps already done according to the newest checkpoint that verifies."""
         last = checkpoint.latest(self.checkpoints)
         return last.step if last else 0
+
+    def done(self) -> bool:
+        """Whether the checkpoint of the last step is there and verifies."""
+        newest = checkpoint.newest_progress(self.checkpoints)
+        return newest is not None and newest["step"] >= self.config.train.steps <= self.first_step()
 
     def feed(self, workers: int) -> Feed:
         """The training data of so many workers from the newest checkpoint on; the one place that decides where a start begins."""
@@ -82,7 +89,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     finished = newest is not None and newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
     run_id = tracking.open_run(config, environment=made_by, run_key=run_key, run_name=run_key)
-    return Job(config, manifest, checkpoints, uri, run_id)
+    return Job(config, manifest, checkpoints, uri, run_id, cluster.gpus_for(config.train.fewest_workers))
 
 
 def _errors(findings: list[Finding]) -> list[str]:

@@ -133,8 +133,11 @@ class Saver:
 def remove_left_over() -> None:
     """Removes what killed workers of this host have left of checkpoints on their way."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if not pid.isdecimal():  # of a host whose name begins with ours
+            continue
         try:
-            os.kill(int(folder.name.removeprefix(SCRATCH).partition("-")[0]), 0)
+            os.kill(int(pid), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)  # another worker may be at it
         except PermissionError:  # somebody else's, and alive

@@ -9,7 +9,8 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -91,6 +92,21 @@ def connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient  # takes over a second to import
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """Raises TrackingError with the fix in place of what MLflow raises when it does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = str(error).splitlines()[0].replace(uri, without_password(uri))
+        raise TrackingError(
+            f"tracking.uri = {without_password(uri)}: the result could not be recorded ({reason}): submit the same again when "
+            "MLflow answers"
+        ) from error
 
 
 def open_run(

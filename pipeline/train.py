@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import checkpoint, cluster, registry, tracking
+from pipeline import checkpoint, registry, tracking
 from pipeline.config import Config
 from pipeline.datasets import PlannedData, placeholder
 from pipeline.failures import Kind, cause, fault_of
@@ -38,12 +39,11 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
     job.checkpoints.delete(RAY_SNAPSHOT)
     file_system, path = job.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
-    use_gpu = cluster.gpus_for(train.fewest_workers)
-    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if job.on_gpus else {})
     return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
         train_worker,
         train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=job.on_gpus, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
             storage_path=parent,
@@ -100,7 +100,7 @@ def ended(job: Job) -> str | None:
     if newest is None:
         return None
     if newest["step"] >= job.config.train.steps:
-        return ""
+        return "" if job.done() else None
     record = Record.of(newest)
     return job.config.stop.impatient(record.since_best) or record.spent.over(job.config.stop)
 
@@ -151,7 +151,8 @@ def train(config: Config) -> Outcome:
     started = time.monotonic()
     job = open_job(config)
     logger.info("run %s  MLflow run %s", config.run_key, job.run_id)
-    flag = cast(Any, StopFlag).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
     job = job._replace(stop_flag=flag)
     try:
         with stopping(flag):
@@ -161,11 +162,12 @@ def train(config: Config) -> Outcome:
             raise SystemExit(143)
         make_up(job)
         best, score = best_of(job)
-        record_best(job, best, score)
+        with tracking.reached(job.tracking_uri):
+            record_best(job, best, score)
+            tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED", reason)
     except BaseException as error:
         end_run(job, error)
         raise
-    tracking.finish_run(job.tracking_uri, job.run_id, "FINISHED", reason)
     return Outcome(job.run_id, best, score, time.monotonic() - started, reason)
 
 

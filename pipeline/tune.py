@@ -14,9 +14,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import checkpoint, registry, tracking
+from pipeline import checkpoint, cluster, registry, tracking
 from pipeline.config import Config
 from pipeline.environment import environment
+from pipeline.failures import RunFailed, cause
 from pipeline.job import Job, open_job
 from pipeline.loading import ConfigError, override
 from pipeline.needs import cpus_needed
@@ -77,7 +78,8 @@ def search(config: Config) -> SearchResult:
     parent = open_job(config, run_key=key)
     try:
         grid = _run_trials(parent, key)
-        trials = sorted((_end_trial(parent, key, grid[i]) for i in range(len(grid))), key=lambda trial: -trial.miou)
+        ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
+        trials = sorted((_end_trial(parent, key, result) for result in ended), key=lambda trial: -trial.miou)
         score = _crown(parent, key, trials)
     except BaseException as error:
         end_run(parent, error)
@@ -109,10 +111,12 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
         run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
     )
     grid = tuner.fit()
-    if len(lines.ended) < len(grid) and not grid.errors:
+    if len(lines.ended) + len(grid.errors) < len(grid):
         raise KeyboardInterrupt  # Tune swallows the first one and returns what there is
-    if grid.errors:
-        raise RuntimeError(f"{len(grid.errors)} of {settings.trials} trials failed; the first: {grid.errors[0]}")
+    if len(grid.errors) == len(grid):
+        raise RunFailed(f"all {len(grid)} trials failed; the first: {cause(grid.errors[0])}")
+    for error in grid.errors:
+        logger.warning("a trial failed and is left out: %s", cause(error))
     return grid
 
 
@@ -121,8 +125,8 @@ def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
     job = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
     try:
         build_trainer(job, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
-    except Exception:
-        tracking.finish_run(job.tracking_uri, job.run_id, "FAILED")
+    except Exception as error:
+        end_run(job, error)
         raise
 
 
@@ -136,7 +140,12 @@ def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> 
         parent_run_id=parent.run_id,
         run_name=f"{key}-{number}",
     )
-    return parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
+    return parent._replace(
+        config=config,
+        checkpoints=_checkpoints(config, key, number),
+        run_id=run_id,
+        on_gpus=cluster.gpus_for(config.train.fewest_workers),
+    )
 
 
 def trial_config(config: Config, overrides: dict[str, Any]) -> Config:

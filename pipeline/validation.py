@@ -17,10 +17,11 @@ import torch
 from ray.train import Checkpoint, ValidationConfig
 
 from ccnet import CCNet, build_ccnet
-from pipeline import checkpoint, cluster, evaluate, figures, panels, workers
+from pipeline import checkpoint, evaluate, figures, panels, workers
 from pipeline.datasets import Sample, evaluation_samples
 from pipeline.failures import cause
 from pipeline.hang import StepWatch
+from pipeline.interruptions import asked
 from pipeline.job import Job
 from pipeline.plan import evaluation_share
 from pipeline.progress import show_own_lines
@@ -29,6 +30,9 @@ from pipeline.score import Score
 from pipeline.spool import MetricLog
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+"""Between two looks whether the job is told to stop."""
 
 
 def validate(job: Job, net: CCNet, device: torch.device, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
@@ -74,8 +78,15 @@ def apart(job: Job) -> ValidationConfig:
 def _ordered(job: Job, reported: Checkpoint) -> dict[str, Any]:
     """Has a reported checkpoint validated; a failure is a warning. Nothing for Ray Train to keep: the store has the score."""
     step = int(reported.path.rpartition("-")[2])
+    if asked(job.stop_flag):  # Ray Train waits for all that were reported before it lets the run end
+        return {}
     try:
-        ray.get(validation_task(job, step))
+        task = validation_task(job, step)
+        while not ray.wait([task], timeout=LOOK_S)[0]:
+            if asked(job.stop_flag):
+                ray.cancel(task, force=True)
+                return {}
+        ray.get(task)
     except Exception as error:
         logger.warning("%s is not validated yet, training goes on: %s", reported.path, cause(error))
     return {}
@@ -84,7 +95,7 @@ def _ordered(job: Job, reported: Checkpoint) -> dict[str, Any]:
 def validation_task(job: Job, step: int) -> Any:
     """Starts `validate_owed` with the resources of one training worker; what `ray.get` waits for."""
     train = job.config.train
-    num_gpus = int(cluster.gpus_for(train.fewest_workers))
+    num_gpus = int(job.on_gpus)
     return ray.remote(num_cpus=train.cpus_per_worker, num_gpus=num_gpus)(validate_owed).remote(job, step)
 
 

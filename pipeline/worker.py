@@ -28,6 +28,7 @@ from pipeline.learner import Learner
 from pipeline.progress import Progress, show_own_lines
 from pipeline.saving import Record, Saver, remove_left_over, score_metrics
 from pipeline.spool import MetricLog
+from pipeline.storage import StorageError
 from pipeline.validation import validate
 from pipeline.watchdog import Watchdog, stall_reason
 
@@ -53,6 +54,8 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
+    if job.done():  # a worker died when all that was left to do was to say so
+        return
     config, train = job.config, job.config.train
     progress = Progress(train.steps, train.global_batch)
     learner, batches, record = _start(job, log)
@@ -76,6 +79,8 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
         validates = last or (due and result.applied)
         due = due and not validates
         found = None if last else lookout.look(done, saver.stored_s)
+        if found and not result.applied:  # likewise
+            found = found._replace(saves=False) if found.moves else None
         total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
         if log and logs:
             points, text = progress.flush(done)
@@ -121,7 +126,7 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
     learner.micro_batch = noted_micro_batch(job) or learner.micro_batch
     if first.step:
         loading = time.monotonic()
-        found = checkpoint.load(job.checkpoints, checkpoint.folder_name(first.step))
+        found = _load(job, first.step)
         learner.restore(found)
         record = Record.of(found.progress)
         if workers.rank():  # counts are added up over all workers
@@ -134,6 +139,14 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
     size = workers.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, _chain(first, batches), record
+
+
+def _load(job: Job, step: int) -> checkpoint.Checkpoint:
+    """The checkpoint with which the feed goes on. Raises StorageError, so that the next attempt looks again which ones verify."""
+    try:
+        return checkpoint.load(job.checkpoints, checkpoint.folder_name(step))
+    except checkpoint.CheckpointError as error:
+        raise StorageError(f"{error}; it verified when this attempt began") from error
 
 
 def _make_up(job: Job, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:

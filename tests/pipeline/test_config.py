@@ -274,6 +274,11 @@ def test_changes_name_each_setting_with_both_values() -> None:
     assert changed_settings(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"
 
 
+def test_a_setting_that_was_not_recorded_counts_as_its_default() -> None:
+    assert changed_settings({"train": {}}, {"train": {"clip_norm": None, "precision": "float32"}}) == []
+    assert changed_settings({"train": {}}, {"train": {"precision": "fp16"}}) == ["train.precision was 'float32' and is 'fp16'"]
+
+
 def test_patience_needs_scores_in_time() -> None:
     with pytest.raises(ConfigError) as raised:
         parse(tree(stop={"patience": 3}, evaluate={"apart": True}))

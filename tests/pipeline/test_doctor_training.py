@@ -110,6 +110,10 @@ def test_a_setting_without_effect_is_named(setting: str, effective: float, idle:
 def test_small_passes_matter_while_the_fewest_workers_have_larger_shares() -> None:
     elastic = config(train__workers=[1, 8], train__micro_batch=4)
     assert doctor_training.without_effect(elastic) == []
+    (found,) = doctor_training.passes(elastic)
+    assert found.what == "train.micro_batch = 4: batch norm sees other images with each number of workers"
+    assert doctor_training.passes(config(train__workers=2, train__micro_batch=2)) == []
+    assert doctor_training.passes(config(train__workers=[2, 8], train__micro_batch=4)) == []
 
 
 def test_a_price_without_a_budget_is_named() -> None:
