@@ -43,8 +43,8 @@ class Job(NamedTuple):
 
     def done(self) -> bool:
         """Whether the checkpoint of the last step is there and verifies."""
-        newest = checkpoint.newest_progress(self.checkpoints)
-        return newest is not None and newest["step"] >= self.config.train.steps <= self.first_step()
+        newest, steps = checkpoint.newest_progress(self.checkpoints), self.config.train.steps
+        return newest is not None and newest["step"] >= steps and self.first_step() >= steps
 
     def feed(self, workers: int) -> Feed:
         """The training data of so many workers from the newest checkpoint on; the one place that decides where a start begins."""
@@ -109,4 +109,5 @@ def changes(progress: dict[str, Any], config: Config, protocol: dict[str, Any]) 
     changed += [f"{key} was {was!r} and is {value!r}" for key, (was, value) in both.items() if was != value]
     if not changed:
         return None
-    return f"at step {progress['step']} {'; '.join(changed)}; a run keeps these, so give the new one another name (name=...)"
+    fix = "set them back, or leave out train.resume" if config.train.resume else "give the new run another name (name=...)"
+    return f"at step {progress['step']} {'; '.join(changed)}; a run keeps these: {fix}"

@@ -43,7 +43,7 @@ class Record(NamedTuple):
     @classmethod
     def of(cls, progress: dict[str, Any]) -> "Record":
         """As a checkpoint's progress tells, its score included."""
-        kept, miou = progress.get("record", {}), checkpoint.miou(progress)
+        kept, miou = progress.get("record", {"replaced": progress.get("replaced", 0)}), checkpoint.miou(progress)
         record = cls(**kept | {"spent": Spent(**kept.get("spent", {}))})
         return record if miou is None else record.scored(miou)
 

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import checkpoint, registry, tracking
 from pipeline.config import Config
 from pipeline.datasets import PlannedData, placeholder
-from pipeline.failures import Kind, cause, fault_of
+from pipeline.failures import Kind, RunFailed, cause, fault_of
 from pipeline.interruptions import StopFlag
 from pipeline.job import Job, open_job
 from pipeline.judge import Judge
@@ -75,12 +75,13 @@ def run_job(job: Job) -> str | None:
     """Trains from the newest checkpoint on; returns why it left off before the last step, None when it did not.
 
     Returns at once when the last step is done or the run was ended early for good. A controller that dies is started again.
+    Raises RunFailed.
     """
-    failures, before = 0, -1
-    while (reason := ended(job)) is None:
+    failures, before, limit = 0, -1, job.config.faults.max_failures
+    while not (job.done() or over(job)):
         try:
             build_trainer(job).fit()
-            return left_off(job)
+            break
         except Exception as error:
             # Only what no judge sees: the controller's own death, a worker's before it has begun, a node that does not come back.
             if fault_of(error).kind is not Kind.INFRASTRUCTURE:
@@ -88,19 +89,20 @@ def run_job(job: Job) -> str | None:
             step = job.first_step()
             failures = failures + 1 if step == before else 1
             before = step
-            if failures > job.config.faults.max_failures:
-                raise cause(error) from error
+            if failures > limit:
+                raise RunFailed(
+                    f"{cause(error)}\nnot tried again: faults.max_failures = {limit} in a row without a checkpoint; see that the "
+                    "cluster has the nodes that train.workers needs and submit the run again: it goes on from its last checkpoint"
+                ) from error
             logger.warning("the training's controller ended at step %d or later: it is started again (%s)", step, cause(error))
-    return reason or None
+    return left_off(job)
 
 
-def ended(job: Job) -> str | None:
-    """None while there are steps to do; "" when the last is done, else why no more will be done."""
+def over(job: Job) -> str | None:
+    """Which limit of `stop` ended the run early for good; None when none did."""
     newest = checkpoint.newest_progress(job.checkpoints)
     if newest is None:
         return None
-    if newest["step"] >= job.config.train.steps:
-        return "" if job.done() else None
     record = Record.of(newest)
     return job.config.stop.impatient(record.since_best) or record.spent.over(job.config.stop)
 
@@ -111,7 +113,7 @@ def left_off(job: Job) -> str | None:
     if newest is None or newest["step"] >= job.config.train.steps:
         return None
     # What it was interrupted for is over when a validation that was owed, or another setting, ended it since.
-    reason: str | None = ended(job) or newest.get("interrupted")
+    reason: str | None = over(job) or newest.get("interrupted")
     return reason
 
 
@@ -142,7 +144,9 @@ def best_of(job: Job) -> tuple[checkpoint.Checkpoint, Score]:
     """The run's best checkpoint and its score."""
     best = checkpoint.load_best(job.checkpoints)
     if best is None:
-        raise checkpoint.CheckpointError(f"{job.checkpoints.url('')}: the run ended without a checkpoint that was validated")
+        raise checkpoint.CheckpointError(
+            f"{job.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again, its end validates it"
+        )
     return best, Score(**best.progress["score"])
 
 
