@@ -18,6 +18,8 @@ from tests.chaos.scene import Scene, Weights, kill
 
 SICK_S = 8.0
 """How long a store or server stays away."""
+NOISE = 0.05
+"""Of the mIoU of this training: its last two validations differ by less."""
 CLOCK = "CCNET_CHAOS_CLOCK"
 """Names the file with the seconds by which clock.c moves the clock of all Python code of the scene."""
 FEWER, MORE = "1 worker, first batch", "2 workers, first batch"
@@ -72,6 +74,8 @@ class Outcome(NamedTuple):
             found.append(f"weights differ by {self.difference:g}")
         if self.fault.restarts and recovered.resumed_at < self.committed:
             found.append(f"resumed at step {recovered.resumed_at}, a checkpoint of step {self.committed} was there")
+        if not self.fault.exact and abs(self.miou - self.calm_miou) > NOISE:
+            found.append(f"mIoU {self.miou:.4f} instead of {self.calm_miou:.4f}")
         if not self.fault.loses_steps and recovered.steps_lost:
             found.append(f"{recovered.steps_lost} steps done twice")
         return found

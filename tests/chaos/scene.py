@@ -9,6 +9,7 @@
 Every process of a scene carries its mark and is ended by its id; nothing is found by name beyond the scene's own processes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -84,41 +85,37 @@ class Scene:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folders_before = temporary_folders()
-        self.outside = dict(os.environ)
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the store
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as ends:
+            self._open(ends)
+            self.ends = ends.pop_all()
         return self
 
-    def _open(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ends.close()
+
+    def _open(self, ends: contextlib.ExitStack) -> None:
+        ends.callback(_set_environment, dict(os.environ))
         self.mlflow.start()
+        ends.callback(self.mlflow.stop)
         self.s3.start()
+        ends.callback(self.s3.stop)
         self.s3_url = "http://{}:{}".format(*self.s3.get_host_and_port())
         self.proxy = FaultyStore(self.s3_url)
         self.proxy.__enter__()
+        ends.callback(lambda: self.proxy.__exit__(None, None, None))  # the one there is then
         self.own |= {"AWS_ENDPOINT_URL": self.proxy.endpoint, "MLFLOW_TRACKING_URI": self.mlflow.uri}
         os.environ.update(self.own)  # the nodes inherit it, and this process reads the store
         Store(f"s3://{self.bucket}", self.proxy.endpoint)._fs().mkdir(self.bucket)
+        ends.callback(self.stop_cluster)
         self.start_cluster()
+        ends.callback(self._kill_runs)
         self.command("prepare")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends all processes and servers of the scene."""
+    def _kill_runs(self) -> None:
         for run in self.runs:
             if run.process.poll() is None:
                 run.kill()
-        self.stop_cluster()
-        self.proxy.__exit__(None, None, None)
-        self.s3.stop()
-        self.mlflow.stop()
-        os.environ.clear()
-        os.environ.update(self.outside)
 
     def start_cluster(self) -> None:
         """The head, which holds the controllers and one CPU, and a second node with another."""
@@ -148,8 +145,8 @@ class Scene:
         if self.cluster:
             self.cluster.shutdown()
             self.cluster = None
-        for pid, command in self.processes().items():
-            if "mlflow" not in command:
+        for pid in self.processes():
+            if self.mlflow.process is None or _group(pid) != self.mlflow.process.pid:
                 kill(pid)
 
     def config(self, *overrides: str) -> Config:
@@ -258,15 +255,35 @@ class Weights:
         return max(float((a.double() - other.model[name].double()).abs().max()) for name, a in self.model.items())
 
 
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 def temporary_folders() -> set[str]:
     """Folders of ours among the machine's temporary files; the spool of metric points is meant to stay."""
-    return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if path.name != "ccnet-spool"}
+    return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if not path.name.startswith("ccnet-spool")}
 
 
 def kill(pid: int) -> None:
-    """kill -9, and waits until it is gone."""
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes(), 10)
+    """kill -9 of a process that may have ended by now, and waits until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not _alive(pid), 10)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty of one that only waits for its parent
+    except OSError:
+        return False
 
 
 def wait_until(true: Callable[[], Any], timeout_s: float) -> Any:
