@@ -152,14 +152,6 @@ def test_evaluate_by_run_id_gives_the_miou_of_training(trained: str, command: Co
     assert '"checkpoint_sha256"' in done.stdout
 
 
-def test_evaluating_at_another_recurrence_is_refused(trained: str, command: Command, client: MlflowClient) -> None:
-    reference = only_run(client, tiny()).info.run_id
-    done = command("evaluate", "model.recurrence=1", f"evaluate.checkpoint={reference}")
-    assert done.returncode == 1
-    assert "trained with recurrence 2, but model.recurrence = 1" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_predict_writes_masks_and_overlays_back(trained: str, command: Command, access: None) -> None:
     done = command("predict", "predict.limit=2")
     assert done.returncode == 0, done.stderr

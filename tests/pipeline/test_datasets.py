@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.datasets import PlannedData, TrainingBatch, placeholder, training_batches
 from pipeline.feed import Feed
@@ -65,52 +62,9 @@ def fed(feed: Feed) -> dict[int, list[str]]:
     return batches
 
 
-@pytest.mark.parametrize(("workers", "first_step"), [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (1, 4), (3, 5), (5, 8)])
+@pytest.mark.parametrize(("workers", "first_step"), [(2, 0), (3, 5), (5, 8)])
 def test_a_group_of_any_size_is_fed_the_global_batches_in_order(
     folder: Path, expected: dict[int, list[str]], workers: int, first_step: int
 ) -> None:
     found = fed(feed_of(folder, first_step, workers, global_batch=GLOBAL_BATCH))
     assert found == {step: rows for step, rows in expected.items() if step >= first_step}
-
-
-STOPPED_AT = 4
-
-
-def write_rows(settings: dict[str, Any]) -> None:
-    """A worker that notes what it is fed; the first attempt fails after some steps."""
-    folder, context = settings["folder"], ray.train.get_context()
-    feed = settings["make"](context.get_world_size())
-    first_attempt = feed.first_step == 0
-    for batch in training_batches(ray.train.get_dataset_shard("train"), feed, context.get_world_rank()):
-        if first_attempt and batch.step == STOPPED_AT:
-            (folder / f"attempt-{context.get_world_rank()}").touch()
-            raise RuntimeError("the first attempt ends here")
-        (folder / f"{batch.step}-{context.get_world_rank()}").write_text("\n".join(rows_of(batch)))
-
-
-class Make:
-    """The feed of a run in a folder: from the start, or from the step where its first attempt ended."""
-
-    def __init__(self, folder: Path, feed: Feed) -> None:
-        self.folder, self.feed = folder, feed
-
-    def __call__(self, workers: int) -> Feed:
-        return self.feed._replace(workers=workers, first_step=STOPPED_AT if list(self.folder.glob("attempt-*")) else 0)
-
-
-def test_ray_train_plans_the_data_anew_for_each_group_of_workers(
-    folder: Path, expected: dict[int, list[str]], tmp_path: Path
-) -> None:
-    make = Make(tmp_path, feed_of(folder, workers=0, global_batch=GLOBAL_BATCH))
-    DataParallelTrainer(
-        write_rows,
-        train_loop_config={"folder": tmp_path, "make": make},
-        scaling_config=ScalingConfig(num_workers=3, resources_per_worker={"CPU": 0.25}),
-        run_config=RunConfig(name="t", storage_path=str(tmp_path / "ray"), failure_config=FailureConfig(max_failures=1)),
-        datasets={"train": placeholder()},
-        dataset_config=PlannedData(make),
-    ).fit()
-    found = {
-        step: [row for rank in range(3) for row in (tmp_path / f"{step}-{rank}").read_text().split("\n")] for step in range(STEPS)
-    }
-    assert found == expected

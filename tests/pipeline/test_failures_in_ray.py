@@ -16,11 +16,8 @@ import pytest
 import ray
 import ray.data
 import ray.train
-import torch
-import torch.distributed as dist
 from ray.exceptions import RayActorError
 from ray.train import Checkpoint, ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.failures import Kind, Moved, RunFailed, WorkerFault, cause, explained, fault_of
@@ -129,38 +126,6 @@ def test_failures_with_checkpoints_in_between_are_survived_until_one_repeats(tmp
     kinds = [event["kind"] for event in recorded(tmp_path)]
     assert kinds[-4:] == ["infrastructure", "moved", "infrastructure", "infrastructure"]
     assert len(list(tmp_path.glob("attempt-*"))) == 6
-
-
-def killed_peer_then_a_bug(settings: dict[str, Any]) -> None:
-    with explained():
-        folder, context = Path(settings["folder"]), ray.train.get_context()
-        if context.get_world_rank() == 1:
-            number = attempt(folder)
-        for step in range(1000):
-            total = torch.ones(1)
-            dist.all_reduce(total)
-            if context.get_world_rank() == 1 and step == 3 and number == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if context.get_world_rank() == 1 and step == 3:
-                raise KeyError("image")
-
-
-def test_a_killed_worker_starts_all_anew_and_a_bug_ends_the_run_at_once(tmp_path: Path, quiet: None) -> None:
-    trainer = TorchTrainer(
-        killed_peer_then_a_bug,
-        train_loop_config={"folder": str(tmp_path)},
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.2}),
-        run_config=run_config(tmp_path, max_failures=1),
-    )
-    with pytest.raises(ControllerError) as caught:
-        trainer.fit()
-    error = cause(caught.value)
-    assert isinstance(error, RunFailed)
-    first, second = str(error).splitlines()[:2]
-    assert first.startswith("worker 1: KeyError: 'image'  [pipeline/test_failures_in_ray.py line")
-    assert second == "not retried: it would repeat"
-    assert [event["kind"] for event in recorded(tmp_path)] == ["infrastructure", "deterministic"]
-    assert len(list(tmp_path.glob("attempt-*"))) == 2
 
 
 def unreadable(error: Exception, rows: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

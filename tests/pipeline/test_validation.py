@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo.yaml"
 TINY = [
-    "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 16, num_val: 5, size: 49}", "train.global_batch=4",
+    "data.name=tiny", "data.crop_size=33", "data.generated={num_train: 16, num_val: 3, size: 33}", "train.global_batch=4",
     "train.workers=1", "train.steps=12", "train.validate_every=4", "train.keep_checkpoints=9", "train.cpus_per_worker=0.5",
     "tracking.register_as=null",
 ]  # fmt: skip
