@@ -15,7 +15,7 @@ from pipeline.checkpoint_files import SCORE, read_manifest
 from pipeline.saving import Record
 from pipeline.settings import Storage
 from pipeline.storage import Store, open_store
-from tests.checkpoints import saved
+from tests.checkpoints import saved, trained
 from tests.faulty_store import FaultyStore
 
 
@@ -104,3 +104,17 @@ def test_patience_counts_a_checkpoints_own_score() -> None:
     assert Record.of({"record": before, "metrics": {}}) == Record(best=0.6, since_best=1)
     assert Record.of({"record": before, "metrics": {"miou": 0.5}}) == Record(best=0.6, since_best=2)
     assert Record.of({"record": before, "metrics": {"miou": 0.7}}) == Record(best=0.7, since_best=0)
+
+
+def test_a_checkpoint_of_version_0_1_reads_as_one_of_today(tmp_path: Path) -> None:
+    """Before a checkpoint could be without a score, the score alone had the class names and the protocol."""
+    store, local = Store(str(tmp_path / "store")), tmp_path / "local"
+    local.mkdir()
+    score = {"class_names": ["sky", "road"], "protocol": {"data_fingerprint": "ab"}, "num_images": 3}
+    before = {"step": 10, "replaced": 2, "metrics": {"miou": 0.5}, "score": score}
+    checkpoint.save(local, checkpoint.snapshot(*trained(10)), before)
+    checkpoint.upload(local, store, folder_name(10))
+    found = checkpoint.newest_progress(store)
+    assert found is not None
+    assert (found["class_names"], found["protocol"]) == (["sky", "road"], {"data_fingerprint": "ab"})
+    assert Record.of(found) == Record(replaced=2, best=0.5)
