@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import ray.train
@@ -16,13 +17,14 @@ import torch
 from ccnet.optim import poly_learning_rate
 from ccnet.step import StepResult
 from pipeline import checkpoint, tracking, workers
+from pipeline.agenda import Agenda
 from pipeline.config import Config
 from pipeline.datasets import TrainingBatch, training_batches
 from pipeline.failures import MemoryShort, Moved, NotFinite, explained, is_memory_short
 from pipeline.feed import Feed
 from pipeline.hang import StepWatch
 from pipeline.initial import read_initial
-from pipeline.interruptions import Lookout
+from pipeline.interruptions import Interruption, Lookout
 from pipeline.job import Job
 from pipeline.learner import Learner
 from pipeline.progress import Progress, show_own_lines
@@ -62,47 +64,41 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
     if config.stop.impatient(record.since_best):  # by a validation that was owed
         return
     saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, workers.world_size())
-    left_out, due = 0, False
+    agenda, left_out = Agenda(train, lookout.look), 0
     for step, image, label, replaced in progress.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
         result = _step(job, learner, image, label, step, learning_rate)
         progress.step_done()
         watch.progress()
-        done = step + 1
-        record = record._replace(replaced=record.replaced + replaced, skipped=record.skipped + (not result.applied))
         left_out = 0 if result.applied else left_out + 1
         _refuse_not_finite(config, result, step, learning_rate, left_out)
-        due = due or done % train.validate_every == 0
-        last = done == train.steps
-        logs = last or done % train.log_every == 0
-        # After a step that was left out it waits for one that was not: what cannot learn any more is nothing to go back to.
-        validates = last or (due and result.applied)
-        due = due and not validates
-        found = None if last else lookout.look(done, saver.stored_s)
-        if found and not result.applied:  # likewise
-            found = found._replace(saves=False) if found.moves else None
-        total = replaced_in_all(config, record.replaced, learner.device) if logs or validates or found else 0
-        if log and logs:
+        record = record._replace(replaced=record.replaced + replaced, skipped=record.skipped + (not result.applied))
+        done = step + 1
+        turn = agenda.after(done, result.applied, saver.stored_s)
+        total = replaced_in_all(config, record.replaced, learner.device) if turn.logs or turn.saves else 0
+        if log and turn.logs:
             points, text = progress.flush(done)
             log.metrics(points | _points(config, result, learning_rate, record.skipped, total), done)
             logger.info("step %d/%d  loss %.4f  %s", done, train.steps, float(result.losses["loss"]), text)
-        kept = record._replace(replaced=total, spent=lookout.spent)
-        score, apart = None, config.evaluate.apart
-        if found:  # where there is no time for it, whoever goes on makes up for the validation
-            validates = found.validates
-        if validates and not apart:
+        kept, score, apart = record._replace(replaced=total, spent=lookout.spent), None, config.evaluate.apart
+        if turn.validates and not apart:
             score = validate(job, learner.scored, learner.device, done, log, watch.progress)
             record = record.scored(score.miou)
-        if found.saves if found else validates:
+        if turn.saves:
+            reason = turn.leaves and turn.leaves.reason
             with watch.paused():  # the storage has a patience of its own
-                saver.save(done, kept, score=score, validation=validates and apart, interrupted=found and found.reason)
-        if found:
-            logger.warning("leaving off after step %d: %s", done, found.reason)
-            if found.moves:
-                raise Moved(found.reason)
+                saver.save(done, kept, score=score, validation=turn.validates and apart, interrupted=reason)
+        if turn.leaves:
+            _leave(turn.leaves, done)
+        if turn.leaves or config.stop.impatient(record.since_best):
             return
-        if config.stop.impatient(record.since_best):
-            return
+
+
+def _leave(found: Interruption, done: int) -> None:
+    """Says why the workers leave off. Raises Moved when they are to start on other nodes."""
+    logger.warning("leaving off after step %d: %s", done, found.reason)
+    if found.moves:
+        raise Moved(found.reason)
 
 
 def _points(config: Config, result: StepResult, learning_rate: float, skipped: int, replaced: int) -> dict[str, float]:
@@ -138,7 +134,7 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
     learner.distribute()
     size = workers.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
-    return learner, _chain(first, batches), record
+    return learner, chain([first], batches), record
 
 
 def _load(job: Job, step: int) -> checkpoint.Checkpoint:
@@ -158,11 +154,6 @@ def _make_up(job: Job, learner: Learner, found: checkpoint.Checkpoint, log: Metr
         checkpoint.write_score(job.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
     ray.train.report({"step": found.step, "run_id": job.run_id} | metrics)
     return score.miou
-
-
-def _chain(first: TrainingBatch, rest: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
-    yield first
-    yield from rest
 
 
 def _step(job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:

@@ -106,7 +106,7 @@ def test_patience_counts_a_checkpoints_own_score() -> None:
     assert Record.of({"record": before, "metrics": {"miou": 0.7}}) == Record(best=0.7, since_best=0)
 
 
-def test_a_checkpoint_of_version_0_1_reads_as_one_of_today(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_late_scores_reads_as_one_of_today(tmp_path: Path) -> None:
     """Before a checkpoint could be without a score, the score alone had the class names and the protocol."""
     store, local = Store(str(tmp_path / "store")), tmp_path / "local"
     local.mkdir()
