@@ -1,4 +1,4 @@
-"""How a run's state reaches the storage: copied at once, written by Ray Train's upload thread, and kept by its score."""
+"""How a run's state, and what it remembers, reach the storage: copied at once, written by Ray Train's upload thread."""
 
 import os
 import shutil
@@ -22,9 +22,6 @@ from pipeline.learner import Learner
 from pipeline.score import Score
 from pipeline.spool import MetricLog
 from pipeline.storage import Store
-
-SCRATCH = f"ccnet-checkpoint-{socket.gethostname()}-"
-"""Begins the names of the folders in which checkpoints are written before their upload; the writer's process id follows."""
 
 
 class Record(NamedTuple):
@@ -98,7 +95,7 @@ class Saver:
                 "score": score and score._asdict(),
                 "interrupted": interrupted,
             }
-            folder = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
+            folder = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")
             ray.train.report(
                 metrics,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -130,10 +127,15 @@ class Saver:
             self.idle.set()
 
 
+def _scratch() -> str:
+    """Begins the names of the folders in which checkpoints are written before their upload; the writer's process id follows."""
+    return f"ccnet-checkpoint-{socket.gethostname()}-"
+
+
 def remove_left_over() -> None:
     """Removes what killed workers of this host have left of checkpoints on their way."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
+    for folder in Path(tempfile.gettempdir()).glob(f"{_scratch()}*"):
+        pid = folder.name.removeprefix(_scratch()).partition("-")[0]
         if not pid.isdecimal():  # of a host whose name begins with ours
             continue
         try:
