@@ -40,10 +40,11 @@ class Run:
 
     def _read(self) -> None:
         assert self.process.stdout
-        for text in self.process.stdout:
-            with self._changed:
-                self.lines.append(Line(time.monotonic(), text.rstrip()))
-                self._changed.notify_all()
+        with self.process.stdout as output:
+            for text in output:
+                with self._changed:
+                    self.lines.append(Line(time.monotonic(), text.rstrip()))
+                    self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 
