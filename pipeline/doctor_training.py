@@ -56,7 +56,7 @@ def compiler(config: Config) -> list[Finding]:
     name = os.environ.get("CXX", "g++")
     if not config.train.compile or shutil.which(name):
         return []
-    what = f"train.compile: no C++ compiler `{name}` on this machine, and every worker's needs one"
+    what = f"train.compile: no C++ compiler `{name}` on this machine, and the machine of each worker needs one"
     return [Finding("warning", what, "install it, name another in CXX, or train.compile=false")]
 
 

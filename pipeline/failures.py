@@ -63,7 +63,7 @@ class Kind(StrEnum):
 
 
 class Fault(NamedTuple):
-    """What one worker failed of."""
+    """What one worker failed with."""
 
     kind: Kind
     what: str

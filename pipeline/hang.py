@@ -23,7 +23,7 @@ EXIT_CODE = 75
 
 
 class StepWatch:
-    """Tells the stacks of this process and ends it when `seconds` pass without progress; Ray Train then starts all workers anew.
+    """Writes the stacks of this process and ends it when `seconds` pass without progress; Ray Train then starts all workers anew.
 
     Counts from the first `progress` on, because compiling takes its time. Only time in which this process runs counts: neither
     a clock that jumps nor a machine or process that was stopped is a hang. Code that never gives up the interpreter's lock

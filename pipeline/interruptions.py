@@ -24,7 +24,7 @@ class Interruption(NamedTuple):
 
     reason: str
     moves: bool
-    """Ray starts the workers anew on other nodes; otherwise the run ends here and is gone on with when it is submitted again."""
+    """Ray starts the workers anew on other nodes; otherwise the run ends here and is resumed when it is submitted again."""
     saves: bool = True
     """There is time for a checkpoint."""
     validates: bool = False

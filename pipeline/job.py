@@ -101,7 +101,7 @@ def _errors(findings: list[Finding]) -> list[str]:
 
 
 def changes(progress: dict[str, Any], config: Config, protocol: dict[str, Any]) -> str | None:
-    """What the run's newest checkpoint was made with and is not so now, with the fix; None when it may be gone on with."""
+    """What the run's newest checkpoint was made with and is not so now, with the fix; None when it may be resumed."""
     changed = changed_settings(shaping(progress["config"]), shaping(config.record()))
     before = progress.get("protocol", {})
     # What an older checkpoint did not record yet is no change.
