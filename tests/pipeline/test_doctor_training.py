@@ -78,7 +78,10 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor_training.compiler(compiled) == []
     monkeypatch.setenv("CXX", "no-such-compiler")
     (found,) = doctor_training.compiler(compiled)
-    assert found.what == "train.compile: no C++ compiler `no-such-compiler` on this machine, and every worker's needs one"
+    assert (
+        found.what
+        == "train.compile: no C++ compiler `no-such-compiler` on this machine, and the machine of each worker needs one"
+    )
     assert doctor_training.compiler(config()) == []
 
 
