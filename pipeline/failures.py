@@ -116,6 +116,8 @@ def fault_of(error: BaseException) -> Fault:
     chain = _chain(error)
     for link in chain:
         names, words = _names(link), str(link)
+        if names & _WRAPPERS:  # its words are those of what it wraps
+            continue
         if isinstance(link, WorkerFault):
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
@@ -126,9 +128,9 @@ def fault_of(error: BaseException) -> Fault:
             return Fault(Kind.INFRASTRUCTURE, _told(chain, link), raised=True)
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
-        if not names & _WRAPPERS and (found := _infrastructure(names, words)):
+        if found := _infrastructure(names, words):
             return found._replace(what=_told(chain, link))
-        if not names & _WRAPPERS and (type(link) not in (RuntimeError, Exception) or link is chain[-1]):
+        if type(link) not in (RuntimeError, Exception) or link is chain[-1]:
             return Fault(Kind.DETERMINISTIC, _told(chain, link))
     return _from_text("\n".join(str(link) for link in chain))
 

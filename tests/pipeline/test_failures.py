@@ -112,6 +112,6 @@ def test_the_cause_is_found_under_what_ray_train_wraps_around_it() -> None:
 
 
 def test_the_end_of_a_run_stays_the_end_whatever_its_words() -> None:
-    over = ControllerError(RunFailed(f"worker 0: {GLOO}\nnot retried"))
-    assert fault_of(over).kind == Kind.DETERMINISTIC
+    for words in (GLOO, "DefaultCPUAllocator: can't allocate memory", "CUDA error: uncorrectable ECC error"):
+        assert fault_of(ControllerError(RunFailed(f"worker 0: {words}\nnot retried"))).kind == Kind.DETERMINISTIC
     assert fault_of(ControllerError(RayActorError("a", "died"))).kind == Kind.INFRASTRUCTURE

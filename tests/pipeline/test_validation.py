@@ -64,7 +64,7 @@ def left(job: Job) -> Left:
 
 @pytest.fixture(scope="module")
 def stopped(tiny: Config) -> Left:
-    """Validated apart after step 4, told to stop after step 8."""
+    """To be validated apart, but told to stop; it leaves off after step 8."""
     job = open_job(override(tiny, {"evaluate.apart": True, "faults.look_every": 8}))
     flag = cast(Any, StopFlag).remote()
     ray.get(flag.put_up.remote(STOPPED))
@@ -81,29 +81,42 @@ def ended(tiny: Config, stopped: Left) -> Left:
     return left(job)
 
 
-def test_validated_apart_a_checkpoint_gets_its_score_while_training_goes_on(stopped: Left) -> None:
-    assert list(stopped.progress) == [4, 8]
-    assert stopped.given_later == [4]
-    assert stopped.logged() == {4: stopped.progress[4]["metrics"]["miou"]}
+@pytest.fixture(scope="module")
+def finished(tiny: Config, ended: Left) -> Left:
+    """Gone on with once more, validated apart, to its last step."""
+    job = ended.job._replace(config=override(tiny, {"evaluate.apart": True}))
+    build_trainer(job).fit()
+    return left(job)
 
 
 def test_a_run_told_to_stop_leaves_off_without_a_score(stopped: Left) -> None:
+    assert (list(stopped.progress), stopped.given_later, stopped.logged()) == ([4, 8], [], {})
     assert (stopped.progress[8]["score"], stopped.progress[8]["interrupted"]) == (None, STOPPED)
 
 
 def test_a_validation_that_was_owed_is_made_up_for_and_a_budget_ends_with_a_score(ended: Left) -> None:
     assert list(ended.progress) == [4, 8, 10]
-    assert ended.given_later == [4, 8]
-    mious = {step: progress["metrics"]["miou"] for step, progress in ended.progress.items()}
+    assert ended.given_later == [8]
+    mious = {step: ended.progress[step]["metrics"]["miou"] for step in (8, 10)}
     assert ended.logged() == mious
     assert ended.progress[10]["record"]["best"] == mious[8]  # patience counts those in place
-    client, run_id = MlflowClient(ended.job.tracking_uri), ended.job.run_id
+
+
+def test_validated_apart_what_is_owed_gets_its_score_and_its_pictures(finished: Left) -> None:
+    mious = {step: progress["metrics"]["miou"] for step, progress in finished.progress.items()}
+    assert list(mious) == [4, 8, 10, 12]
+    assert finished.given_later == [4, 8, 12]
+    assert finished.logged() == mious
+    client, run_id = MlflowClient(finished.job.tracking_uri), finished.job.run_id
     for name in ("panel", "attention", "confusion_matrix"):
-        assert [Path(file.path).stem for file in client.list_artifacts(run_id, name)] == [f"step_{step:06d}" for step in mious]
+        found = [Path(file.path).stem for file in client.list_artifacts(run_id, name)]
+        assert found == [f"step_{step:06d}" for step in mious]
 
 
-def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(ended: Left, caplog: pytest.LogCaptureFixture) -> None:
-    job, store = ended.job, ended.job.checkpoints
+def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(
+    finished: Left, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, store = finished.job, finished.job.checkpoints
     for step in (4, 8):  # of which the workers themselves have validated the second
         store.delete(f"{checkpoint.folder_name(step)}/{SCORE}")
     model = f"step-000004/{checkpoint.MODEL}"
@@ -119,7 +132,7 @@ def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(ended: 
     assert "step-000004 is not validated yet, training goes on: " in caplog.text
     assert checkpoint.unscored(store) == [4]
     assert apart(job).fn(reported) == {}
-    assert left(job).progress == ended.progress
+    assert left(job).progress == finished.progress
 
 
 def test_workers_that_never_find_room_end_the_run(stopped: Left, monkeypatch: pytest.MonkeyPatch) -> None:
