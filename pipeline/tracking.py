@@ -42,7 +42,8 @@ class Point(NamedTuple):
 
 
 def tracking_uri(tracking: Tracking) -> str:
-    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store."""
+    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store, and
+    for an http address with a password."""
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         if os.environ.get(JOB_MARK):
@@ -51,7 +52,13 @@ def tracking_uri(tracking: Tracking) -> str:
                 "MLFLOW_TRACKING_URI to the http:// address of a server"
             )
         uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
-    scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
+    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
+    scheme = parts.scheme.split("+")[0]
+    if scheme.startswith("http") and parts.username is not None:
+        raise TrackingError(
+            f"tracking.uri = {shown!r}: was given with a user, which MLflow's messages would show; leave the user out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the nodes as well"
+        )
     if scheme in ("", "file"):
         folder = uri.removeprefix("file:")
         folder = "/" + folder.lstrip("/") if uri.startswith("file:/") else folder
@@ -60,7 +67,7 @@ def tracking_uri(tracking: Tracking) -> str:
             "or the http:// address of a server)"
         )
     if scheme not in ("http", "https", "sqlite", "postgresql", "mysql"):
-        raise TrackingError(f"tracking.uri = {uri!r}: must start with http://, https://, sqlite:///, postgresql:// or mysql://")
+        raise TrackingError(f"tracking.uri = {shown!r}: must start with http://, https://, sqlite:///, postgresql:// or mysql://")
     return uri
 
 
