@@ -122,6 +122,9 @@ class Saver:
                 checkpoint.upload(Path(local.path), job.checkpoints, name)
                 checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints, stored=name)
                 return uploaded(job.checkpoints, name)
+        except BaseException:
+            shutil.rmtree(local.path, ignore_errors=True)  # Ray Train removes what was uploaded, and no more
+            raise
         finally:
             self.stored_s = time.monotonic() - started
             self.idle.set()
