@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 def tracking_uri(tracking: Tracking) -> str:
     """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store, and
-    for an http address with a password."""
+    for an http address with a user, password or not."""
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         if os.environ.get(JOB_MARK):

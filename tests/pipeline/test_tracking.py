@@ -73,9 +73,10 @@ def test_hanging_server_is_an_error_within_ten_seconds() -> None:
         assert time.monotonic() - start < 10
 
 
-def test_password_in_the_address_of_a_server_is_refused_and_not_printed() -> None:
+@pytest.mark.parametrize("user", ["ada:secret", "ada"])
+def test_user_and_password_in_the_address_of_a_server_are_refused_and_not_printed(user: str) -> None:
     with pytest.raises(tracking.TrackingError, match=r"'https://mlflow:5000'.*set MLFLOW_TRACKING_USERNAME") as caught:
-        tracking.tracking_uri(Tracking(uri="https://ada:secret@mlflow:5000"))
+        tracking.tracking_uri(Tracking(uri=f"https://{user}@mlflow:5000"))
     assert "secret" not in str(caught.value)
     assert "ada" not in str(caught.value)
 
