@@ -1,8 +1,11 @@
 """Criss-cross attention: every pixel looks along its own column and its own row, every voxel along its three lines."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ccnet import criss_cross
 
 
 class CrissCrossAttention(nn.Module):
@@ -32,19 +35,24 @@ class CrissCrossAttention(nn.Module):
         The H + W entries of a pixel sum to 1.
         """
         query, key = self.query(x), self.key(x)
-        height = x.shape[-2]
-        column = _without_self(torch.einsum("bchw,bcjw->bhwj", query, key), axis=1)  # [B, H, W, H]
-        row = torch.einsum("bchw,bchj->bhwj", query, key)  # [B, H, W, W]
-        weights = torch.cat([column, row], dim=-1).softmax(dim=-1)  # [B, H, W, H + W]
-        return weights[..., :height], weights[..., height:]
+        return criss_cross.attention(query.permute(0, 2, 3, 1), key.permute(0, 2, 3, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """One pass; apply the same module R times for recurrence R. Any device, any floating dtype."""
-        column, row = self.attention(x)
-        value = self.value(x)
-        attended = torch.einsum("bhwj,bcjw->bchw", column, value)  # [B, C, H, W]
-        attended = attended + torch.einsum("bhwj,bchj->bchw", row, value)  # [B, C, H, W]
-        return self.gamma * attended + x
+        """One pass; apply the same module R times for recurrence R. Any device, any floating dtype.
+
+        The weights A(u, i) of a pixel sum to 1, so it is H that is summed under them and V's convolution comes after: the same
+        H', and neither V nor H' - H has to be kept for the backward pass. gamma multiplies that convolution's weights.
+        """
+        batch, channels, height, width = x.shape
+        pixels = x.flatten(2).mT  # [B, H W, C]
+        projections = torch.cat([self.query.weight, self.key.weight]).flatten(1)  # [2 D, C]
+        biases = torch.cat([self.query.bias, self.key.bias])
+        projected = _products(pixels, projections, biases).unflatten(1, (height, width))  # [B, H, W, 2 D]
+        query, key = projected.chunk(2, dim=-1)
+        value = pixels.unflatten(1, (height, width)).to(projected.dtype)
+        seen = criss_cross.criss_cross(query, key, value).flatten(1, 2)  # [B, H W, C]
+        weight, bias = self.gamma * self.value.weight.flatten(1), self.gamma * self.value.bias
+        return _products(seen, weight, pixels + bias).mT.unflatten(2, (height, width))
 
 
 class CrissCrossAttention3d(nn.Module):
@@ -94,6 +102,11 @@ class CrissCrossAttention3d(nn.Module):
         attended = attended + torch.einsum("bthwj,bctjw->bcthw", along_h, value)  # [B, C, T, H, W]
         attended = attended + torch.einsum("bthwj,bcthj->bcthw", along_w, value)  # [B, C, T, H, W]
         return self.gamma * attended + x
+
+
+def _products(pixels: Float[Tensor, "B N C"], weight: Float[Tensor, "O C"], start: Tensor) -> Float[Tensor, "B N O"]:
+    """start + a 1x1 convolution; as one batch of products, which unlike F.linear copies no strided pixels."""
+    return torch.baddbmm(start, pixels, weight.mT.expand(pixels.shape[0], -1, -1))
 
 
 def _reduced(channels: int, reduction: int) -> int:
