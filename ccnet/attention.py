@@ -1,7 +1,6 @@
 """Criss-cross attention: every pixel looks along its own column and its own row, every voxel along its three lines."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,16 +42,14 @@ class CrissCrossAttention(nn.Module):
         The weights A(u, i) of a pixel sum to 1, so it is H that is summed under them and V's convolution comes after: the same
         H', and neither V nor H' - H has to be kept for the backward pass. gamma multiplies that convolution's weights.
         """
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         pixels = x.flatten(2).mT  # [B, H W, C]
-        projections = torch.cat([self.query.weight, self.key.weight]).flatten(1)  # [2 D, C]
-        biases = torch.cat([self.query.bias, self.key.bias])
-        projected = _products(pixels, projections, biases).unflatten(1, (height, width))  # [B, H, W, 2 D]
+        weight, bias = (torch.cat(pair) for pair in zip(_dense(self.query), _dense(self.key), strict=True))
+        projected = _products(pixels, weight, bias).reshape(batch, height, width, -1)  # [B, H, W, 2 D]
         query, key = projected.chunk(2, dim=-1)
-        value = pixels.unflatten(1, (height, width)).to(projected.dtype)
-        seen = criss_cross.criss_cross(query, key, value).flatten(1, 2)  # [B, H W, C]
-        weight, bias = self.gamma * self.value.weight.flatten(1), self.gamma * self.value.bias
-        return _products(seen, weight, pixels + bias).mT.unflatten(2, (height, width))
+        seen = criss_cross.criss_cross(query, key, x.permute(0, 2, 3, 1).to(query.dtype))  # [B, H, W, C]
+        weight, bias = _dense(self.value)
+        return _products(seen.flatten(1, 2), self.gamma * weight, pixels + self.gamma * bias).mT.reshape(x.shape)
 
 
 class CrissCrossAttention3d(nn.Module):
@@ -104,8 +101,16 @@ class CrissCrossAttention3d(nn.Module):
         return self.gamma * attended + x
 
 
-def _products(pixels: Float[Tensor, "B N C"], weight: Float[Tensor, "O C"], start: Tensor) -> Float[Tensor, "B N O"]:
-    """start + a 1x1 convolution; as one batch of products, which unlike F.linear copies no strided pixels."""
+def _dense(conv: nn.Conv2d) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"]]:
+    """Weight and bias of a 1x1 convolution."""
+    assert conv.bias is not None
+    return conv.weight.flatten(1), conv.bias
+
+
+def _products(
+    pixels: Float[Tensor, "B N C"], weight: Float[Tensor, "O C"], start: Float[Tensor, "..."]
+) -> Float[Tensor, "B N O"]:
+    """start + a 1x1 convolution, as a batch of products: unlike a convolution it copies no pixels, however they lie."""
     return torch.baddbmm(start, pixels, weight.mT.expand(pixels.shape[0], -1, -1))
 
 

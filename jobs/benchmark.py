@@ -1,31 +1,62 @@
-"""`python -m jobs.benchmark CONFIG.yaml`: images per second of decoding, the feed's ways and the training step, side by side."""
+"""`python -m jobs.benchmark CONFIG.yaml`: decoding, feed and step, or the operator beside others."""
 
 import sys
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from pipeline.benchmark import Figure
+    from pipeline.benchmark.images import Figure
+    from pipeline.benchmark.operator import OperatorFigure
     from pipeline.config import Config
 
 # The processes that are measured import this file again: what they need not, they must not load.
 
+F = TypeVar("F", "Figure", "OperatorFigure")
 FEEDS = ("bare loop", "torch DataLoader")
 HEADINGS = ("x bare", "x DataLoader", "with start", "first batch s", "data wait", "peak MiB")
 
 
 def run(config: "Config") -> int:
-    """Prints one JSON line per figure as it is there, and in the end a table for each data set and store."""
-    from pipeline.benchmark import benchmark
+    """Prints one JSON line per figure as it is there, and in the end a table for each data set and store or map."""
+    if "images" in config.benchmark.of:
+        from pipeline.benchmark.images import benchmark
 
+        print(tables(_printed(benchmark(config))))
+    if "operator" in config.benchmark.of:
+        from pipeline.benchmark.operator import measure_operator
+
+        print(operator_tables(_printed(measure_operator(config))))
+    return 0
+
+
+def _printed(measured: "Iterable[list[F]]") -> "list[F]":
     figures = []
-    for found in benchmark(config):
+    for found in measured:
         for figure in found:
             print(figure.json(), flush=True)
         figures += found
-    print(tables(figures))
-    return 0
+    return figures
+
+
+def operator_tables(figures: "list[OperatorFigure]") -> str:
+    """A table for each map and recurrence."""
+    return "\n".join(_operator_table(list(group)) for _, group in groupby(figures, key=lambda f: (f.shape, f.recurrence)))
+
+
+def _operator_table(figures: "list[OperatorFigure]") -> str:
+    first = figures[0]
+    where = f"{first.precision} on {first.device}" + (f", {first.threads} threads" if first.device == "cpu" else "")
+    lines = [f"\n{' x '.join(map(str, first.shape))}, R = {first.recurrence}, {where}, {first.rounds} rounds"]
+    headings = ("forward ms", "both ms", "spread", "speedup", "kept MiB", "peak MiB", "GFLOP", "GFLOP/s")
+    lines.append(f"{'block':<18}" + "".join(f"{heading:>{max(9, len(heading)) + 4}}" for heading in headings))
+    for f in figures:
+        cells = (
+            f"{1e3 * f.forward_s:.1f}", f"{1e3 * f.both_s:.1f}", f"{1e3 * f.lowest_s:.0f}-{1e3 * f.highest_s:.0f}",
+            f"{f.speedup:.2f} x", f"{f.kept_mib:.0f}", f"{f.peak_mib:.0f}", f"{f.gflop:.1f}", f"{f.gflop / f.both_s:.0f}",
+        )  # fmt: skip
+        lines.append(f"{f.block:<18}" + "".join(f"{c:>{max(9, len(h)) + 4}}" for c, h in zip(cells, headings, strict=True)))
+    return "\n".join(lines)
 
 
 def tables(figures: "list[Figure]") -> str:

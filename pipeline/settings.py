@@ -227,6 +227,8 @@ class Pictures(Section):
 
 
 class Benchmark(Section):
+    of: tuple[Literal["images", "operator"], ...] = ("images",)
+    """What is measured: an image's way from the storage to the batch; the criss-cross operator beside others."""
     rounds: int = Field(3, ge=1)
     """Rounds, each stage once in each; what is reported are medians over them."""
     images: int = Field(256, ge=1)
@@ -239,6 +241,8 @@ class Benchmark(Section):
     """Measure on each of these folders or `s3://bucket/prefix` instead of storage.path alone."""
     step: bool = True
     """Measure the training step as well."""
+    maps: tuple[tuple[int, int, int, int], ...] = ((1, 512, 97, 97), (2, 512, 64, 128))
+    """Batch, channels, height and width of the maps for the operator: crops of 769 x 769 and of 512 x 1024 at stride 8."""
 
     @field_validator("stores")
     @classmethod

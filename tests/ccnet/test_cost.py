@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet import CrissCrossAttention
-from tests.ccnet.non_local import NonLocal
+from pipeline.benchmark.formulations import NonLocal
 
 
 def gigaflops(block: type[nn.Module], recurrence: int) -> float:

@@ -91,7 +91,8 @@ def kept_mib(batch: int, height: int, width: int, recurrence: int) -> float:
 
 # The published module keeps 78, 175, 136 and 304 MiB, counted alike.
 @pytest.mark.parametrize(
-    ("size", "recurrence", "published"), [((1, 97, 97), 1, 78), ((1, 97, 97), 2, 175), ((2, 64, 128), 1, 136), ((2, 64, 128), 2, 304)]
+    ("size", "recurrence", "published"),
+    [((1, 97, 97), 1, 78), ((1, 97, 97), 2, 175), ((2, 64, 128), 1, 136), ((2, 64, 128), 2, 304)],
 )
 def test_keeps_at_most_half_of_what_the_published_module_keeps(size, recurrence, published):
     assert kept_mib(*size, recurrence) <= published / 2

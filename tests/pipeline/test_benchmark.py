@@ -16,11 +16,11 @@ import ray
 from jobs import benchmark as job
 from pipeline import cluster, transforms
 from pipeline.augment import Recipe, augment
-from pipeline.benchmark import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
-from pipeline.benchmark_data import Target, find_targets, make_pictures, picture, repeated
-from pipeline.benchmark_feed import Length, Measured, first_steps, one_round, steady_rate
-from pipeline.benchmark_memory import family, own_peak, pss
-from pipeline.benchmark_work import Steps, positions
+from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, steady_rate
+from pipeline.benchmark.images import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
+from pipeline.benchmark.memory import family, own_peak, pss
+from pipeline.benchmark.targets import Target, find_targets, make_pictures, picture, repeated
+from pipeline.benchmark.work import Steps, positions
 from pipeline.config import Config
 from pipeline.feed import Feed
 from pipeline.layouts import find_splits
@@ -119,7 +119,7 @@ def test_an_item_of_the_loader_is_a_step(target: Target) -> None:
 
 
 def test_measured_processes_load_neither_torch_nor_ray() -> None:
-    code = "import sys, jobs.benchmark, pipeline.benchmark_work; sys.exit(bool({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    code = "import sys, jobs.benchmark, pipeline.benchmark.work; sys.exit(bool({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
@@ -171,10 +171,10 @@ def test_whole_then_crop_is_the_same_crop() -> None:
 
 @pytest.mark.slow
 def test_the_augment_path_and_the_rows_have_their_ratios(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.benchmark.AUGMENTED", 4)
-    monkeypatch.setattr("pipeline.benchmark.ROWS_ROUNDS", 1)
-    monkeypatch.setattr("pipeline.benchmark.ROWS_STEPS", 3)
-    monkeypatch.setattr("pipeline.benchmark.NUM_ROWS", (100, 1_000))
+    monkeypatch.setattr("pipeline.benchmark.images.AUGMENTED", 4)
+    monkeypatch.setattr("pipeline.benchmark.images.ROWS_ROUNDS", 1)
+    monkeypatch.setattr("pipeline.benchmark.images.ROWS_STEPS", 3)
+    monkeypatch.setattr("pipeline.benchmark.images.NUM_ROWS", (100, 1_000))
     whole, crop = measure_augment(target)
     assert not whole.ratios
     assert crop.ratios["augment: whole, then crop"] > 0
@@ -189,7 +189,7 @@ def test_peak_memory_sees_an_allocation_that_is_gone_again() -> None:
     code = """
 import os, time
 import numpy as np
-from pipeline.benchmark_memory import PeakMemory, pss
+from pipeline.benchmark.memory import PeakMemory, pss
 before = pss(os.getpid())
 with PeakMemory(lambda: [os.getpid()], every_s=0.01) as peak:
     held = np.ones(64 << 20, np.uint8)
@@ -247,10 +247,10 @@ def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
 @pytest.mark.slow
 def test_a_whole_run_gives_a_line_for_each_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("pipeline.benchmark.AUGMENTED", 4)
-    monkeypatch.setattr("pipeline.benchmark.ROWS_ROUNDS", 1)
-    monkeypatch.setattr("pipeline.benchmark.ROWS_STEPS", 3)
-    monkeypatch.setattr("pipeline.benchmark.NUM_ROWS", (100, 1_000))
+    monkeypatch.setattr("pipeline.benchmark.images.AUGMENTED", 4)
+    monkeypatch.setattr("pipeline.benchmark.images.ROWS_ROUNDS", 1)
+    monkeypatch.setattr("pipeline.benchmark.images.ROWS_STEPS", 3)
+    monkeypatch.setattr("pipeline.benchmark.images.NUM_ROWS", (100, 1_000))
     small = config(tmp_path)
     small = small.model_copy(update={"benchmark": small.benchmark.model_copy(update={"step": True})})
     (found,) = benchmark(small)

@@ -117,7 +117,7 @@ import sys
 from pathlib import Path
 import torch
 from pipeline import checkpoint
-from pipeline.benchmark_memory import own_peak
+from pipeline.benchmark.memory import own_peak
 folder = Path(sys.argv[1])
 small, large = ({"weight": torch.ones(mib, 1 << 18)} for mib in (1, 192))
 checkpoint.save(folder, checkpoint.State(small, small, small), {"step": 1})

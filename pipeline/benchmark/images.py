@@ -15,9 +15,9 @@ import ray
 
 from pipeline import cluster
 from pipeline.augment import Recipe, apply, augment, draw
-from pipeline.benchmark_data import Target, find_targets, repeated
-from pipeline.benchmark_feed import SPAWN, Length, Measured, first_steps, one_round, ray_data
-from pipeline.benchmark_work import Opening, open_feed, training_steps
+from pipeline.benchmark.feeds import SPAWN, Length, Measured, first_steps, one_round, ray_data
+from pipeline.benchmark.targets import Target, find_targets, repeated
+from pipeline.benchmark.work import Opening, open_feed, training_steps
 from pipeline.config import Config
 from pipeline.feed import Feed, Int64, decode
 from pipeline.samples import open_samples

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.benchmark_memory import own_peak
+from pipeline.benchmark.memory import own_peak
 from pipeline.config import Config
 from pipeline.feed import Feed, Int64, decode
 from pipeline.samples import open_samples

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch.utils.data
 
-from pipeline.benchmark_memory import PeakMemory, family
-from pipeline.benchmark_work import Share, Steps, decode_share, feed_share, join
+from pipeline.benchmark.memory import PeakMemory, family
+from pipeline.benchmark.work import Share, Steps, decode_share, feed_share, join
 from pipeline.datasets import in_plan_order, training_batches, training_data
 from pipeline.feed import Feed
 

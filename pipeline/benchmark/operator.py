@@ -1,0 +1,211 @@
+"""The criss-cross operator beside the published module, a non-local block and attention over all pixels, in turns."""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnet import CrissCrossAttention
+from ccnet.step import DTYPES, Precision
+from pipeline.benchmark.feeds import SPAWN
+from pipeline.benchmark.formulations import AllPixels, NonLocal, PublishedCrissCross
+from pipeline.benchmark.memory import own_peak
+from pipeline.config import Config
+
+logger = logging.getLogger(__name__)
+
+OURS, PUBLISHED = "ours", "published"
+BLOCKS: dict[str, Callable[[int], nn.Module]] = {
+    OURS: CrissCrossAttention, PUBLISHED: PublishedCrissCross, "non-local": NonLocal, "all pixels (SDPA)": AllPixels,
+}  # fmt: skip
+SAME_FUNCTION = 1e-4
+"""Largest difference of ours to the published result, of its largest value, in float32."""
+
+
+class Case(NamedTuple):
+    """One block on one map, `recurrence` passes."""
+
+    block: str
+    shape: tuple[int, int, int, int]
+    """[B, C, H, W]"""
+    recurrence: int
+    precision: Precision
+
+
+class OperatorFigure(NamedTuple):
+    """Seconds of one case, medians of the rounds, and what it needs besides."""
+
+    block: str
+    shape: tuple[int, int, int, int]
+    recurrence: int
+    precision: str
+    device: str
+    threads: int
+    rounds: int
+    forward_s: float
+    """Without what a backward pass needs."""
+    both_s: float
+    """Forward and backward."""
+    lowest_s: float
+    highest_s: float
+    """Of both."""
+    speedup: float
+    """Time of the published block for both over this one's, median over the rounds."""
+    kept_mib: float
+    """For the backward pass, beside parameters and input."""
+    peak_mib: float
+    """Of both passes, beyond parameters and input."""
+    gflop: float
+    """Products of both passes, 2 for a multiplication and its addition."""
+
+    def json(self) -> str:
+        """One line."""
+        return json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in self._asdict().items()})
+
+
+def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
+    """Figures of each map and recurrence; the blocks take turns in every round."""
+    settings, device = config.benchmark, _device()
+    for shape in settings.maps:
+        for recurrence in (1, 2):
+            # Attention to all pixels takes one pass to reach them.
+            names = [name for name in BLOCKS if recurrence == 1 or name in (OURS, PUBLISHED)]
+            cases = [Case(name, shape, recurrence, config.train.precision) for name in names]
+            yield _measure(cases, device, settings.rounds)
+
+
+def _measure(cases: list[Case], device: torch.device, rounds: int) -> list[OperatorFigure]:
+    made = {case.block: _Made(case, device) for case in cases}
+    _agree(made[OURS], made[PUBLISHED])
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+    for turn in range(rounds + 1):
+        for name, each in made.items():
+            seconds = each.forward_s(), each.both_s()
+            if turn:  # the first one warms up
+                times[name].append(seconds)
+        logger.info("%s, R = %d: round %d of %d", "x".join(map(str, cases[0].shape)), cases[0].recurrence, turn, rounds)
+    figures = []
+    for case in cases:
+        forward, both = zip(*times[case.block], strict=True)
+        of_published = [published / mine for (_, published), mine in zip(times[PUBLISHED], both, strict=True)]
+        measured = OperatorFigure(
+            *case, str(device), torch.get_num_threads(), rounds, statistics.median(forward), statistics.median(both),
+            min(both), max(both), statistics.median(of_published), made[case.block].kept_mib(), peak_mib(case, device),
+            made[case.block].gflop(),
+        )  # fmt: skip
+        figures.append(measured)
+    return figures
+
+
+class _Made:
+    """A case ready to run; the blocks of one shape share input and parameters."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.case, self.device, self.dtype = case, device, DTYPES[case.precision]
+        self.block = BLOCKS[case.block](case.shape[1]).to(device)
+        nn.init.constant_(self.block.get_parameter("gamma"), 0.5)
+        # The network is channels_last on a GPU (docs/decisions.md); the published one is not.
+        self.x = torch.randn(case.shape, device=device, requires_grad=True)
+        self.grad = torch.randn(case.shape, device=device)
+
+    def run(self) -> Tensor:
+        x: Tensor = self.x
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            for _ in range(self.case.recurrence):
+                x = self.block(x)
+        return x
+
+    def both(self) -> None:
+        y = self.run()
+        torch.autograd.backward(y, self.grad.to(y.dtype))
+        self.x.grad = None
+        self.block.zero_grad()
+
+    def forward_s(self) -> float:
+        with torch.no_grad():
+            return self._seconds(self.run)
+
+    def both_s(self) -> float:
+        return self._seconds(self.both)
+
+    def _seconds(self, run: Callable[[], object]) -> float:
+        _wait(self.device)
+        start = time.perf_counter()
+        run()
+        _wait(self.device)
+        return time.perf_counter() - start
+
+    def kept_mib(self) -> float:
+        given = {tensor.untyped_storage().data_ptr() for tensor in (self.x, *self.block.parameters())}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in given:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.run()
+        return sum(kept.values()) / 2**20
+
+    def gflop(self) -> float:
+        with FlopCounterMode(display=False) as counter:
+            self.both()
+        return float(counter.get_total_flops()) / 1e9
+
+
+def _agree(ours: _Made, published: _Made) -> None:
+    """AssertionError where the two do not compute the same, whatever their speed."""
+    with torch.no_grad():
+        mine, theirs = ours.run().float(), published.run().float()
+    difference = float((mine - theirs).abs().max() / theirs.abs().max())
+    assert ours.dtype is not None or difference < SAME_FUNCTION, f"ours differs from the published block by {difference:.1e}"
+
+
+def peak_mib(case: Case, device: torch.device) -> float:
+    """Of both passes beyond parameters and input, in a process of its own on a CPU, where nothing counts what is allocated."""
+    if device.type == "cuda":
+        return _peak_on_gpu(case, device)
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        peak: float = pool.submit(_peak_on_cpu, case, torch.get_num_threads()).result()
+    return peak
+
+
+def _peak_on_cpu(case: Case, threads: int) -> float:
+    torch.set_num_threads(threads)
+    batch, channels, _, _ = case.shape
+    _Made(case._replace(shape=(batch, channels, 4, 4)), torch.device("cpu")).both()  # loads the libraries
+    made = _Made(case, torch.device("cpu"))
+    made.x.sum(), made.grad.sum()  # in memory now
+    before = own_peak()
+    made.both()
+    return (own_peak() - before) / 2**20
+
+
+def _peak_on_gpu(case: Case, device: torch.device) -> float:
+    made = _Made(case, device)
+    made.both()
+    _wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    made.both()
+    _wait(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
