@@ -1,0 +1,304 @@
+"""Criss-cross attention of given query, key and value in Triton: forward and backward without the energies in memory.
+
+Import it only where it runs, for it needs triton. A line is a column or a row: both directions are the same kernels on other
+strides, the columns' launch writes and the rows' adds. Sums have a fixed order and no atomics: equal calls give equal bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, no_type_check
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+from jaxtyping import Float
+from torch import Tensor
+
+# Positions of a line in one tile. Energies of 128 x 128 in float32 are 64 registers in each thread of 8 warps; wider types need
+# more for the operands.
+LONGEST_TILE = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
+SHORTEST_TILE = 16  # what tl.dot takes at least
+CHANNEL_TILE = 64  # channels of one load, the width of query and key in the published networks
+# float32 as three tf32 products: float32's accuracy on the tensor cores. Plain tf32 has 10 bits, an error of 0.1 in an energy of
+# 100; "ieee" leaves the tensor cores. The other types do not look at it.
+PRECISION = tl.constexpr("tf32x3")
+
+
+class _Lines(NamedTuple):
+    """Pointer and strides of an array [B, lines, positions, channels]."""
+
+    array: Tensor
+    batch: int
+    line: int
+    position: int
+    channel: int
+
+
+# no_type_check: jaxtyping's import hook would wrap the kernels and hide their globals from triton.
+
+
+@triton.jit
+@no_type_check
+def _places(lines, positions, channels, length, num_channels):
+    """Addresses [positions, channels] in the program's line, and which of them exist. 64 bits: B * H * W * C can pass 2^31."""
+    start = lines.array + tl.program_id(2).to(tl.int64) * lines.batch + tl.program_id(1).to(tl.int64) * lines.line
+    places = start + positions.to(tl.int64)[:, None] * lines.position + channels.to(tl.int64)[None, :] * lines.channel
+    return places, (positions[:, None] < length) & (channels[None, :] < num_channels)
+
+
+@triton.jit
+@no_type_check
+def _load(lines, positions, channels, length, num_channels):
+    """Values [positions, channels], 0 where none exists."""
+    places, exist = _places(lines, positions, channels, length, num_channels)
+    return tl.load(places, mask=exist, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _store(tile, lines, positions, channels, length, num_channels, ADD: tl.constexpr):
+    """Writes the tile or adds it to what is there; the sum is rounded once, to the array's type."""
+    places, exist = _places(lines, positions, channels, length, num_channels)
+    if ADD:
+        tile += tl.load(places, mask=exist, other=0.0).to(tile.dtype)
+    tl.store(places, tile.to(lines.array.dtype.element_ty), mask=exist)
+
+
+@triton.jit
+@no_type_check
+def _dot(left, right, total):
+    """total + left @ right, left rounded to the type of right."""
+    return tl.dot(left.to(right.dtype), right, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+@no_type_check
+def _products(left, right, own, other, length, num_channels, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """left(own) . right(other) over the channels: [own, other]."""
+    total = tl.zeros([own.shape[0], other.shape[0]], DTYPE)
+    for start in range(0, num_channels, TILE):
+        channels = start + tl.arange(0, TILE)
+        right_tile = _load(right, other, channels, length, num_channels)
+        total = _dot(_load(left, own, channels, length, num_channels), tl.trans(right_tile), total)
+    return total
+
+
+@triton.jit
+@no_type_check
+def _energies(query, key, own, other, length, num_reduced, ROW: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """Energies [own, other]; -inf where there is no other, and in a column where a position meets itself."""
+    exist = other[None, :] < length
+    if not ROW:
+        exist = exist & (own[:, None] != other[None, :])
+    return tl.where(exist, _products(query, key, own, other, length, num_reduced, TILE, DTYPE), float("-inf"))
+
+
+@triton.jit
+@no_type_check
+def _of_query(lines, own, other, length, TRANSPOSED: tl.constexpr):
+    """A number of each query, to broadcast over [own, other]."""
+    if TRANSPOSED:
+        return tl.trans(_load(lines, other, tl.arange(0, 1), length, 1))
+    else:
+        return _load(lines, own, tl.arange(0, 1), length, 1)
+
+
+@triton.jit
+@no_type_check
+def _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED: tl.constexpr, ROW: tl.constexpr, TILE: tl.constexpr):
+    """Attention [own, other] given the joint lse. TRANSPOSED: own are the keys and other the queries."""
+    energy = _energies(left, right, own, other, length, num_reduced, ROW, TILE, lse.array.dtype.element_ty)
+    return tl.exp(energy - _of_query(lse, own, other, length, TRANSPOSED))
+
+
+@triton.jit(do_not_specialize=["length"])
+@no_type_check
+def _line_lse(query, key, lse, length, num_reduced, ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Log of the sum of exp of each position's energies along its line; -inf in a column of one position."""
+    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    largest = tl.full([BLOCK], float("-inf"), DTYPE)
+    total = tl.zeros([BLOCK], DTYPE)
+    for start in range(0, length, BLOCK):
+        energy = _energies(query, key, own, start + tl.arange(0, BLOCK), length, num_reduced, ROW, TILE, DTYPE)
+        larger = tl.maximum(largest, tl.max(energy, 1))
+        shift = tl.where(larger == float("-inf"), 0.0, larger)  # -inf less -inf would be nan
+        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(energy - shift[:, None]), 1)
+        largest = larger
+    result = largest + tl.log(tl.where(total == 0.0, 1.0, total))
+    _store(result[:, None], lse, own, tl.arange(0, 1), length, 1, False)
+
+
+@triton.jit(do_not_specialize=["length"])
+@no_type_check
+def _line_delta(grad, out, delta, length, num_channels, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Sum of grad * out over the channels of each position."""
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], delta.array.dtype.element_ty)
+    for start in range(0, num_channels, TILE):
+        channels = start + tl.arange(0, TILE)
+        product = _load(grad, own, channels, length, num_channels).to(total.dtype)
+        product *= _load(out, own, channels, length, num_channels).to(total.dtype)
+        total += tl.sum(product, 1)
+    _store(total[:, None], delta, own, tl.arange(0, 1), length, 1, False)
+
+
+@triton.jit(do_not_specialize=["length"])
+@no_type_check
+def _line_sum(
+    left, right, summed, result, lse, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr, ROW: tl.constexpr,
+    ONE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """result(own) = sum over other of attention * summed(other): the output, or TRANSPOSED the gradient of value.
+
+    ONE: the line fits one tile and its attention is computed once; if not, again for each tile of channels.
+    """
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if ONE:
+        weight = _weights(left, right, lse, own, own, length, num_reduced, TRANSPOSED, ROW, TILE)
+    for start in range(0, num_channels, TILE):
+        channels = start + tl.arange(0, TILE)
+        total = tl.zeros([BLOCK, TILE], lse.array.dtype.element_ty)
+        if ONE:
+            total = _dot(weight, _load(summed, own, channels, length, num_channels), total)
+        else:
+            for first in range(0, length, BLOCK):
+                other = first + tl.arange(0, BLOCK)
+                part = _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
+                total = _dot(part, _load(summed, other, channels, length, num_channels), total)
+        _store(total, result, own, channels, length, num_channels, ROW)
+
+
+@triton.jit(do_not_specialize=["length"])
+@no_type_check
+def _line_slope(
+    left, right, slope_left, slope_right, result, lse, delta, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr,
+    ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """result(own) = sum over other of dE * right(other): the gradient of query, or TRANSPOSED of key.
+
+    dE = attention * (slope_left(own) . slope_right(other) - delta) is the loss's derivative by the energy; one of the slopes is
+    the gradient of the output, the other value.
+    """
+    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    for start in range(0, num_reduced, TILE):
+        channels = start + tl.arange(0, TILE)
+        total = tl.zeros([BLOCK, TILE], DTYPE)
+        for first in range(0, length, BLOCK):
+            other = first + tl.arange(0, BLOCK)
+            slope = _products(slope_left, slope_right, own, other, length, num_channels, TILE, DTYPE)
+            slope -= _of_query(delta, own, other, length, TRANSPOSED)
+            slope *= _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
+            total = _dot(slope, _load(right, other, channels, length, num_reduced), total)
+        _store(total, result, own, channels, length, num_reduced, ROW)
+
+
+@triton.jit(do_not_specialize=["length"])
+@no_type_check
+def _line_backward(
+    grad, query, key, value, grad_query, grad_key, grad_value, lse, delta, length, num_reduced, num_channels,
+    ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """All three gradients of a line that fits one tile: its energies are computed once, and grad is read once."""
+    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+    own = tl.arange(0, BLOCK)
+    weight = _weights(query, key, lse, own, own, length, num_reduced, False, ROW, TILE)  # [query, key]
+    slope = tl.zeros([BLOCK, BLOCK], DTYPE)
+    for start in range(0, num_channels, TILE):
+        channels = start + tl.arange(0, TILE)
+        grad_tile = _load(grad, own, channels, length, num_channels)
+        slope = _dot(grad_tile, tl.trans(_load(value, own, channels, length, num_channels)), slope)
+        total = _dot(tl.trans(weight.to(grad_tile.dtype)), grad_tile, tl.zeros([BLOCK, TILE], DTYPE))
+        _store(total, grad_value, own, channels, length, num_channels, ROW)
+    slope = weight * (slope - _of_query(delta, own, own, length, False))
+    for start in range(0, num_reduced, TILE):
+        channels = start + tl.arange(0, TILE)
+        key_tile = _load(key, own, channels, length, num_reduced)
+        total = _dot(slope, key_tile, tl.zeros([BLOCK, TILE], DTYPE))
+        _store(total, grad_query, own, channels, length, num_reduced, ROW)
+        query_tile = _load(query, own, channels, length, num_reduced)
+        total = _dot(tl.trans(slope.to(query_tile.dtype)), query_tile, tl.zeros([BLOCK, TILE], DTYPE))
+        _store(total, grad_key, own, channels, length, num_reduced, ROW)
+
+
+def forward(
+    query: Float[Tensor, "B H W D"], key: Float[Tensor, "B H W D"], value: Float[Tensor, "B H W C"]
+) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B H W"]]:
+    """(out, lse): what each pixel gathers, and the log of the sum of exp of its H + W - 1 energies.
+
+    CCNet, https://arxiv.org/abs/1811.11721, section 3.2, as `CrissCrossAttention` has it: one soft-max over the pixel's column
+    without itself and its row, no 1 / sqrt(d). Any strides; bfloat16, float16, float32 or float64, the three alike. out is
+    contiguous and of that dtype, lse float32 or for float64 float64; sums are taken in lse's dtype. Half types round the
+    attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
+    """
+    widths = query.shape[-1], value.shape[-1]
+    out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    column, row = (torch.empty((*query.shape[:3], 1), dtype=_wide(query.dtype), device=query.device) for _ in range(2))
+    _launch(_line_lse, (query, key, column), False, query.shape[-1], ROW=False)
+    _launch(_line_lse, (query, key, row), True, query.shape[-1], ROW=True)
+    lse = torch.logaddexp(column, row)  # [B, H, W, 1]
+    for is_row in (False, True):
+        arrays = (query, key, value, out, lse)
+        _launch(_line_sum, arrays, is_row, *widths, ROW=is_row, TRANSPOSED=False, ONE=_fits(query, is_row))
+    return out, lse[..., 0]
+
+
+def backward(
+    grad: Float[Tensor, "B H W C"],
+    query: Float[Tensor, "B H W D"],
+    key: Float[Tensor, "B H W D"],
+    value: Float[Tensor, "B H W C"],
+    out: Float[Tensor, "B H W C"],
+    lse: Float[Tensor, "B H W"],
+) -> tuple[Float[Tensor, "B H W D"], Float[Tensor, "B H W D"], Float[Tensor, "B H W C"]]:
+    """Gradients of query, key and value, contiguous and of their dtype, given grad of `forward`'s out in the same dtype.
+
+    With P the attention and E the energies: dV = P^T grad, dE = P * (grad V^T - delta) with delta = grad . out of each query,
+    dQ = dE K, dK = dE^T Q.
+    """
+    widths = query.shape[-1], value.shape[-1]
+    gradients = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    grad_query, grad_key, grad_value = gradients
+    lse = lse[..., None]  # [B, H, W, 1]
+    delta = torch.empty(lse.shape, dtype=lse.dtype, device=lse.device)
+    _launch(_line_delta, (grad, out, delta), True, value.shape[-1])
+    for is_row in (False, True):
+        if _fits(query, is_row):
+            arrays = (grad, query, key, value, *gradients, lse, delta)
+            _launch(_line_backward, arrays, is_row, *widths, ROW=is_row)
+            continue
+        arrays = (query, key, grad, value, grad_query, lse, delta)
+        _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=False, ROW=is_row)
+        arrays = (key, query, value, grad, grad_key, lse, delta)
+        _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=True, ROW=is_row)
+        arrays = (key, query, grad, grad_value, lse)
+        _launch(_line_sum, arrays, is_row, *widths, TRANSPOSED=True, ONE=False, ROW=is_row)
+    return grad_query, grad_key, grad_value
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _block(length: int, dtype: torch.dtype) -> int:
+    """Positions in a tile of a line."""
+    return max(SHORTEST_TILE, min(LONGEST_TILE[dtype], 1 << (length - 1).bit_length()))
+
+
+def _fits(query: Tensor, is_row: bool) -> bool:
+    """Whether a line is one tile."""
+    return query.shape[1 + is_row] <= LONGEST_TILE[query.dtype]
+
+
+def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, **flags: bool) -> None:
+    """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *]."""
+    views = [array if is_row else array.transpose(1, 2) for array in arrays]  # [B, lines, positions, *]
+    num_images, num_lines, length = views[0].shape[:3]
+    block = _block(length, views[0].dtype)
+    lines = [_Lines(view, *view.stride()) for view in views]
+    grid = (-(-length // block), num_lines, num_images)
+    with torch.cuda.device_of(arrays[0]):  # triton launches on the current device, whichever the arrays are on
+        kernel[grid](
+            *lines, length, *widths, BLOCK=block, TILE=CHANNEL_TILE, num_warps=8 if block == 128 else 4, num_stages=2, **flags
+        )
