@@ -298,7 +298,7 @@ def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, *
     block = _block(length, views[0].dtype)
     lines = [_Lines(view, *view.stride()) for view in views]
     grid = (-(-length // block), num_lines, num_images)
-    with torch.cuda.device_of(arrays[0]):  # triton launches on the current device, whichever the arrays are on
+    with torch.cuda.device_of(arrays[0]):  # type: ignore[no-untyped-call]  # triton launches on the current device, whichever the arrays are on
         kernel[grid](
-            *lines, length, *widths, BLOCK=block, TILE=CHANNEL_TILE, num_warps=8 if block == 128 else 4, num_stages=2, **flags
+            *lines, length, *widths, BLOCK=block, TILE=CHANNEL_TILE, num_warps=8 if block >= 64 else 4, num_stages=2, **flags
         )
