@@ -227,13 +227,14 @@ def forward(
     """(out, lse): what each pixel gathers, and the log of the sum of exp of its H + W - 1 energies.
 
     CCNet, https://arxiv.org/abs/1811.11721, section 3.2, as `CrissCrossAttention` has it: one soft-max over the pixel's column
-    without itself and its row, no 1 / sqrt(d). Any strides; bfloat16, float16, float32 or float64, the three alike. out is
-    contiguous and of that dtype, lse float32 or for float64 float64; sums are taken in lse's dtype. Half types round the
-    attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
+    without itself and its row, no 1 / sqrt(d). Any strides; B, H and W to 65535; bfloat16, float16, float32 or float64, the
+    three alike. out is contiguous and of that dtype; lse is float32, or float64 for float64, and so are all sums. Half types
+    round the attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
     """
     widths = query.shape[-1], value.shape[-1]
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    column, row = (torch.empty((*query.shape[:3], 1), dtype=_wide(query.dtype), device=query.device) for _ in range(2))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    column, row = (torch.empty((*query.shape[:3], 1), dtype=wide, device=query.device) for _ in range(2))
     _launch(_line_lse, (query, key, column), False, query.shape[-1], ROW=False)
     _launch(_line_lse, (query, key, row), True, query.shape[-1], ROW=True)
     lse = torch.logaddexp(column, row)  # [B, H, W, 1]
@@ -276,11 +277,6 @@ def backward(
     return grad_query, grad_key, grad_value
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _block(length: int, dtype: torch.dtype) -> int:
     """Positions in a tile of a line."""
     return max(SHORTEST_TILE, min(LONGEST_TILE[dtype], 1 << (length - 1).bit_length()))
@@ -292,13 +288,12 @@ def _fits(query: Tensor, is_row: bool) -> bool:
 
 
 def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, **flags: bool) -> None:
-    """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *]."""
+    """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *], on the device where they are."""
     views = [array if is_row else array.transpose(1, 2) for array in arrays]  # [B, lines, positions, *]
     num_images, num_lines, length = views[0].shape[:3]
     block = _block(length, views[0].dtype)
+    options = {"BLOCK": block, "TILE": CHANNEL_TILE, "num_warps": 8 if block >= 64 else 4, "num_stages": 2}
     lines = [_Lines(view, *view.stride()) for view in views]
     grid = (-(-length // block), num_lines, num_images)
-    with torch.cuda.device_of(arrays[0]):  # type: ignore[no-untyped-call]  # triton launches on the current device, whichever the arrays are on
-        kernel[grid](
-            *lines, length, *widths, BLOCK=block, TILE=CHANNEL_TILE, num_warps=8 if block >= 64 else 4, num_stages=2, **flags
-        )
+    with torch.cuda.device_of(arrays[0]):  # type: ignore[no-untyped-call]
+        kernel[grid](*lines, length, *widths, **options, **flags)
