@@ -42,14 +42,9 @@ class CrissCrossAttention(nn.Module):
         The weights A(u, i) of a pixel sum to 1, so it is H that is summed under them and V's convolution comes after: the same
         H', and neither V nor H' - H has to be kept for the backward pass. gamma multiplies that convolution's weights.
         """
-        batch, _, height, width = x.shape
-        pixels = x.flatten(2).mT  # [B, H W, C]
-        weight, bias = (torch.cat(pair) for pair in zip(_dense(self.query), _dense(self.key), strict=True))
-        projected = _products(pixels, weight, bias).reshape(batch, height, width, -1)  # [B, H, W, 2 D]
-        query, key = projected.chunk(2, dim=-1)
-        seen = criss_cross.criss_cross(query, key, x.permute(0, 2, 3, 1).to(query.dtype))  # [B, H, W, C]
-        weight, bias = _dense(self.value)
-        return _products(seen.flatten(1, 2), self.gamma * weight, pixels + self.gamma * bias).mT.reshape(x.shape)
+        weight, bias = (torch.cat(pair) for pair in zip(_parts(self.query), _parts(self.key), strict=True))
+        out_weight, out_bias = (self.gamma * part for part in _parts(self.value))
+        return criss_cross.residual(x, weight, bias, out_weight, out_bias)
 
 
 class CrissCrossAttention3d(nn.Module):
@@ -101,17 +96,10 @@ class CrissCrossAttention3d(nn.Module):
         return self.gamma * attended + x
 
 
-def _dense(conv: nn.Conv2d) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"]]:
-    """Weight and bias of a 1x1 convolution."""
-    assert conv.bias is not None
-    return conv.weight.flatten(1), conv.bias
-
-
-def _products(
-    pixels: Float[Tensor, "B N C"], weight: Float[Tensor, "O C"], start: Float[Tensor, "..."]
-) -> Float[Tensor, "B N O"]:
-    """start + a 1x1 convolution, as a batch of products: unlike a convolution it copies no pixels, however they lie."""
-    return torch.baddbmm(start, pixels, weight.mT.expand(pixels.shape[0], -1, -1))
+def _parts(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias."""
+    assert convolution.bias is not None
+    return convolution.weight, convolution.bias
 
 
 def _reduced(channels: int, reduction: int) -> int:

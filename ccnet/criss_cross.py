@@ -1,11 +1,13 @@
 """The criss-cross operator as one operator of torch: every position of a map looks along its own column and row."""
 
+import importlib
 import importlib.util
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -19,14 +21,85 @@ def criss_cross(
     Omega(u) are the positions in the column and the row of u, itself once (CCNet, https://arxiv.org/abs/1811.11721, section
     3.2). Any strides; channels last in memory are read as they lie. Softmax and sums are float32 or wider.
 
-    Kept for the backward pass are the three inputs, the result and two numbers for each position; the energies are computed
-    again. Neither a mask nor the joint energies [B, H, W, H + W] are ever laid out. On a GPU that has Triton `ccnet.kernels`
-    computes it, elsewhere batched products of matrices do. Differentiable once.
+    No mask and no joint energies [B, H, W, H + W] are laid out. On a GPU that has Triton `ccnet.kernels` computes it and keeps
+    two numbers of each position for the backward pass; elsewhere batches of products do, and the attention is kept.
+    Differentiable once.
     """
     if torch.compiler.is_exporting():
         return plain(query, key, value)
     out: Tensor = _operator(query, key, value)[0]
     return out
+
+
+def residual(
+    x: Float[Tensor, "B C H W"],
+    weight: Float[Tensor, "E C 1 1"],
+    bias: Float[Tensor, " E"],
+    out_weight: Float[Tensor, "C C 1 1"],
+    out_bias: Float[Tensor, " C"],
+) -> Float[Tensor, "B C H W"]:
+    """x + the out convolution of `criss_cross` of x itself; query and key are the halves of one convolution of x.
+
+    In channels last, which convolutions are fastest on, and so is the result. Kept of x is x as it lies, nothing in a second
+    layout.
+    """
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias, out_weight, out_bias = (tensor.to(dtype) for tensor in (x, weight, bias, out_weight, out_bias))
+    if torch.compiler.is_compiling():  # the compiler shares and joins by itself
+        query, key = F.conv2d(x, weight, bias).permute(0, 2, 3, 1).chunk(2, dim=-1)
+        return x + F.conv2d(criss_cross(query, key, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), out_weight, out_bias)
+    out: Tensor = _Residual.apply(x, weight, bias, out_weight, out_bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Residual(torch.autograd.Function):
+    """`residual`: its parts share one layout of x in each direction, and their gradients one sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
+        pixels = _channels_last(x)
+        projected = F.conv2d(pixels, weight, bias).permute(0, 2, 3, 1)  # [B, H, W, E]
+        query, key = projected.chunk(2, dim=-1)
+        seen, kept = _operator(query, key, pixels.permute(0, 2, 3, 1))
+        ctx.save_for_backward(x, weight, out_weight, projected, seen, kept)
+        return F.conv2d(seen.permute(0, 3, 1, 2), out_weight, out_bias).add_(pixels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x, weight, out_weight, projected, seen, kept = ctx.saved_tensors
+        grad, pixels = _channels_last(grads[0]), _channels_last(x)
+        of_seen, of_out_weight, of_out_bias = _convolution_backward(grad, seen.permute(0, 3, 1, 2), out_weight)
+        query, key = projected.chunk(2, dim=-1)
+        of_query, of_key, of_pixels = _gradients(of_seen.permute(0, 2, 3, 1), query, key, pixels.permute(0, 2, 3, 1), seen, kept)
+        del of_seen  # its memory serves the next ones
+        of_projected = torch.cat([of_query, of_key], dim=-1).permute(0, 3, 1, 2)  # [B, E, H, W]
+        of_x, of_weight, of_bias = _convolution_backward(of_projected, pixels, weight)
+        of_x = _laid_as(x, of_x.add_(of_pixels.permute(0, 3, 1, 2)).add_(grad))
+        return of_x, of_weight, of_bias, of_out_weight, of_out_bias
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias of a 1x1 convolution; the bias's by itself, an eighth of what it takes in one call."""
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    return of_x, of_weight, grad.sum((0, 2, 3))
+
+
+def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
+    """grad, channels last, in the layout of x, which autograd otherwise makes of it; row by row is twice as fast on a CPU."""
+    if x.device.type != "cpu" or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return grad
+    out = torch.empty_like(x)
+    for row, of_row in zip(out.unbind(2), grad.unbind(2), strict=True):
+        row.copy_(of_row)
+    return out
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """[B, C, H, W], channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def plain(
@@ -51,59 +124,66 @@ def attention(
 
 @torch.library.custom_op("ccnet::criss_cross", mutates_args=())
 def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The result and, of each position's energies e, [max of e, sum of exp(e - max)]: [B, H, W, 2], float32 or wider.
-
-    Two numbers, because their sum as a logarithm would be rounded by the size of the energies, which nothing bounds.
-    """
+    """The result, and what the backward pass needs besides: the attention of `_laid_out`, or the kernels' two numbers."""
     if kernels := _kernels(query.device.type):
         out, norms = kernels.forward(query, key, value)
         return out, norms
-    column, row = _energies(query, key)
+    batch, height, width, _ = query.shape
+    weights = query.new_empty(batch * height * width * (height + width), dtype=torch.promote_types(query.dtype, torch.float32))
+    column, row = _laid_out(weights, query.shape)
+    query, key = query.to(weights.dtype), key.to(weights.dtype)
+    torch.bmm(_columns(query), _columns(key).mT, out=column.flatten(0, 1))
+    torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out=row.flatten(0, 1))
+    column.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))  # the row has the position itself
     top = torch.maximum(row.amax(-1), column.amax(-1).transpose(1, 2))  # [B, H, W]
-    total = _exponentials(row, top).sum(-1).add_(_exponentials(column, top.transpose(1, 2)).sum(-1).transpose(1, 2))
+    row.sub_(top.unsqueeze(-1))
+    column.sub_(top.transpose(1, 2).unsqueeze(-1))
+    weights.exp_()
+    total = row.sum(-1).add_(column.sum(-1).transpose(1, 2))  # [B, H, W]
     row.div_(total.unsqueeze(-1))
     column.div_(total.transpose(1, 2).unsqueeze(-1))
-    value = value.contiguous()
-    return _along_lines(column.to(value.dtype), row.to(value.dtype), value), torch.stack([top, total], dim=-1)
+    value = _packed(value)
+    return _along_lines(column.to(value.dtype), row.to(value.dtype), value), weights
 
 
 @torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
 def _gradients(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, norms: Tensor
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of query, key and value. With P the attention, dP = grad . value and d = sum over i of P dP: dE = P (dP - d)."""
     if kernels := _kernels(query.device.type):
-        grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, out, norms)
+        grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, kept)
         return grad_query, grad_key, grad_value
-    grad, value = grad.contiguous(), value.contiguous()
-    top, total = norms.unbind(-1)
-    column, row = _energies(query, key)
-    _exponentials(row, top).div_(total.unsqueeze(-1))
-    _exponentials(column, top.transpose(1, 2)).div_(total.transpose(1, 2).unsqueeze(-1))
+    grad, value = _packed(grad), _packed(value)
+    column, row = _laid_out(kept, query.shape)
     grad_value = _along_lines(column.mT.to(value.dtype), row.mT.to(value.dtype), grad)
-    grad_row = torch.matmul(grad, value.mT).to(row.dtype)  # [B, H, W, W]
-    grad_column = torch.stack([torch.bmm(g.transpose(0, 1), v.transpose(0, 1).mT) for g, v in zip(grad, value, strict=True)])
-    grad_column = grad_column.to(row.dtype)  # [B, W, H, H]
-    mean = (row * grad_row).sum(-1).add_((column * grad_column).sum(-1).transpose(1, 2))  # [B, H, W]
-    grad_row.sub_(mean.unsqueeze(-1)).mul_(row)
-    grad_column.sub_(mean.transpose(1, 2).unsqueeze(-1)).mul_(column)
-    of_query = _along_lines(grad_column, grad_row, key.to(row.dtype))
-    of_key = _along_lines(grad_column.mT, grad_row.mT, query.to(row.dtype))
-    return of_query.to(query.dtype), of_key.to(key.dtype), grad_value
+    of_row = torch.matmul(grad, value.mT).to(row.dtype)  # [B, H, W, W]
+    of_column = torch.stack([torch.bmm(g.transpose(0, 1), v.transpose(0, 1).mT) for g, v in zip(grad, value, strict=True)])
+    of_column = of_column.to(row.dtype)  # [B, W, H, H]
+    mean = (row * of_row).sum(-1).add_((column * of_column).sum(-1).transpose(1, 2))  # [B, H, W]
+    of_row.sub_(mean.unsqueeze(-1)).mul_(row)
+    of_column.sub_(mean.transpose(1, 2).unsqueeze(-1)).mul_(column)
+    grad_query = _along_lines(of_column, of_row, key.to(row.dtype))
+    grad_key = _along_lines(of_column.mT, of_row.mT, query.to(row.dtype))
+    return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value
 
 
-def _energies(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """query . key along columns [B, W, H, H], -inf at a position itself, and along rows [B, H, W, W]; float32 or wider."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    query, key = query.to(wide), key.to(wide)
-    column = torch.matmul(query.transpose(1, 2), key.transpose(1, 2).mT)
-    column.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
-    return column, torch.matmul(query, key.mT)
+def _laid_out(weights: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """One array as the attention along columns [B, W, H, H] and along rows [B, H, W, W], each a batch of matrices."""
+    batch, height, width, _ = shape
+    num_columns = batch * height * width * height
+    column, row = weights[:num_columns], weights[num_columns:]
+    return column.view(batch, width, height, height), row.view(batch, height, width, width)
 
 
-def _exponentials(energies: Tensor, top: Tensor) -> Tensor:
-    """exp(e - top) in place; [B, m, n, k] and [B, m, n]."""
-    return energies.sub_(top.unsqueeze(-1)).exp_()
+def _columns(x: Tensor) -> Tensor:
+    """[B, H, W, D] -> [B W, H, D]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """The array [B, H, W, C] contiguous; a third of the time that `contiguous` takes on a CPU."""
+    return _channels_last(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _along_lines(column: Tensor, row: Tensor, value: Tensor) -> Tensor:
@@ -116,22 +196,20 @@ def _along_lines(column: Tensor, row: Tensor, value: Tensor) -> Tensor:
 
 @cache
 def _kernels(device: str) -> ModuleType | None:
-    """The kernels for GPUs, where torch has one and Triton is installed."""
-    if device != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    from ccnet import kernels
-
-    return kernels
+    """The kernels for GPUs where Triton is installed; a module by its name, because importing it needs Triton."""
+    wanted = device == "cuda" and importlib.util.find_spec("triton") is not None
+    return importlib.import_module("ccnet.kernels") if wanted else None
 
 
 @_operator.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return value.new_empty(value.shape), query.new_empty((*query.shape[:-1], 2), dtype=wide)
+    batch, height, width, _ = query.shape
+    shape = (batch, height, width, 2) if _kernels(query.device.type) else (batch * height * width * (height + width),)
+    return value.new_empty(value.shape), query.new_empty(shape, dtype=torch.promote_types(query.dtype, torch.float32))
 
 
 @_gradients.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -1,7 +1,7 @@
 """Criss-cross attention of given query, key and value in Triton: forward and backward without the energies in memory.
 
-Import it only where it runs, for it needs triton. A line is a column or a row: both directions are the same kernels on other
-strides, the columns' launch writes and the rows' adds. Sums have a fixed order and no atomics: equal calls give equal bits.
+It needs triton. A line is a column or a row: both directions are the same kernels on other strides, the columns' launch writes
+and the rows' adds. Sums have a fixed order and no atomics: equal calls give equal bits.
 """
 
 from collections.abc import Sequence
@@ -94,27 +94,31 @@ def _energies(query, key, own, other, length, num_reduced, ROW: tl.constexpr, TI
 
 @triton.jit
 @no_type_check
-def _of_query(lines, own, other, length, TRANSPOSED: tl.constexpr):
+def _of_query(lines, own, other, length, TRANSPOSED: tl.constexpr, CHANNEL: tl.constexpr):
     """A number of each query, to broadcast over [own, other]."""
     if TRANSPOSED:
-        return tl.trans(_load(lines, other, tl.arange(0, 1), length, 1))
+        return tl.trans(_load(lines, other, CHANNEL + tl.arange(0, 1), length, CHANNEL + 1))
     else:
-        return _load(lines, own, tl.arange(0, 1), length, 1)
+        return _load(lines, own, CHANNEL + tl.arange(0, 1), length, CHANNEL + 1)
 
 
 @triton.jit
 @no_type_check
-def _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED: tl.constexpr, ROW: tl.constexpr, TILE: tl.constexpr):
-    """Attention [own, other] given the joint lse. TRANSPOSED: own are the keys and other the queries."""
-    energy = _energies(left, right, own, other, length, num_reduced, ROW, TILE, lse.array.dtype.element_ty)
-    return tl.exp(energy - _of_query(lse, own, other, length, TRANSPOSED))
+def _weights(
+    left, right, norms, own, other, length, num_reduced, TRANSPOSED: tl.constexpr, ROW: tl.constexpr, TILE: tl.constexpr
+):
+    """Attention [own, other] given the joint norms. TRANSPOSED: own are the keys and other the queries."""
+    energy = _energies(left, right, own, other, length, num_reduced, ROW, TILE, norms.array.dtype.element_ty)
+    weight = tl.exp(energy - _of_query(norms, own, other, length, TRANSPOSED, 0))
+    total = _of_query(norms, own, other, length, TRANSPOSED, 1)
+    return weight / tl.where(total == 0.0, 1.0, total)  # 0 beyond the end of the line
 
 
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
-def _line_lse(query, key, lse, length, num_reduced, ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Log of the sum of exp of each position's energies along its line; -inf in a column of one position."""
-    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+def _line_norms(query, key, norms, length, num_reduced, ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Of each position's energies along its line the largest and the sum of exp(e - largest); (-inf, 0) where there are none."""
+    DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], float("-inf"), DTYPE)
     total = tl.zeros([BLOCK], DTYPE)
@@ -124,28 +128,33 @@ def _line_lse(query, key, lse, length, num_reduced, ROW: tl.constexpr, BLOCK: tl
         shift = tl.where(larger == float("-inf"), 0.0, larger)  # -inf less -inf would be nan
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(energy - shift[:, None]), 1)
         largest = larger
-    result = largest + tl.log(tl.where(total == 0.0, 1.0, total))
-    _store(result[:, None], lse, own, tl.arange(0, 1), length, 1, False)
+    _store(largest[:, None], norms, own, tl.arange(0, 1), length, 1, False)
+    _store(total[:, None], norms, own, 1 + tl.arange(0, 1), length, 2, False)
 
 
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
-def _line_delta(grad, out, delta, length, num_channels, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Sum of grad * out over the channels of each position."""
+def _line_delta(
+    query, key, grad, value, delta, norms, length, num_reduced, num_channels,
+    ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum over other of attention * (grad . value(other)). grad . out is the same and needs no products, but rounds otherwise:
+    where one attention is 1, what dE takes from its slope would not cancel it.
+    """
+    DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], delta.array.dtype.element_ty)
-    for start in range(0, num_channels, TILE):
-        channels = start + tl.arange(0, TILE)
-        product = _load(grad, own, channels, length, num_channels).to(total.dtype)
-        product *= _load(out, own, channels, length, num_channels).to(total.dtype)
-        total += tl.sum(product, 1)
-    _store(total[:, None], delta, own, tl.arange(0, 1), length, 1, False)
+    total = tl.zeros([BLOCK], DTYPE)
+    for first in range(0, length, BLOCK):
+        other = first + tl.arange(0, BLOCK)
+        slope = _products(grad, value, own, other, length, num_channels, TILE, DTYPE)
+        total += tl.sum(slope * _weights(query, key, norms, own, other, length, num_reduced, False, ROW, TILE), 1)
+    _store(total[:, None], delta, own, tl.arange(0, 1), length, 1, ROW)
 
 
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
 def _line_sum(
-    left, right, summed, result, lse, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr, ROW: tl.constexpr,
+    left, right, summed, result, norms, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr, ROW: tl.constexpr,
     ONE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """result(own) = sum over other of attention * summed(other): the output, or TRANSPOSED the gradient of value.
@@ -154,16 +163,16 @@ def _line_sum(
     """
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if ONE:
-        weight = _weights(left, right, lse, own, own, length, num_reduced, TRANSPOSED, ROW, TILE)
+        weight = _weights(left, right, norms, own, own, length, num_reduced, TRANSPOSED, ROW, TILE)
     for start in range(0, num_channels, TILE):
         channels = start + tl.arange(0, TILE)
-        total = tl.zeros([BLOCK, TILE], lse.array.dtype.element_ty)
+        total = tl.zeros([BLOCK, TILE], norms.array.dtype.element_ty)
         if ONE:
             total = _dot(weight, _load(summed, own, channels, length, num_channels), total)
         else:
             for first in range(0, length, BLOCK):
                 other = first + tl.arange(0, BLOCK)
-                part = _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
+                part = _weights(left, right, norms, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
                 total = _dot(part, _load(summed, other, channels, length, num_channels), total)
         _store(total, result, own, channels, length, num_channels, ROW)
 
@@ -171,7 +180,7 @@ def _line_sum(
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
 def _line_slope(
-    left, right, slope_left, slope_right, result, lse, delta, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr,
+    left, right, slope_left, slope_right, result, norms, delta, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr,
     ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """result(own) = sum over other of dE * right(other): the gradient of query, or TRANSPOSED of key.
@@ -179,7 +188,7 @@ def _line_slope(
     dE = attention * (slope_left(own) . slope_right(other) - delta) is the loss's derivative by the energy; one of the slopes is
     the gradient of the output, the other value.
     """
-    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+    DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     for start in range(0, num_reduced, TILE):
         channels = start + tl.arange(0, TILE)
@@ -187,8 +196,8 @@ def _line_slope(
         for first in range(0, length, BLOCK):
             other = first + tl.arange(0, BLOCK)
             slope = _products(slope_left, slope_right, own, other, length, num_channels, TILE, DTYPE)
-            slope -= _of_query(delta, own, other, length, TRANSPOSED)
-            slope *= _weights(left, right, lse, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
+            slope -= _of_query(delta, own, other, length, TRANSPOSED, 0)
+            slope *= _weights(left, right, norms, own, other, length, num_reduced, TRANSPOSED, ROW, TILE)
             total = _dot(slope, _load(right, other, channels, length, num_reduced), total)
         _store(total, result, own, channels, length, num_reduced, ROW)
 
@@ -196,13 +205,13 @@ def _line_slope(
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
 def _line_backward(
-    grad, query, key, value, grad_query, grad_key, grad_value, lse, delta, length, num_reduced, num_channels,
+    grad, query, key, value, grad_query, grad_key, grad_value, norms, delta, length, num_reduced, num_channels,
     ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """All three gradients of a line that fits one tile: its energies are computed once, and grad is read once."""
-    DTYPE: tl.constexpr = lse.array.dtype.element_ty
+    DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.arange(0, BLOCK)
-    weight = _weights(query, key, lse, own, own, length, num_reduced, False, ROW, TILE)  # [query, key]
+    weight = _weights(query, key, norms, own, own, length, num_reduced, False, ROW, TILE)  # [query, key]
     slope = tl.zeros([BLOCK, BLOCK], DTYPE)
     for start in range(0, num_channels, TILE):
         channels = start + tl.arange(0, TILE)
@@ -210,7 +219,7 @@ def _line_backward(
         slope = _dot(grad_tile, tl.trans(_load(value, own, channels, length, num_channels)), slope)
         total = _dot(tl.trans(weight.to(grad_tile.dtype)), grad_tile, tl.zeros([BLOCK, TILE], DTYPE))
         _store(total, grad_value, own, channels, length, num_channels, ROW)
-    slope = weight * (slope - _of_query(delta, own, own, length, False))
+    slope = weight * (slope - _of_query(delta, own, own, length, False, 0))
     for start in range(0, num_reduced, TILE):
         channels = start + tl.arange(0, TILE)
         key_tile = _load(key, own, channels, length, num_reduced)
@@ -223,25 +232,27 @@ def _line_backward(
 
 def forward(
     query: Float[Tensor, "B H W D"], key: Float[Tensor, "B H W D"], value: Float[Tensor, "B H W C"]
-) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B H W"]]:
-    """(out, lse): what each pixel gathers, and the log of the sum of exp of its H + W - 1 energies.
+) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B H W 2"]]:
+    """(out, norms): what each pixel gathers; of its H + W - 1 energies e the largest, and the sum of exp(e - largest).
 
     CCNet, https://arxiv.org/abs/1811.11721, section 3.2, as `CrissCrossAttention` has it: one soft-max over the pixel's column
     without itself and its row, no 1 / sqrt(d). Any strides; B, H and W to 65535; bfloat16, float16, float32 or float64, the
-    three alike. out is contiguous and of that dtype; lse is float32, or float64 for float64, and so are all sums. Half types
+    three alike. out is contiguous and of that dtype; norms is float32, or float64 for float64, and so are all sums. Half types
     round the attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
     """
     widths = query.shape[-1], value.shape[-1]
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     wide = torch.promote_types(query.dtype, torch.float32)
-    column, row = (torch.empty((*query.shape[:3], 1), dtype=wide, device=query.device) for _ in range(2))
-    _launch(_line_lse, (query, key, column), False, query.shape[-1], ROW=False)
-    _launch(_line_lse, (query, key, row), True, query.shape[-1], ROW=True)
-    lse = torch.logaddexp(column, row)  # [B, H, W, 1]
+    column, row = (torch.empty((*query.shape[:3], 2), dtype=wide, device=query.device) for _ in range(2))
+    _launch(_line_norms, (query, key, column), False, query.shape[-1], ROW=False)
+    _launch(_line_norms, (query, key, row), True, query.shape[-1], ROW=True)
+    largest = torch.maximum(column[..., 0], row[..., 0])  # [B, H, W]
+    totals = [line[..., 1] * (line[..., 0] - largest).exp() for line in (column, row)]  # each [B, H, W]
+    norms = torch.stack([largest, totals[0] + totals[1]], dim=-1)
     for is_row in (False, True):
-        arrays = (query, key, value, out, lse)
+        arrays = (query, key, value, out, norms)
         _launch(_line_sum, arrays, is_row, *widths, ROW=is_row, TRANSPOSED=False, ONE=_fits(query, is_row))
-    return out, lse[..., 0]
+    return out, norms
 
 
 def backward(
@@ -249,37 +260,30 @@ def backward(
     query: Float[Tensor, "B H W D"],
     key: Float[Tensor, "B H W D"],
     value: Float[Tensor, "B H W C"],
-    out: Float[Tensor, "B H W C"],
-    lse: Float[Tensor, "B H W"],
+    norms: Float[Tensor, "B H W 2"],
 ) -> tuple[Float[Tensor, "B H W D"], Float[Tensor, "B H W D"], Float[Tensor, "B H W C"]]:
     """Gradients of query, key and value, contiguous and of their dtype, given grad of `forward`'s out in the same dtype.
 
-    With P the attention and E the energies: dV = P^T grad, dE = P * (grad V^T - delta) with delta = grad . out of each query,
+    With P the attention, E the energies and delta each query's sum of P * grad V^T: dV = P^T grad, dE = P * (grad V^T - delta),
     dQ = dE K, dK = dE^T Q.
     """
     widths = query.shape[-1], value.shape[-1]
     gradients = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
     grad_query, grad_key, grad_value = gradients
-    lse = lse[..., None]  # [B, H, W, 1]
-    delta = torch.empty(lse.shape, dtype=lse.dtype, device=lse.device)
-    _launch(_line_delta, (grad, out, delta), True, value.shape[-1])
+    delta = torch.empty((*norms.shape[:3], 1), dtype=norms.dtype, device=norms.device)
+    _launch(_line_delta, (query, key, grad, value, delta, norms), False, *widths, ROW=False)
+    _launch(_line_delta, (query, key, grad, value, delta, norms), True, *widths, ROW=True)
     for is_row in (False, True):
         if _fits(query, is_row):
-            arrays = (grad, query, key, value, *gradients, lse, delta)
-            _launch(_line_backward, arrays, is_row, *widths, ROW=is_row)
+            _launch(_line_backward, (grad, query, key, value, *gradients, norms, delta), is_row, *widths, ROW=is_row)
             continue
-        arrays = (query, key, grad, value, grad_query, lse, delta)
+        arrays = (query, key, grad, value, grad_query, norms, delta)
         _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=False, ROW=is_row)
-        arrays = (key, query, value, grad, grad_key, lse, delta)
+        arrays = (key, query, value, grad, grad_key, norms, delta)
         _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=True, ROW=is_row)
-        arrays = (key, query, grad, grad_value, lse)
+        arrays = (key, query, grad, grad_value, norms)
         _launch(_line_sum, arrays, is_row, *widths, TRANSPOSED=True, ONE=False, ROW=is_row)
     return grad_query, grad_key, grad_value
-
-
-def _block(length: int, dtype: torch.dtype) -> int:
-    """Positions in a tile of a line."""
-    return max(SHORTEST_TILE, min(LONGEST_TILE[dtype], 1 << (length - 1).bit_length()))
 
 
 def _fits(query: Tensor, is_row: bool) -> bool:
@@ -291,7 +295,7 @@ def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, *
     """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *], on the device where they are."""
     views = [array if is_row else array.transpose(1, 2) for array in arrays]  # [B, lines, positions, *]
     num_images, num_lines, length = views[0].shape[:3]
-    block = _block(length, views[0].dtype)
+    block = max(SHORTEST_TILE, min(LONGEST_TILE[views[0].dtype], 1 << (length - 1).bit_length()))
     options = {"BLOCK": block, "TILE": CHANNEL_TILE, "num_warps": 8 if block >= 64 else 4, "num_stages": 2}
     lines = [_Lines(view, *view.stride()) for view in views]
     grid = (-(-length // block), num_lines, num_images)

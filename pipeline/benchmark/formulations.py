@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ccnet import CrissCrossAttention
+
 
 class _Block(nn.Module):
     """Query and key of channels // reduction, value of all channels, gamma."""
@@ -17,7 +19,7 @@ class _Block(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
 
-class PublishedCrissCross(_Block):
+class PublishedCrissCross(CrissCrossAttention):
     """Criss-cross attention the way of the published module (speedinghzl/CCNet, branch pure-python), written anew.
 
     Query, key and value are laid out anew for each direction, a mask [B W, H, H] is made in every pass, and the energies of both

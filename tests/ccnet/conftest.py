@@ -1,15 +1,20 @@
 """Golden numbers and their tolerance, relative to max(1, max |expected|) as tests/golden/README.md gives it."""
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from ccnet import criss_cross
+from tests.ccnet.device import DEVICE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PARAMETERS = {
@@ -21,6 +26,21 @@ PARAMETERS = {
     "bv": "value.bias",
     "gamma": "gamma",
 }
+
+
+@pytest.fixture
+def triton_kernels() -> ModuleType:
+    """`ccnet.kernels`, which run on DEVICE."""
+    pytest.importorskip("triton")
+    return importlib.import_module("ccnet.kernels")
+
+
+@pytest.fixture(params=["products", "kernels"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the operator's ways is taken: batches of products, or the kernels; returns the device for it."""
+    found = request.getfixturevalue("triton_kernels") if request.param == "kernels" else None
+    monkeypatch.setattr(criss_cross, "_kernels", lambda device: found)
+    return DEVICE if found else "cpu"
 
 
 @pytest.fixture

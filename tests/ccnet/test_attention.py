@@ -20,9 +20,9 @@ def random_attention(channels: int, gamma: float = 0.7, seed: int = 0) -> CrissC
     ("dtype", "tolerance", "parameter_tolerance"), [(torch.float64, 1e-9, 1e-9), (torch.float32, 2e-5, 2e-4)]
 )
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_published_module(case, dtype, tolerance, parameter_tolerance, golden, parameters, within):
-    z = golden(f"cca2d_{case}")
-    module = CrissCrossAttention(z["x"].shape[1])
+def test_equals_the_published_module(case, dtype, tolerance, parameter_tolerance, backend, golden, parameters, within):
+    z = {name: array.to(backend) for name, array in golden(f"cca2d_{case}").items()}
+    module = CrissCrossAttention(z["x"].shape[1]).to(backend)
     module.load_state_dict({ours: z[theirs] for theirs, ours in parameters.items()})
     module.to(dtype)
     x = z["x"].to(dtype).requires_grad_()

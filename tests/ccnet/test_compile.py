@@ -23,7 +23,7 @@ def results(tmp_path_factory):
 def test_the_compiled_head_has_the_scores_gradients_and_statistics_of_the_eager_one(mode, results):
     eager, compiled = results[mode]["eager"], results[mode]["compiled"]
     assert eager.keys() == compiled.keys()
-    torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)  # eager adds up in another order
     assert eager["gradient/attention.query.weight"].abs().max() > 0
 
 

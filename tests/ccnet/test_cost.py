@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet import CrissCrossAttention
-from pipeline.benchmark.formulations import NonLocal
+from pipeline.benchmark.formulations import NonLocal, PublishedCrissCross
 
 
 def gigaflops(block: type[nn.Module], recurrence: int) -> float:
@@ -38,3 +38,10 @@ def test_on_a_single_row_criss_cross_attention_is_the_non_local_block(within):
     non_local.load_state_dict(criss_cross.state_dict())
     x = torch.randn(2, 16, 1, 9, dtype=torch.float64)
     within(non_local(x), criss_cross(x), 1e-12)
+
+
+def test_the_benchmarks_published_block_has_the_published_numbers(golden, parameters, within):
+    z = golden("cca2d_c64_9x6")
+    module = PublishedCrissCross(64)
+    module.load_state_dict({ours: z[theirs] for theirs, ours in parameters.items()})
+    within(module(z["x"].float()), z["y"], 2e-5)

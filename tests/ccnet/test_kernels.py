@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from ccnet import CrissCrossAttention
+from tests.ccnet.device import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, and again at its first launch
 triton = pytest.importorskip("triton")
 kernels = importlib.import_module("ccnet.kernels")
 
@@ -60,8 +58,9 @@ def inputs(shape, reduced, channels, dtype=torch.float32, scale=1.0):
 
 
 def computed(query, key, value, grad):
-    out, lse = kernels.forward(query, key, value)
-    return dict(zip(NAMES, (out, lse, *kernels.backward(grad, query, key, value, out, lse)), strict=True))
+    out, norms = kernels.forward(query, key, value)
+    lse = norms[..., 0] + norms[..., 1].log()
+    return dict(zip(NAMES, (out, lse, *kernels.backward(grad, query, key, value, norms)), strict=True))
 
 
 def expected(query, key, value, grad):
@@ -180,8 +179,8 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 JITFunction.run = compile_only
 dtype = getattr(torch, sys.argv[1])
 query, key, value, grad = (torch.empty(1, 97, 97, width, dtype=dtype) for width in (64, 64, 512, 512))
-out, lse = kernels.forward(query, key, value)
-kernels.backward(grad, query, key, value, out, lse)
+out, norms = kernels.forward(query, key, value)
+kernels.backward(grad, query, key, value, norms)
 """
 
 
@@ -201,5 +200,5 @@ def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     shared = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert len(shared) == {"bfloat16": 7, "float32": 11}[dtype]  # float32 lines of 97 are two tiles
+    assert len(shared) == {"bfloat16": 8, "float32": 12}[dtype]  # float32 lines of 97 are two tiles
     assert max(shared) <= 227 * 1024  # bytes a block may have
