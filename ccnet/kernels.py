@@ -268,7 +268,7 @@ def backward(
     dQ = dE K, dK = dE^T Q.
     """
     widths = query.shape[-1], value.shape[-1]
-    gradients = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
     grad_query, grad_key, grad_value = gradients
     delta = torch.empty((*norms.shape[:3], 1), dtype=norms.dtype, device=norms.device)
     _launch(_line_delta, (query, key, grad, value, delta, norms), False, *widths, ROW=False)
@@ -277,12 +277,12 @@ def backward(
         if _fits(query, is_row):
             _launch(_line_backward, (grad, query, key, value, *gradients, norms, delta), is_row, *widths, ROW=is_row)
             continue
-        arrays = (query, key, grad, value, grad_query, norms, delta)
-        _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=False, ROW=is_row)
-        arrays = (key, query, value, grad, grad_key, norms, delta)
-        _launch(_line_slope, arrays, is_row, *widths, TRANSPOSED=True, ROW=is_row)
-        arrays = (key, query, grad, grad_value, norms)
-        _launch(_line_sum, arrays, is_row, *widths, TRANSPOSED=True, ONE=False, ROW=is_row)
+        for_query = (query, key, grad, value, grad_query, norms, delta)
+        _launch(_line_slope, for_query, is_row, *widths, TRANSPOSED=False, ROW=is_row)
+        for_key = (key, query, value, grad, grad_key, norms, delta)
+        _launch(_line_slope, for_key, is_row, *widths, TRANSPOSED=True, ROW=is_row)
+        for_value = (key, query, grad, grad_value, norms)
+        _launch(_line_sum, for_value, is_row, *widths, TRANSPOSED=True, ONE=False, ROW=is_row)
     return grad_query, grad_key, grad_value
 
 
