@@ -41,7 +41,7 @@ def residual(
     """x + the out convolution of `criss_cross` of x itself; query and key are the halves of one convolution of x.
 
     In channels last, which convolutions are fastest on, and so is the result. Kept of x is x as it lies, nothing in a second
-    layout.
+    layout. The backward pass holds three arrays as large as x at a time, the kept one and its result among them.
     """
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -68,15 +68,15 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x, weight, out_weight, projected, seen, kept = ctx.saved_tensors
-        grad, pixels = _channels_last(grads[0]), _channels_last(x)
-        of_seen, of_out_weight, of_out_bias = _convolution_backward(grad, seen.permute(0, 3, 1, 2), out_weight)
-        query, key = projected.chunk(2, dim=-1)
-        of_query, of_key, of_pixels = _gradients(of_seen.permute(0, 2, 3, 1), query, key, pixels.permute(0, 2, 3, 1), seen, kept)
-        del of_seen  # its memory serves the next ones
-        of_projected = torch.cat([of_query, of_key], dim=-1).permute(0, 3, 1, 2)  # [B, E, H, W]
-        of_x, of_weight, of_bias = _convolution_backward(of_projected, pixels, weight)
-        of_x = _laid_as(x, of_x.add_(of_pixels.permute(0, 3, 1, 2)).add_(grad))
-        return of_x, of_weight, of_bias, of_out_weight, of_out_bias
+        # A copy of x or of the gradient in another layout ends with its use.
+        of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grads[0]), seen.permute(0, 3, 1, 2), out_weight)
+        of_seen, (query, key) = _packed(of_seen.permute(0, 2, 3, 1)), projected.chunk(2, dim=-1)
+        of_query, of_key, of_x = _gradients(of_seen, query, key, x.permute(0, 2, 3, 1), kept)
+        of_projected = torch.cat([of_query, of_key], dim=-1).flatten(1, 2)  # [B, H W, E]
+        of_weight = (x.flatten(2) @ of_projected).sum(0).mT  # [E, C]
+        of_x.flatten(0, 2).addmm_(of_projected.flatten(0, 1), weight.flatten(1))
+        of_x = _sum(of_x.permute(0, 3, 1, 2), grads[0], like=x, spare=of_seen)
+        return of_x, of_weight.reshape(weight.shape), of_projected.sum((0, 1)), of_out_weight, of_out_bias
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,13 +87,16 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tens
     return of_x, of_weight, grad.sum((0, 2, 3))
 
 
-def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
-    """grad, channels last, in the layout of x, which autograd otherwise makes of it; row by row is twice as fast on a CPU."""
-    if x.device.type != "cpu" or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return grad
-    out = torch.empty_like(x)
-    for row, of_row in zip(out.unbind(2), grad.unbind(2), strict=True):
-        row.copy_(of_row)
+def _sum(left: Tensor, right: Tensor, *, like: Tensor, spare: Tensor) -> Tensor:
+    """left + right [B, C, H, W], on a CPU in the layout of `like`; row by row, which is twice as fast between two layouts.
+
+    It takes the memory of left or of spare [B, H, W, C]: new memory costs as much as the sum.
+    """
+    if left.device.type != "cpu":
+        return left.add_(right)
+    out = spare.view(like.shape) if like.is_contiguous() else left
+    for of_out, of_left, of_right in zip(out.unbind(2), left.unbind(2), right.unbind(2), strict=True):
+        torch.add(of_left, of_right, out=of_out)
     return out
 
 
@@ -148,7 +151,7 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 @torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
 def _gradients(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of query, key and value. With P the attention, dP = grad . value and d = sum over i of P dP: dE = P (dP - d)."""
     if kernels := _kernels(query.device.type):
@@ -156,7 +159,6 @@ def _gradients(
         return grad_query, grad_key, grad_value
     grad, value = _packed(grad), _packed(value)
     column, row = _laid_out(kept, query.shape)
-    grad_value = _along_lines(column.mT.to(value.dtype), row.mT.to(value.dtype), grad)
     of_row = torch.matmul(grad, value.mT).to(row.dtype)  # [B, H, W, W]
     of_column = torch.stack([torch.bmm(g.transpose(0, 1), v.transpose(0, 1).mT) for g, v in zip(grad, value, strict=True)])
     of_column = of_column.to(row.dtype)  # [B, W, H, H]
@@ -165,6 +167,8 @@ def _gradients(
     of_column.sub_(mean.transpose(1, 2).unsqueeze(-1)).mul_(column)
     grad_query = _along_lines(of_column, of_row, key.to(row.dtype))
     grad_key = _along_lines(of_column.mT, of_row.mT, query.to(row.dtype))
+    del value
+    grad_value = _along_lines(column.mT.to(grad.dtype), row.mT.to(grad.dtype), grad)
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value
 
 
@@ -209,12 +213,12 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_gradients.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+    ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -235,4 +239,4 @@ def _flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...],
 @register_flop_formula(torch.ops.ccnet.criss_cross_backward)
 def _backward_flops(grad: tuple[int, ...], query: tuple[int, ...], *rest: object, **_: object) -> int:
     batch, height, width, channels = grad
-    return 2 * batch * height * width * (height + width) * (3 * query[-1] + 2 * channels)
+    return 2 * batch * height * width * (height + width) * (2 * query[-1] + 2 * channels)  # what is recomputed is not counted
