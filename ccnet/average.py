@@ -4,6 +4,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
+from jaxtyping import Bool
 from torch import nn
 
 Net = TypeVar("Net", bound=nn.Module, covariant=True)
@@ -28,15 +29,20 @@ class Average(Generic[Net]):
         self.net: Net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, n: int) -> None:
-        """Take in the weights of `net` after step `n`; `net` may be compiled, and wrapped in DistributedDataParallel."""
-        decay = min(self.decay, (1 + n) / (10 + n))
+    def update(self, net: nn.Module, n: int, applied: Bool[torch.Tensor, ""] | None = None) -> None:
+        """Take in the weights of `net` after step `n`, unless `applied` is false: the step was left out, and all stays.
+
+        `net` may be compiled, and wrapped in DistributedDataParallel. The host does not wait for the device.
+        """
+        share = 1 - min(self.decay, (1 + n) / (10 + n))
         # In their order and not by their names, to which wrappers add.
         mine, theirs = ([*each.parameters(), *each.buffers()] for each in (self.net, net))
         # By dtype, because lists of one dtype take a few kernels on a GPU instead of one for each tensor.
         for dtype in {tensor.dtype for tensor in mine}:
             own, other = ([tensor for tensor in each if tensor.dtype == dtype] for each in (mine, theirs))
-            if dtype.is_floating_point:
-                torch._foreach_lerp_(own, other, 1 - decay)
-            else:
+            if not dtype.is_floating_point:
                 torch._foreach_copy_(own, other)
+                continue
+            steps = torch._foreach_sub(other, own)
+            torch._foreach_mul_(steps, share if applied is None else (share * applied.double()).to(dtype))
+            torch._foreach_add_(own, steps)

@@ -69,8 +69,8 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x, weight, out_weight, projected, seen, kept = ctx.saved_tensors
         # A copy of x or of the gradient in another layout ends with its use.
-        of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grads[0]), seen.permute(0, 3, 1, 2), out_weight)
-        of_seen, (query, key) = _packed(of_seen.permute(0, 2, 3, 1)), projected.chunk(2, dim=-1)
+        of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grads[0]), seen, out_weight)
+        query, key = projected.chunk(2, dim=-1)
         of_query, of_key, of_x = _gradients(of_seen, query, key, x.permute(0, 2, 3, 1), kept)
         of_projected = torch.cat([of_query, of_key], dim=-1).flatten(1, 2)  # [B, H W, E]
         of_weight = (x.flatten(2) @ of_projected).sum(0).mT  # [E, C]
@@ -80,11 +80,14 @@ class _Residual(torch.autograd.Function):
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias of a 1x1 convolution; the bias's by itself, an eighth of what it takes in one call."""
+    """Gradients of x [B, H, W, C], weight and bias of a 1x1 convolution, given the [B, C, H, W] of its result.
+
+    The bias's by itself: an eighth of what it takes in one call.
+    """
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
+        grad, x.permute(0, 3, 1, 2), weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
     )
-    return of_x, of_weight, grad.sum((0, 2, 3))
+    return _packed(of_x.permute(0, 2, 3, 1)), of_weight, grad.sum((0, 2, 3))
 
 
 def _sum(left: Tensor, right: Tensor, *, like: Tensor, spare: Tensor) -> Tensor:
@@ -150,9 +153,7 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
-def _gradients(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of query, key and value. With P the attention, dP = grad . value and d = sum over i of P dP: dE = P (dP - d)."""
     if kernels := _kernels(query.device.type):
         grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, kept)

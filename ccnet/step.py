@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float64, Integer, Shaped, UInt8
+from jaxtyping import Bool, Float64, Integer, Shaped, UInt8
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -31,8 +31,8 @@ class StepResult(NamedTuple):
     """The mean of each term of the objective over the global batch by name, and their weighted sum as "loss"; detached."""
     gradient_norm: Float64[Tensor, ""]
     """L2 norm of the whole gradient before clipping."""
-    applied: bool
-    """False when the loss or the gradient was not finite: the step was left out."""
+    applied: Bool[Tensor, ""]
+    """False when the loss or the gradient was not finite: the step was left out. To ask is to wait for the device."""
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -68,7 +68,8 @@ def train_step(
     and weight decay still act).
 
     When the loss or the norm of the gradient is not finite, parameters, optimizer state, buffers and `average` stay as they were,
-    on every worker alike. To know, the host waits for the device once.
+    on every worker alike. The host does not wait for the device, unless the optimizer is none that leaves a step out by itself:
+    torch's do with `fused=True`, as `build_optimizer` has it.
 
     `precision` is that of the network's convolutions and products (autocast); its output becomes float32 before the losses. fp16
     needs a `scaler`; it takes a smaller scale after a step left out. A gradient with a norm above `clip_norm` is scaled down to
@@ -102,11 +103,10 @@ def train_step(
             passes.append(_add_gradients(net, image[run], label[run], of_pass, share, DTYPES[precision], scaler))
     losses = {name: torch.stack([each[name] for each in passes]).sum() for name in passes[0]}
     gradient_norm, applied = _apply(optimizer, losses["loss"], clip_norm, scaler)
-    if not applied:
-        for buffer, before in zip(net.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    elif average is not None:
-        average.update(net, step)
+    for buffer, before in zip(net.buffers(), buffers, strict=True):
+        buffer.copy_(torch.where(applied, buffer, before))
+    if average is not None:
+        average.update(net, step, applied)
     return StepResult(losses, gradient_norm, applied)
 
 
@@ -169,17 +169,21 @@ def _add_gradients(
 
 def _apply(
     optimizer: Optimizer, loss: Float64[Tensor, ""], clip_norm: float | None, scaler: GradScaler | None
-) -> tuple[Float64[Tensor, ""], bool]:
+) -> tuple[Float64[Tensor, ""], Bool[Tensor, ""]]:
     """Move the weights unless something is not finite; returns the norm of the gradient and whether they moved."""
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     # All workers have the same sums and gradients, so they decide alike.
-    applied = bool(loss.isfinite() & norm.isfinite())
-    if applied:
-        if clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    applied = loss.isfinite() & norm.isfinite()
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # what torch.amp.GradScaler asks of an optimizer
+        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]  # 1 leaves the step out, on the device
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif applied:
         optimizer.step()
     if scaler is not None:
         scaler.update()

@@ -1,18 +1,20 @@
-"""`python -m jobs.benchmark CONFIG.yaml`: decoding, feed and step, or the operator beside others."""
+"""`python -m jobs.benchmark CONFIG.yaml`: images, operator, training step or launchers, side by side."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pipeline.benchmark.images import Figure
+    from pipeline.benchmark.launchers import LauncherFigure
+    from pipeline.benchmark.network import NetworkFigure
     from pipeline.benchmark.operator import OperatorFigure
     from pipeline.config import Config
 
 # The processes that are measured import this file again: what they need not, they must not load.
 
-F = TypeVar("F", "Figure", "OperatorFigure")
+F = TypeVar("F", "Figure", "OperatorFigure", "NetworkFigure", "LauncherFigure")
 FEEDS = ("bare loop", "torch DataLoader")
 HEADINGS = ("x bare", "x DataLoader", "with start", "first batch s", "data wait", "peak MiB")
 
@@ -27,6 +29,14 @@ def run(config: "Config") -> int:
         from pipeline.benchmark.operator import measure_operator
 
         print(operator_tables(_printed(measure_operator(config))))
+    if "network" in config.benchmark.of:
+        from pipeline.benchmark.network import measure_network
+
+        print(network_table(_printed(measure_network(config))))
+    if "launchers" in config.benchmark.of:
+        from pipeline.benchmark.launchers import measure_launchers
+
+        print(launchers_table(_printed(measure_launchers(config))))
     return 0
 
 
@@ -47,16 +57,63 @@ def operator_tables(figures: "list[OperatorFigure]") -> str:
 def _operator_table(figures: "list[OperatorFigure]") -> str:
     first = figures[0]
     where = f"{first.precision} on {first.device}" + (f", {first.threads} threads" if first.device == "cpu" else "")
-    lines = [f"\n{' x '.join(map(str, first.shape))}, R = {first.recurrence}, {where}, {first.rounds} rounds"]
-    headings = ("forward ms", "both ms", "spread", "speedup", "kept MiB", "peak MiB", "GFLOP", "GFLOP/s")
-    lines.append(f"{'block':<18}" + "".join(f"{heading:>{max(9, len(heading)) + 4}}" for heading in headings))
-    for f in figures:
-        cells = (
-            f"{1e3 * f.forward_s:.1f}", f"{1e3 * f.both_s:.1f}", f"{1e3 * f.lowest_s:.0f}-{1e3 * f.highest_s:.0f}",
+    title = f"{' x '.join(map(str, first.shape))}, R = {first.recurrence}, {where}, {first.rounds} rounds"
+    headings = ("block", "forward ms", "both ms", "spread", "speedup", "kept MiB", "peak MiB", "GFLOP", "GFLOP/s")
+    rows = [
+        (
+            f.block, f"{1e3 * f.forward_s:.1f}", f"{1e3 * f.both_s:.1f}", f"{1e3 * f.lowest_s:.0f}-{1e3 * f.highest_s:.0f}",
             f"{f.speedup:.2f} x", f"{f.kept_mib:.0f}", f"{f.peak_mib:.0f}", f"{f.gflop:.1f}", f"{f.gflop / f.both_s:.0f}",
-        )  # fmt: skip
-        lines.append(f"{f.block:<18}" + "".join(f"{c:>{max(9, len(h)) + 4}}" for c, h in zip(cells, headings, strict=True)))
-    return "\n".join(lines)
+        )
+        for f in figures
+    ]  # fmt: skip
+    return _grid(title, headings, rows)
+
+
+def network_table(figures: "list[NetworkFigure]") -> str:
+    """The training step, one line a recipe."""
+    first = figures[0]
+    title = (
+        f"training step of {first.backbone}, crop {first.crop[0]} x {first.crop[1]}, R = {first.recurrence}, "
+        f"{first.batch} images, on {first.device}, {first.rounds} rounds"
+    )
+    headings = ("recipe", "precision", "images/s", "spread", "speedup", "peak MiB", "GFLOP", "of peak", "loss differs")
+    rows = [
+        (
+            f.recipe, f.precision + (" compiled" if f.compiled else ""), f"{f.images_per_s:.2f}",
+            f"{f.lowest:.2f}-{f.highest:.2f}", f"{f.speedup:.2f} x", f"{f.peak_mib:.0f}", f"{f.gflop:.0f}",
+            f"{f.share_of_peak:.0%}", f"{f.loss_difference:.1e}",
+        )
+        for f in figures
+    ]  # fmt: skip
+    return _grid(title, headings, rows)
+
+
+def launchers_table(figures: "list[LauncherFigure]") -> str:
+    """The same loop, one line a launcher."""
+    first = figures[0]
+    title = (
+        f"{first.backbone}, crop {first.crop[0]} x {first.crop[1]}, {first.global_batch} images on {first.workers} workers "
+        f"({first.device}), {first.rounds} rounds of {first.steps} steps"
+    )
+    headings = ("launcher", "ms a step", "spread", "x torchrun", "whole run s")
+    rows = [
+        (
+            f.launcher, f"{1e3 * f.step_s:.1f}", f"{1e3 * f.lowest_s:.1f}-{1e3 * f.highest_s:.1f}", f"{f.ratio:.3f}",
+            f"{f.whole_s:.1f}",
+        )
+        for f in figures
+    ]  # fmt: skip
+    return _grid(title, headings, rows)
+
+
+def _grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A title, headings and rows; the first column to the left, the others to the right."""
+    widths = [max(len(line[n]) for line in (headings, *rows)) for n in range(len(headings))]
+    lines = (
+        "  ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in (headings, *rows)
+    )
+    return "\n".join(["", title, *lines])
 
 
 def tables(figures: "list[Figure]") -> str:

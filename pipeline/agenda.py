@@ -1,10 +1,16 @@
 """What follows a training step: a line, a validation, a checkpoint, leaving off."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pipeline.interruptions import Interruption
 from pipeline.train_settings import Train
+
+
+class SupportsBool(Protocol):
+    """A bool, or a tensor that holds one."""
+
+    def __bool__(self) -> bool: ...
 
 
 class Turn(NamedTuple):
@@ -25,9 +31,10 @@ class Agenda:
     def __init__(self, train: Train, look: Callable[[int, float], Interruption | None]) -> None:
         self.train, self.look, self.due = train, look, False
 
-    def after(self, done: int, applied: bool, stored_s: float) -> Turn:
+    def after(self, done: int, applied: SupportsBool, stored_s: float) -> Turn:
         """What follows `done` steps, the last of which changed the weights (`applied`) or was left out.
 
+        `applied` is asked only where something depends on it, for to ask a tensor is to wait for its device.
         `stored_s`: seconds that storing a checkpoint takes. Every worker must call it after each step.
         """
         last = done == self.train.steps
@@ -39,6 +46,6 @@ class Agenda:
         if found:
             # Where there is no time for a validation, whoever goes on makes up for it.
             return Turn(logs, found.validates, found.saves, found)
-        validates = last or (self.due and applied)
+        validates = last or (self.due and bool(applied))
         self.due = self.due and not validates
         return Turn(logs, validates, validates)

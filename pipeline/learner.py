@@ -38,6 +38,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
         self.micro_batch = train.micro_batch
         self.parallel: torch.nn.Module = self.net
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def scored(self) -> CCNet:
@@ -59,18 +60,30 @@ class Learner:
         if workers.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.parallel = torch.nn.parallel.DistributedDataParallel(
-                self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+                self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True,
+                static_graph=self.micro_batch is None,  # several passes exchange gradients in the last one alone
+            )  # fmt: skip
 
     def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
         """One optimizer step on this worker's rows of the global batch."""
         train = self.config.train
         return train_step(
-            self.parallel, self.optimizer, image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True),
-            learning_rate=learning_rate, objective=self.objective, seed=self.config.seed, step=step,
-            rows=workers.rows(train.global_batch), precision=train.precision, scaler=self.scaler,
-            micro_batch=self.micro_batch, clip_norm=train.clip_norm, average=self.average,
+            self.parallel, self.optimizer, self._copied(image), self._copied(label), learning_rate=learning_rate,
+            objective=self.objective, seed=self.config.seed, step=step, rows=workers.rows(train.global_batch),
+            precision=train.precision, scaler=self.scaler, micro_batch=self.micro_batch, clip_norm=train.clip_norm,
+            average=self.average,
         )  # fmt: skip
+
+    def _copied(self, array: torch.Tensor) -> torch.Tensor:
+        """The array on the device; to a GPU from pinned memory and beside the steps before, which the host is ahead of."""
+        if self.copies is None:
+            return array.to(self.device)
+        with torch.cuda.stream(self.copies):
+            moved = array.pin_memory().to(self.device, non_blocking=True)
+        steps = torch.cuda.current_stream(self.device)
+        steps.wait_stream(self.copies)
+        moved.record_stream(steps)  # its memory is not another copy's before the step has read it
+        return moved
 
 
 def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:

@@ -227,8 +227,9 @@ class Pictures(Section):
 
 
 class Benchmark(Section):
-    of: tuple[Literal["images", "operator"], ...] = ("images",)
-    """What is measured: an image's way from the storage to the batch; the criss-cross operator beside others."""
+    of: tuple[Literal["images", "operator", "network", "launchers"], ...] = ("images",)
+    """What is measured: an image's way from the storage to the batch; the criss-cross operator beside others; the training step
+    beside the published one; Ray Train beside torchrun."""
     rounds: int = Field(3, ge=1)
     """Rounds, each stage once in each; what is reported are medians over them."""
     images: int = Field(256, ge=1)
@@ -243,6 +244,8 @@ class Benchmark(Section):
     """Measure the training step as well."""
     maps: tuple[tuple[int, int, int, int], ...] = ((1, 512, 97, 97), (2, 512, 64, 128))
     """Batch, channels, height and width of the maps for the operator: crops of 769 x 769 and of 512 x 1024 at stride 8."""
+    steps: int = Field(10, ge=1)
+    """Training steps of a round, for the network and the launchers."""
 
     @field_validator("stores")
     @classmethod

@@ -20,13 +20,14 @@ from pipeline import checkpoint, tracking, workers
 from pipeline.agenda import Agenda
 from pipeline.config import Config
 from pipeline.datasets import TrainingBatch, training_batches
-from pipeline.failures import MemoryShort, Moved, NotFinite, explained, is_memory_short
+from pipeline.failures import MemoryShort, Moved, explained, is_memory_short
 from pipeline.feed import Feed
 from pipeline.hang import StepWatch
 from pipeline.initial import read_initial
 from pipeline.interruptions import Interruption, Lookout
 from pipeline.job import Job
 from pipeline.learner import Learner
+from pipeline.left_out import LeftOut
 from pipeline.progress import Progress, show_own_lines
 from pipeline.saving import Record, Saver, remove_left_over, score_metrics
 from pipeline.spool import MetricLog
@@ -64,17 +65,19 @@ def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
     if config.stop.impatient(record.since_best):  # by a validation that was owed
         return
     saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, workers.world_size())
-    agenda, left_out = Agenda(train, lookout.look), 0
+    agenda, left_out = Agenda(train, lookout.look), LeftOut(config.faults.max_skipped_steps, record.skipped)
     for step, image, label, replaced in progress.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
         result = _step(job, learner, image, label, step, learning_rate)
         progress.step_done()
         watch.progress()
-        left_out = 0 if result.applied else left_out + 1
-        _refuse_not_finite(config, result, step, learning_rate, left_out)
-        record = record._replace(replaced=record.replaced + replaced, skipped=record.skipped + (not result.applied))
+        left_out.add(step, learning_rate, result)
+        record = record._replace(replaced=record.replaced + replaced)
         done = step + 1
         turn = agenda.after(done, result.applied, saver.stored_s)
+        if turn.logs or turn.saves or turn.leaves:
+            left_out.ask()
+            record = record._replace(skipped=left_out.total)
         total = replaced_in_all(config, record.replaced, learner.device) if turn.logs or turn.saves else 0
         if log and turn.logs:
             points, text = progress.flush(done)
@@ -184,21 +187,6 @@ def noted_micro_batch(job: Job) -> int | None:
     if not job.checkpoints.exists(MICRO_BATCH):
         return None
     return int(json.loads(job.checkpoints.read(MICRO_BATCH))["micro_batch"])
-
-
-def _refuse_not_finite(config: Config, result: StepResult, step: int, learning_rate: float, left_out: int) -> None:
-    """Says that a step was left out. Raises NotFinite when too many in a row were."""
-    if result.applied:
-        return
-    losses = ", ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
-    what = f"step {step}: {losses}, gradient norm {float(result.gradient_norm):.4g}, learning rate {learning_rate:.4g}"
-    if left_out < config.faults.max_skipped_steps:
-        logger.warning("left out, loss or gradient is not finite: %s (%d in a row)", what, left_out)
-        return
-    raise NotFinite(
-        f"{left_out} steps in a row without a finite loss and gradient; the last one: {what}. What helps as a rule: a lower "
-        "train.learning_rate, train.warmup_steps, train.clip_norm, or bf16 instead of fp16"
-    )
 
 
 def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
