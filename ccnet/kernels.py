@@ -117,11 +117,14 @@ def _weights(
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
 def _line_norms(query, key, norms, length, num_reduced, ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Of each position's energies along its line the largest and the sum of exp(e - largest); (-inf, 0) where there are none."""
+    """Of each position's energies the largest and the sum of exp(e - largest): its column's; ROW adds its row's."""
     DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], float("-inf"), DTYPE)
     total = tl.zeros([BLOCK], DTYPE)
+    if ROW:
+        largest = tl.max(_load(norms, own, tl.arange(0, 1), length, 1), 1)
+        total = tl.max(_load(norms, own, 1 + tl.arange(0, 1), length, 2), 1)
     for start in range(0, length, BLOCK):
         energy = _energies(query, key, own, start + tl.arange(0, BLOCK), length, num_reduced, ROW, TILE, DTYPE)
         larger = tl.maximum(largest, tl.max(energy, 1))
@@ -241,14 +244,10 @@ def forward(
     round the attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
     """
     widths = query.shape[-1], value.shape[-1]
-    out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    column, row = (torch.empty((*query.shape[:3], 2), dtype=wide, device=query.device) for _ in range(2))
-    _launch(_line_norms, (query, key, column), False, query.shape[-1], ROW=False)
-    _launch(_line_norms, (query, key, row), True, query.shape[-1], ROW=True)
-    largest = torch.maximum(column[..., 0], row[..., 0])  # [B, H, W]
-    totals = [line[..., 1] * (line[..., 0] - largest).exp() for line in (column, row)]  # each [B, H, W]
-    norms = torch.stack([largest, totals[0] + totals[1]], dim=-1)
+    out = value.new_empty(value.shape)  # contiguous
+    norms = query.new_empty((*query.shape[:3], 2), dtype=torch.promote_types(query.dtype, torch.float32))
+    for is_row in (False, True):
+        _launch(_line_norms, (query, key, norms), is_row, query.shape[-1], ROW=is_row)
     for is_row in (False, True):
         arrays = (query, key, value, out, norms)
         _launch(_line_sum, arrays, is_row, *widths, ROW=is_row, TRANSPOSED=False, ONE=_fits(query, is_row))
@@ -268,21 +267,18 @@ def backward(
     dQ = dE K, dK = dE^T Q.
     """
     widths = query.shape[-1], value.shape[-1]
-    gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
-    grad_query, grad_key, grad_value = gradients
-    delta = torch.empty((*norms.shape[:3], 1), dtype=norms.dtype, device=norms.device)
-    _launch(_line_delta, (query, key, grad, value, delta, norms), False, *widths, ROW=False)
-    _launch(_line_delta, (query, key, grad, value, delta, norms), True, *widths, ROW=True)
+    gradients = grad_query, grad_key, grad_value = tuple(x.new_empty(x.shape) for x in (query, key, value))
+    delta = norms.new_empty((*norms.shape[:3], 1))
+    for is_row in (False, True):
+        _launch(_line_delta, (query, key, grad, value, delta, norms), is_row, *widths, ROW=is_row)
     for is_row in (False, True):
         if _fits(query, is_row):
             _launch(_line_backward, (grad, query, key, value, *gradients, norms, delta), is_row, *widths, ROW=is_row)
             continue
-        for_query = (query, key, grad, value, grad_query, norms, delta)
-        _launch(_line_slope, for_query, is_row, *widths, TRANSPOSED=False, ROW=is_row)
-        for_key = (key, query, value, grad, grad_key, norms, delta)
-        _launch(_line_slope, for_key, is_row, *widths, TRANSPOSED=True, ROW=is_row)
-        for_value = (key, query, grad, grad_value, norms)
-        _launch(_line_sum, for_value, is_row, *widths, TRANSPOSED=True, ONE=False, ROW=is_row)
+        of_query, of_key = (query, key, grad, value, grad_query, norms, delta), (key, query, value, grad, grad_key, norms, delta)
+        _launch(_line_slope, of_query, is_row, *widths, TRANSPOSED=False, ROW=is_row)
+        _launch(_line_slope, of_key, is_row, *widths, TRANSPOSED=True, ROW=is_row)
+        _launch(_line_sum, (key, query, grad, grad_value, norms), is_row, *widths, TRANSPOSED=True, ROW=is_row, ONE=False)
     return grad_query, grad_key, grad_value
 
 

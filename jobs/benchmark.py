@@ -36,7 +36,7 @@ def run(config: "Config") -> int:
     if "launchers" in config.benchmark.of:
         from pipeline.benchmark.launchers import measure_launchers
 
-        print(launchers_table(_printed(measure_launchers(config))))
+        print(launchers_tables(_printed(measure_launchers(config))))
     return 0
 
 
@@ -66,11 +66,16 @@ def _operator_table(figures: "list[OperatorFigure]") -> str:
         )
         for f in figures
     ]  # fmt: skip
-    return _grid(title, headings, rows)
+    alone = [
+        f"{f.block}, the operator alone: {f.forward_x_bytes:.2f} x what its necessary bytes take, both {f.both_x_bytes:.2f} x"
+        for f in figures
+        if f.forward_x_bytes is not None
+    ]
+    return "\n".join([_grid(title, headings, rows), *alone])
 
 
 def network_table(figures: "list[NetworkFigure]") -> str:
-    """The training step, one line a recipe."""
+    """The training step, a line for each recipe."""
     first = figures[0]
     title = (
         f"training step of {first.backbone}, crop {first.crop[0]} x {first.crop[1]}, R = {first.recurrence}, "
@@ -88,18 +93,23 @@ def network_table(figures: "list[NetworkFigure]") -> str:
     return _grid(title, headings, rows)
 
 
-def launchers_table(figures: "list[LauncherFigure]") -> str:
-    """The same loop, one line a launcher."""
+def launchers_tables(figures: "list[LauncherFigure]") -> str:
+    """A table for each number of workers."""
+    return "\n".join(_launchers_table(list(group)) for _, group in groupby(figures, key=lambda f: f.workers))
+
+
+def _launchers_table(figures: "list[LauncherFigure]") -> str:
     first = figures[0]
     title = (
-        f"{first.backbone}, crop {first.crop[0]} x {first.crop[1]}, {first.global_batch} images on {first.workers} workers "
-        f"({first.device}), {first.rounds} rounds of {first.steps} steps"
+        f"{first.backbone}, crop {first.crop[0]} x {first.crop[1]}, {first.global_batch} images, {first.workers} "
+        f"worker{'s' * (first.workers > 1)} on {first.device}, {first.rounds} rounds of {first.steps} steps"
     )
-    headings = ("launcher", "ms a step", "spread", "x torchrun", "whole run s")
+    headings = ("launcher", "ms a step", "spread", "x torchrun", "alone", "x torchrun", "whole run s")
+    alone_s = figures[-1].alone_s  # torchrun
     rows = [
         (
             f.launcher, f"{1e3 * f.step_s:.1f}", f"{1e3 * f.lowest_s:.1f}-{1e3 * f.highest_s:.1f}", f"{f.ratio:.3f}",
-            f"{f.whole_s:.1f}",
+            f"{1e3 * f.alone_s:.1f}", f"{f.alone_s / alone_s:.3f}", f"{f.whole_s:.1f}",
         )
         for f in figures
     ]  # fmt: skip

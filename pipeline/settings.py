@@ -245,7 +245,7 @@ class Benchmark(Section):
     maps: tuple[tuple[int, int, int, int], ...] = ((1, 512, 97, 97), (2, 512, 64, 128))
     """Batch, channels, height and width of the maps for the operator: crops of 769 x 769 and of 512 x 1024 at stride 8."""
     steps: int = Field(10, ge=1)
-    """Training steps of a round, for the network and the launchers."""
+    """Training steps of each round, of the network and of each launcher."""
 
     @field_validator("stores")
     @classmethod

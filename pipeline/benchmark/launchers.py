@@ -1,4 +1,4 @@
-"""The same training loop on the same number of processes, started by Ray Train and by torchrun, in turns."""
+"""The same training loop on the same processes, started by Ray Train and by torchrun: side by side in turns, and each alone."""
 
 import json
 import logging
@@ -8,18 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-import numpy as np
-import ray.train
+import ray
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import cluster, workers
+from pipeline.benchmark.device import own_device, seconds
+from pipeline.benchmark.network import NUM_CLASSES, drawn_batch
 from pipeline.config import Config
 from pipeline.learner import Learner
 from pipeline.loading import parse
@@ -27,12 +30,15 @@ from pipeline.plan import share
 
 logger = logging.getLogger(__name__)
 
-NUM_WORKERS, WARM_UP, NUM_CLASSES = 2, 3, 19
-RAY_TRAIN, TORCHRUN = "Ray Train", "torchrun"
+RAY_TRAIN, TORCHRUN = LAUNCHERS = ("Ray Train", "torchrun")
+TURNS, POLL_S, PATIENCE_S = "turns", 0.05, 600
+
+Blocks = list[list[float]]
+"""Seconds of each step of rank 0, in blocks of `benchmark.steps`."""
 
 
 class LauncherFigure(NamedTuple):
-    """The loop under one launcher; medians of the rounds."""
+    """The loop under one launcher."""
 
     launcher: str
     workers: int
@@ -43,105 +49,166 @@ class LauncherFigure(NamedTuple):
     rounds: int
     device: str
     step_s: float
-    """Median step of rank 0."""
+    """Median step while both are there and take turns, a block of steps each: what the machine does besides, both have it."""
     lowest_s: float
     highest_s: float
-    whole_s: float
-    """From the launch to the end of the last process."""
+    """Of the blocks' medians."""
     ratio: float
-    """Step time over that under torchrun in the same round, median over the rounds."""
+    """Step time over torchrun's in the block beside, median over the rounds."""
+    alone_s: float
+    """Median step with nothing of the other launcher there: Ray's own processes take their share of the cores."""
+    whole_s: float
+    """Of the run alone, from the launch to the end of the last process."""
 
     def json(self) -> str:
         """One line."""
         return json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in self._asdict().items()})
 
 
-def measure_launchers(config: Config) -> Iterator[list[LauncherFigure]]:
-    """Both launchers in every round; the processes do not share a machine's cores with those of another round."""
-    benchmark, train = config.benchmark, config.train
-    launchers: dict[str, Callable[[Config], list[float]]] = {RAY_TRAIN: _under_ray, TORCHRUN: _under_torchrun}
-    steps: dict[str, list[float]] = {name: [] for name in launchers}
-    wholes: dict[str, list[float]] = {name: [] for name in launchers}
-    cluster.connect(num_cpus=max(NUM_WORKERS, len(os.sched_getaffinity(0))))
+class Turns(NamedTuple):
+    """Whose block it is, told by a file that holds the number of blocks that were done."""
+
+    file: Path
+    place: int
+    """Of this launcher in each round."""
+
+    def wait(self, round_number: int) -> None:
+        """Until it is this launcher's turn. Raises RuntimeError when it does not come."""
+        deadline = time.monotonic() + PATIENCE_S
+        while int(self.file.read_text() or -1) != len(LAUNCHERS) * round_number + self.place:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the other launcher did not end its block within {PATIENCE_S} s")
+            time.sleep(POLL_S)
+
+    def end(self) -> None:
+        """Ends this launcher's block."""
+        self.file.write_text(str(int(self.file.read_text()) + 1))
+
+
+class Task(NamedTuple):
+    """What a process is told."""
+
+    config: Config
+    num_workers: int
+    blocks: Path
+    """File for the result."""
+    turns: Turns | None = None
+
+
+def measure_launchers(config: Config, counts: tuple[int, ...] = (1, 2)) -> Iterator[list[LauncherFigure]]:
+    """For each number of workers, of GPUs as many as there are."""
+    for num_workers in counts:
+        if not torch.cuda.is_available() or num_workers <= torch.cuda.device_count():
+            with tempfile.TemporaryDirectory() as folder:
+                yield _measure(config, num_workers, Path(folder))
+
+
+def _measure(config: Config, num_workers: int, folder: Path) -> list[LauncherFigure]:
+    blocks = dict(zip(LAUNCHERS, _in_turns(config, num_workers, folder), strict=True))
+    steps = {name: [statistics.median(block) for block in mine] for name, mine in blocks.items()}
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(steps[RAY_TRAIN], steps[TORCHRUN], strict=True))
+    logger.info("%d workers in turns: a step under Ray Train takes %.3f times that under torchrun", num_workers, ratio)
+    figures = []
+    for name, launch in zip(LAUNCHERS, (_under_ray, _under_torchrun), strict=True):
+        task = Task(config, num_workers, folder / "alone.json")
+        whole_s = seconds(partial(launch, task), torch.device("cpu"))
+        alone = [step for block in _read(task.blocks) for step in block]
+        figure = LauncherFigure(
+            name, num_workers, config.model.backbone, config.data.crop, config.train.global_batch, config.benchmark.steps,
+            config.benchmark.rounds, own_device().type, statistics.median(steps[name]), min(steps[name]), max(steps[name]),
+            ratio if name == RAY_TRAIN else 1.0, statistics.median(alone), whole_s,
+        )  # fmt: skip
+        figures.append(figure)
+    return figures
+
+
+def _in_turns(config: Config, num_workers: int, folder: Path) -> list[Blocks]:
+    """Blocks of each launcher, both started at once."""
+    turns = folder / TURNS
+    turns.write_text("0")
+    tasks = [Task(config, num_workers, folder / f"{n}.json", Turns(turns, n)) for n in range(len(LAUNCHERS))]
+    command, environment = _torchrun(tasks[1])
+    other = subprocess.Popen(command, env=environment)
     try:
-        for turn in range(benchmark.rounds):
-            for name, launch in launchers.items():
-                start = time.perf_counter()
-                steps[name].append(statistics.median(launch(config)))
-                wholes[name].append(time.perf_counter() - start)
-            said = "  ".join(f"{name} {1e3 * seconds[-1]:.1f}" for name, seconds in steps.items())
-            logger.info("round %d of %d, ms a step: %s", turn + 1, benchmark.rounds, said)
+        _under_ray(tasks[0])
+        if other.wait(PATIENCE_S):
+            raise RuntimeError(f"torchrun ended with exit status {other.returncode}: its messages are above")
     finally:
-        ray.shutdown()
-    yield [
-        LauncherFigure(
-            name, NUM_WORKERS, config.model.backbone, config.data.crop, train.global_batch, benchmark.steps, benchmark.rounds,
-            "cuda" if torch.cuda.is_available() else "cpu", statistics.median(steps[name]), min(steps[name]), max(steps[name]),
-            statistics.median(wholes[name]),
-            statistics.median(mine / theirs for mine, theirs in zip(steps[name], steps[TORCHRUN], strict=True)),
-        )
-        for name in launchers
-    ]  # fmt: skip
+        other.terminate()
+        other.wait()
+    return [_read(task.blocks) for task in tasks]
 
 
-def loop(config: Config) -> list[float]:
-    """Seconds of each step of this process after a few that warm up, all on one batch that it draws itself.
+def _read(file: Path) -> Blocks:
+    return cast(Blocks, json.loads(file.read_text()))
 
-    In a process group, on the GPU of this process's local rank where there is one.
+
+def loop(task: Task, device: torch.device) -> None:
+    """Trains this process's rows of a batch that it draws, in blocks of steps; rank 0 writes the blocks' seconds to the file.
+
+    One more block than rounds: the first one warms up.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    torch.set_num_threads(workers.num_threads(NUM_WORKERS))
+    config = task.config
+    torch.set_num_threads(workers.num_threads(task.num_workers))
     learner = Learner(config, NUM_CLASSES, device)
     learner.distribute()
     _, mine = share(config.train.global_batch, workers.rank(), workers.world_size())
-    random, (height, width) = np.random.default_rng(workers.rank()), config.data.crop
-    image = torch.from_numpy(random.integers(0, 256, (mine, height, width, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-    label = torch.from_numpy(random.integers(0, NUM_CLASSES, (mine, height, width), dtype=np.uint8))
-    seconds = []
-    for step in range(WARM_UP + config.benchmark.steps):
-        start = time.perf_counter()
-        float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return seconds[WARM_UP:]
+    image, label = drawn_batch(mine, config.data.crop, seed=workers.rank())
 
+    def run(step: int) -> float:
+        return seconds(lambda: learner.step(image, label, step=step, learning_rate=1e-3), device)
 
-def _under_ray(config: Config) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "seconds.json")
-
-        def work() -> None:
-            seconds = loop(config)
-            if workers.rank() == 0:
-                file.write_text(json.dumps(seconds))
-
-        TorchTrainer(
-            work,
-            scaling_config=ScalingConfig(num_workers=NUM_WORKERS, use_gpu=torch.cuda.is_available()),
-            run_config=RunConfig(name="bench", storage_path=folder),
-        ).fit()
-        return cast(list[float], json.loads(file.read_text()))
-
-
-def _under_torchrun(config: Config) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        given, file = Path(folder, "config.json"), Path(folder, "seconds.json")
-        given.write_text(json.dumps(config.model_dump(mode="json")))
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}",
-             "-m", "pipeline.benchmark.launchers", str(given), str(file)],
-            env=os.environ | {"OMP_NUM_THREADS": str(workers.num_threads(NUM_WORKERS))}, check=True,
-        )  # fmt: skip
-        return cast(list[float], json.loads(file.read_text()))
-
-
-def _main(given: str, file: str) -> None:
-    """A process of torchrun."""
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    raw: dict[str, Any] = json.loads(Path(given).read_text())
-    seconds = loop(parse(raw))
+    steps, blocks = config.benchmark.steps, []
+    for number in range(config.benchmark.rounds + 1):
+        if task.turns:
+            task.turns.wait(number)
+        blocks.append([run(step) for step in range(number * steps, (number + 1) * steps)])
+        if dist.is_initialized():
+            dist.barrier()
+        if task.turns and workers.rank() == 0:
+            task.turns.end()
     if workers.rank() == 0:
-        Path(file).write_text(json.dumps(seconds))
+        task.blocks.write_text(json.dumps(blocks[1:]))
+
+
+def _under_ray(task: Task) -> None:
+    """A cluster of this machine for the run alone, as torchrun's processes are there for theirs alone."""
+    cluster.connect(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
+    try:
+        TorchTrainer(
+            lambda: loop(task, ray.train.torch.get_device()),
+            scaling_config=ScalingConfig(num_workers=task.num_workers, use_gpu=torch.cuda.is_available()),
+            run_config=RunConfig(name="bench", storage_path=str(task.blocks.parent)),
+        ).fit()
+    finally:
+        ray.shutdown()
+
+
+def _under_torchrun(task: Task) -> None:
+    command, environment = _torchrun(task)
+    subprocess.run(command, env=environment, check=True)
+
+
+def _torchrun(task: Task) -> tuple[list[str], dict[str, str]]:
+    """Command and environment."""
+    given = task.blocks.with_suffix(".task")
+    place = task.turns and task.turns.place
+    given.write_text(json.dumps([task.config.model_dump(mode="json"), task.num_workers, str(task.blocks), place]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={task.num_workers}"]
+    threads = {"OMP_NUM_THREADS": str(workers.num_threads(task.num_workers))}
+    return [*command, "-m", "pipeline.benchmark.launchers", str(given)], os.environ | threads
+
+
+def _main(given: str) -> None:
+    """A process of torchrun."""
+    on_gpus, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    settings, num_workers, blocks, place = json.loads(Path(given).read_text())
+    turns = None if place is None else Turns(Path(blocks).with_name(TURNS), place)
+    loop(Task(parse(settings), num_workers, Path(blocks), turns), device)
     dist.destroy_process_group()
 
 

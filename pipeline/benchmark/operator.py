@@ -4,17 +4,16 @@ import ctypes
 import json
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ccnet import CrissCrossAttention
+from ccnet import CrissCrossAttention, criss_cross
 from ccnet.step import DTYPES, Precision
+from pipeline.benchmark.device import bandwidth_gib_s, gflop, own_device, seconds, wait
 from pipeline.benchmark.feeds import SPAWN
 from pipeline.benchmark.formulations import AllPixels, NonLocal, PublishedCrissCross
 from pipeline.benchmark.memory import own_peak
@@ -29,6 +28,8 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
 SAME_FUNCTION = 1e-4
 """Largest difference of ours to the published result, of its largest value, in float32."""
 
+CALLS = 20
+"""In a row, of the operator alone on a GPU."""
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""
 
@@ -68,6 +69,11 @@ class OperatorFigure(NamedTuple):
     """Of both passes, beyond parameters and input."""
     gflop: float
     """Products of both passes, 2 for a multiplication and its addition."""
+    forward_x_bytes: float | None = None
+    """Of the operator alone, given query, key and value, on a GPU: time over what reading them and writing the result takes at
+    the measured bandwidth."""
+    both_x_bytes: float | None = None
+    """The same with the backward pass: all that and the result's gradient read once, three gradients written."""
 
     def json(self) -> str:
         """One line."""
@@ -76,13 +82,17 @@ class OperatorFigure(NamedTuple):
 
 def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
     """Figures of each map and recurrence; the blocks take turns in every round."""
-    settings, device = config.benchmark, _device()
+    settings, device = config.benchmark, own_device()
     for shape in settings.maps:
         for recurrence in (1, 2):
             # Attention to all pixels takes one pass to reach them.
             names = [name for name in BLOCKS if recurrence == 1 or name in (OURS, PUBLISHED)]
             cases = [Case(name, shape, recurrence, config.train.precision) for name in names]
-            yield _measure(cases, device, settings.rounds)
+            figures = _measure(cases, device, settings.rounds)
+            if device.type == "cuda" and recurrence == 1:
+                forward, both = _over_bytes(cases[0], device)
+                figures[0] = figures[0]._replace(forward_x_bytes=forward, both_x_bytes=both)
+            yield figures
 
 
 def _measure(cases: list[Case], device: torch.device, rounds: int) -> list[OperatorFigure]:
@@ -102,7 +112,7 @@ def _measure(cases: list[Case], device: torch.device, rounds: int) -> list[Opera
         measured = OperatorFigure(
             *case, str(device), torch.get_num_threads(), rounds, statistics.median(forward), statistics.median(both),
             min(both), max(both), statistics.median(of_published), made[case.block].kept_mib(), peak_mib(case, device),
-            made[case.block].gflop(),
+            gflop(made[case.block].both),
         )  # fmt: skip
         figures.append(measured)
     return figures
@@ -116,9 +126,11 @@ class _Made:
         self.case, self.device, self.dtype = case, device, DTYPES[case.precision]
         self.block = BLOCKS[case.block](case.shape[1]).to(device)
         nn.init.constant_(self.block.get_parameter("gamma"), 0.5)
-        # The network is channels_last on a GPU (docs/decisions.md); the published one is not.
-        self.x = torch.randn(case.shape, device=device, requires_grad=True)
-        self.grad = torch.randn(case.shape, device=device)
+        # As their networks have it: ours is channels last, the published one is not. On a CPU ours gets it in rows as well.
+        last = device.type == "cuda" and case.block == OURS
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.x = torch.randn(case.shape, device=device).contiguous(memory_format=layout).requires_grad_()
+        self.grad = torch.randn(case.shape, device=device).contiguous(memory_format=layout)
 
     def run(self) -> Tensor:
         x: Tensor = self.x
@@ -135,17 +147,10 @@ class _Made:
 
     def forward_s(self) -> float:
         with torch.no_grad():
-            return self._seconds(self.run)
+            return seconds(self.run, self.device)
 
     def both_s(self) -> float:
-        return self._seconds(self.both)
-
-    def _seconds(self, run: Callable[[], object]) -> float:
-        _wait(self.device)
-        start = time.perf_counter()
-        run()
-        _wait(self.device)
-        return time.perf_counter() - start
+        return seconds(self.both, self.device)
 
     def kept_mib(self) -> float:
         given = {tensor.untyped_storage().data_ptr() for tensor in (self.x, *self.block.parameters())}
@@ -160,11 +165,6 @@ class _Made:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             self.run()
         return sum(kept.values()) / 2**20
-
-    def gflop(self) -> float:
-        with FlopCounterMode(display=False) as counter:
-            self.both()
-        return float(counter.get_total_flops()) / 1e9
 
 
 def _agree(ours: _Made, published: _Made) -> None:
@@ -200,18 +200,36 @@ def _peak_on_cpu(case: Case, threads: int) -> float:
 def _peak_on_gpu(case: Case, device: torch.device) -> float:
     made = _Made(case, device)
     made.both()
-    _wait(device)
+    wait(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     made.both()
-    _wait(device)
+    wait(device)
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _over_bytes(case: Case, device: torch.device) -> tuple[float, float]:
+    """Times of the operator alone, forward and with the backward pass, over those that its necessary bytes take."""
+    batch, channels, height, width = case.shape
+    dtype, reduced = DTYPES[case.precision] or torch.float32, channels // 8
+    widths = (reduced, reduced, channels)
+    given = [torch.randn(batch, height, width, n, device=device, dtype=dtype, requires_grad=True) for n in widths]
+    grad = torch.randn(batch, height, width, channels, device=device, dtype=dtype)
 
+    def forward() -> None:
+        with torch.no_grad():
+            for _ in range(CALLS):
+                criss_cross.criss_cross(*given)
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def both() -> None:
+        for _ in range(CALLS):
+            torch.autograd.grad(criss_cross.criss_cross(*given), given, grad)
+
+    # Channels read and written for each position: backward reads what forward did and grad, and writes three gradients.
+    moved = sum(widths) + channels, 3 * sum(widths) + 2 * channels
+    second = bandwidth_gib_s(device) * 2**30 / (batch * height * width * grad.itemsize)  # channels that a second moves
+    ratios = []
+    for run, needed in zip((forward, both), moved, strict=True):
+        run()  # the kernels are made
+        ratios.append(min(seconds(run, device) for _ in range(5)) / CALLS / (needed / second))
+    return ratios[0], ratios[1]
