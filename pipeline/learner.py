@@ -59,9 +59,13 @@ class Learner:
             self.parallel = cast(torch.nn.Module, torch.compile(self.net))
         if workers.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
+            # DDP lays its buckets out anew after the first step, and with them the order in which three and more gradients are
+            # added: a run that goes on would not have the bits of one that was never interrupted. Not so with this option.
+            fixed = devices is None and workers.world_size() > 2
             self.parallel = torch.nn.parallel.DistributedDataParallel(
                 self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True,
-                static_graph=self.micro_batch is None,  # several passes exchange gradients in the last one alone
+                find_unused_parameters=fixed,
+                static_graph=not fixed and self.micro_batch is None,  # several passes exchange gradients in the last alone
             )  # fmt: skip
 
     def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:

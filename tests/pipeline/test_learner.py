@@ -1,4 +1,8 @@
-"""The configured losses reach the training step."""
+"""The configured losses reach the training step, and what learns on several workers can go on."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,3 +51,11 @@ def test_the_backbone_starts_as_configured() -> None:
     stem = "backbone.conv1.weight"
     kaiming, published = (learner(f"model.init={init}").net.state_dict()[stem].abs().max() for init in ("kaiming", "published"))
     assert published <= 27**-0.5 < kaiming  # PyTorch's default is uniform within 1 / sqrt(fan in)
+
+
+def test_three_workers_that_go_on_have_the_bits_of_three_that_were_not_interrupted(tmp_path) -> None:
+    """Of two gradients the order does not matter, of three the sum depends on where DDP's buckets have them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    root = Path(__file__).parents[2]
+    subprocess.run([*command, "-m", "tests.pipeline.going_on", str(tmp_path / "same")], cwd=root, check=True, timeout=300)
+    assert (tmp_path / "same").read_text() == "True"
