@@ -155,10 +155,10 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 @torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
 def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of query, key and value. With P the attention, dP = grad . value and d = sum over i of P dP: dE = P (dP - d)."""
+    grad, value = _packed(grad), _packed(value)
     if kernels := _kernels(query.device.type):
         grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, kept)
         return grad_query, grad_key, grad_value
-    grad, value = _packed(grad), _packed(value)
     column, row = _laid_out(kept, query.shape)
     of_row = torch.matmul(grad, value.mT).to(row.dtype)  # [B, H, W, W]
     of_column = torch.stack([torch.bmm(g.transpose(0, 1), v.transpose(0, 1).mT) for g, v in zip(grad, value, strict=True)])

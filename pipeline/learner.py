@@ -65,7 +65,8 @@ class Learner:
             self.parallel = torch.nn.parallel.DistributedDataParallel(
                 self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True,
                 find_unused_parameters=fixed,
-                static_graph=not fixed and self.micro_batch is None,  # several passes exchange gradients in the last alone
+                # Several passes exchange gradients in the last one alone; and torch.compile asks for a graph that is not.
+                static_graph=not (fixed or self.micro_batch or self.config.train.compile),
             )  # fmt: skip
 
     def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
