@@ -25,15 +25,18 @@ stage() { # name, seconds at most, command
 
 stages() {
   # Correctness first: a figure of a wrong result is none.
-  stage correctness 150 python3 -m pytest -q -x -p no:cacheprovider -o filterwarnings=default tests/ccnet/test_kernels.py \
-    tests/ccnet/test_criss_cross.py tests/ccnet/test_attention.py tests/ccnet/test_host_waits.py tests/ccnet/test_precision.py
-  stage operator 90 python3 -m jobs.benchmark jobs/configs/bench_operator.yaml "benchmark.maps=[[8, 512, 97, 97]]" \
+  stage correctness 190 python3 -m pytest -q "${parallel[@]}" -p no:cacheprovider -o filterwarnings=default \
+    tests/ccnet/test_kernels.py tests/ccnet/test_criss_cross.py tests/ccnet/test_attention.py \
+    tests/ccnet/test_host_waits.py tests/ccnet/test_precision.py
+  stage operator 80 python3 -m jobs.benchmark jobs/configs/bench_operator.yaml "benchmark.maps=[[8, 512, 97, 97]]" \
     train.precision=bf16
-  stage network 170 python3 -m jobs.benchmark jobs/configs/bench_step.yaml "${whole[@]}" benchmark.rounds=1 benchmark.steps=50
-  stage launchers 110 python3 -m jobs.benchmark jobs/configs/bench_launchers.yaml "${whole[@]}" benchmark.rounds=6
+  stage network 160 python3 -m jobs.benchmark jobs/configs/bench_step.yaml "${whole[@]}" benchmark.rounds=1 benchmark.steps=50
+  stage launchers 100 python3 -m jobs.benchmark jobs/configs/bench_launchers.yaml "${whole[@]}" benchmark.rounds=6
 }
 
 whole=(model.backbone=resnet101 data.crop_size=769 train.global_batch=8 train.precision=bf16)
+parallel=()
+! python3 -c "import xdist" 2>/dev/null || parallel=(-n 8) # each kernel is compiled for each shape
 if [ "${1:-}" = --list ]; then
   list=yes
   stages
@@ -45,7 +48,8 @@ python3 - <<'PY' || exit
 import importlib.util
 import sys
 
-needed = ("torch", "triton", "cv2", "pyarrow", "pytest", "beartype", "jaxtyping", "pydantic", "yaml", "safetensors", "fsspec", "s3fs", "ray")
+needed = ("torch", "triton", "cv2", "pyarrow", "pytest", "beartype", "jaxtyping", "pydantic", "yaml", "safetensors", "fsspec",
+          "s3fs", "ray")
 if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
     sys.exit(f"not here: {', '.join(missing)}; install them, or pack them into .gpu with an activate that puts them on PYTHONPATH")
 import torch
