@@ -77,10 +77,10 @@ class CrissCrossAttention3d(nn.Module):
         The T + H + W entries of a voxel sum to 1. Those to itself are 0 but for the last axis, or the last two if num_self = 2.
         """
         query, key = self.query(x), self.key(x)
-        along_t = _without_self(torch.einsum("bcthw,bcjhw->bthwj", query, key), axis=1)  # [B, T, H, W, T]
+        along_t = criss_cross.without_self(torch.einsum("bcthw,bcjhw->bthwj", query, key), axis=1)  # [B, T, H, W, T]
         along_h = torch.einsum("bcthw,bctjw->bthwj", query, key)  # [B, T, H, W, H]
         if self.num_self == 1:
-            along_h = _without_self(along_h, axis=2)
+            along_h = criss_cross.without_self(along_h, axis=2)
         along_w = torch.einsum("bcthw,bcthj->bthwj", query, key)  # [B, T, H, W, W]
         weights = torch.cat([along_t, along_h, along_w], dim=-1).softmax(dim=-1)  # [B, T, H, W, T + H + W]
         time, time_height = x.shape[2], x.shape[2] + x.shape[3]
@@ -109,11 +109,3 @@ def _reduced(channels: int, reduction: int) -> int:
             f"channels = {channels}: must be at least reduction = {reduction}, query and key are channels // reduction"
         )
     return channels // reduction
-
-
-def _without_self(energy: Tensor, axis: int) -> Tensor:
-    """Energy [B, ..., n at `axis`, ..., n] between the positions of one line, -inf where a position meets itself."""
-    shape = [1] * energy.ndim
-    shape[axis] = shape[-1] = energy.shape[-1]
-    own = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device).view(shape)
-    return energy.masked_fill(own, float("-inf"))

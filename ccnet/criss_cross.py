@@ -38,7 +38,7 @@ def residual(
     out_weight: Float[Tensor, "C C 1 1"],
     out_bias: Float[Tensor, " C"],
 ) -> Float[Tensor, "B C H W"]:
-    """x + the out convolution of `criss_cross` of x itself; query and key are the halves of one convolution of x.
+    """x + the out convolution of `criss_cross` of x itself; query and key are the halves of one convolution of x (E = 2 D).
 
     In channels last, which convolutions are fastest on, and so is the result. Kept of x is x as it lies, nothing in a second
     layout. The backward pass holds three arrays as large as x at a time, the kept one and its result among them.
@@ -121,11 +121,18 @@ def attention(
 ) -> tuple[Float[Tensor, "B H W H"], Float[Tensor, "B H W W"]]:
     """A: column[b, h, w, j] to position (j, w), 0 at j = h, and row[b, h, w, j] to (h, j); together they sum to 1."""
     height = query.shape[1]
-    column = torch.einsum("bhwd,bjwd->bhwj", query, key)
-    own = torch.eye(height, dtype=torch.bool, device=query.device).view(height, 1, height)
+    column = without_self(torch.einsum("bhwd,bjwd->bhwj", query, key), axis=1)
     row = torch.einsum("bhwd,bhjd->bhwj", query, key)
-    weights = torch.cat([column.masked_fill(own, float("-inf")), row], dim=-1).softmax(dim=-1)  # [B, H, W, H + W]
+    weights = torch.cat([column, row], dim=-1).softmax(dim=-1)  # [B, H, W, H + W]
     return weights[..., :height], weights[..., height:]
+
+
+def without_self(energy: Tensor, axis: int) -> Tensor:
+    """Energy [B, ..., n at `axis`, ..., n] between the positions of one line, -inf where a position meets itself."""
+    shape = [1] * energy.ndim
+    shape[axis] = shape[-1] = energy.shape[-1]
+    own = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device).view(shape)
+    return energy.masked_fill(own, float("-inf"))
 
 
 @torch.library.custom_op("ccnet::criss_cross", mutates_args=())

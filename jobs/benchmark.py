@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.benchmark.lines import json_line
+
 if TYPE_CHECKING:
     from pipeline.benchmark.images import Figure
     from pipeline.benchmark.launchers import LauncherFigure
@@ -41,10 +43,11 @@ def run(config: "Config") -> int:
 
 
 def _printed(measured: "Iterable[list[F]]") -> "list[F]":
+    """The figures, each printed as a line of JSON as soon as it is there."""
     figures = []
     for found in measured:
         for figure in found:
-            print(figure.json(), flush=True)
+            print(json_line(figure), flush=True)
         figures += found
     return figures
 

@@ -50,8 +50,8 @@ def peak_gflops(dtype: torch.dtype, where: torch.device) -> float:
     return 2 * side**3 / min(seconds(lambda: left @ right, where) for _ in range(REPEATS)) / 1e9
 
 
-def bandwidth_gib_s(where: torch.device) -> float:
-    """2^30 bytes a second, read and written, of copying a large array, the best of a few times."""
+def bandwidth(where: torch.device) -> float:
+    """Bytes a second, read and written, of copying a large array, the best of a few times."""
     source = torch.empty(2**28, dtype=torch.float32, device=where).fill_(1.0)
     target = torch.empty_like(source).fill_(0.0)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), where) for _ in range(REPEATS)) / 2**30
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), where) for _ in range(REPEATS))

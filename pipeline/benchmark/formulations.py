@@ -1,22 +1,11 @@
-"""What the criss-cross operator is measured against; all have the parameters of `ccnet.CrissCrossAttention`, names included."""
+"""What the criss-cross operator is measured against; of `ccnet.CrissCrossAttention` they take the parameters alone."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccnet import CrissCrossAttention
-
-
-class _Block(nn.Module):
-    """Query and key of channels // reduction, value of all channels, gamma."""
-
-    def __init__(self, channels: int, reduction: int = 8) -> None:
-        super().__init__()
-        self.query = nn.Conv2d(channels, channels // reduction, kernel_size=1)
-        self.key = nn.Conv2d(channels, channels // reduction, kernel_size=1)
-        self.value = nn.Conv2d(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1))
 
 
 class PublishedCrissCross(CrissCrossAttention):
@@ -45,7 +34,7 @@ class PublishedCrissCross(CrissCrossAttention):
         return out
 
 
-class NonLocal(_Block):
+class NonLocal(CrissCrossAttention):
     """Every pixel attends to every pixel (https://arxiv.org/abs/1711.07971), set up as CCNet's authors count it.
 
     No subsampling: https://github.com/speedinghzl/CCNet/issues/2.
@@ -58,7 +47,7 @@ class NonLocal(_Block):
         return out
 
 
-class AllPixels(_Block):
+class AllPixels(CrissCrossAttention):
     """The non-local block by torch's scaled_dot_product_attention, which need not write the weights [B, HW, HW]."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

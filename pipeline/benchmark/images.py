@@ -1,6 +1,5 @@
 """Where an image's time goes on this machine: decode, feed and training step, interleaved in one run."""
 
-import json
 import logging
 import math
 import os
@@ -58,11 +57,6 @@ class Figure(NamedTuple):
     data_wait: float | None = None
     """Share of the time that a consumer at 0.8 of the bare loop's rate waits for data."""
     peak_mib: float | None = None
-
-    def json(self) -> str:
-        """One line."""
-        figures = {key: round(v, 4) if isinstance(v, float) else v for key, v in self._asdict().items()}
-        return json.dumps(figures | {"ratios": {name: round(ratio, 4) for name, ratio in self.ratios.items()}})
 
 
 def benchmark(config: Config) -> Iterator[list[Figure]]:

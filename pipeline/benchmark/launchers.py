@@ -60,10 +60,6 @@ class LauncherFigure(NamedTuple):
     whole_s: float
     """Of the run alone, from the launch to the end of the last process."""
 
-    def json(self) -> str:
-        """One line."""
-        return json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in self._asdict().items()})
-
 
 class Turns(NamedTuple):
     """Whose block it is, told by a file that holds the number of blocks that were done."""

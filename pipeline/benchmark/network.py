@@ -1,6 +1,5 @@
 """The training step of the whole network beside the published recipe's: float32, rows of pixels, its criss-cross attention."""
 
-import json
 import logging
 import statistics
 from collections.abc import Iterator
@@ -63,10 +62,6 @@ class NetworkFigure(NamedTuple):
     loss_difference: float
     """Largest of all steps, relative to the published recipe's loss."""
 
-    def json(self) -> str:
-        """One line."""
-        return json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in self._asdict().items()})
-
 
 def measure_network(config: Config) -> Iterator[list[NetworkFigure]]:
     """Both recipes in every round on the same batch, each in a process of its own."""
@@ -109,11 +104,13 @@ def run_steps(config: Config, *, published: bool) -> Turn:
     return Turn(statistics.median(times), losses, peak / 2**20, products, rate)
 
 
-def drawn_batch(num_images: int, crop: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn_batch(
+    num_images: int, crop: tuple[int, int], num_classes: int = NUM_CLASSES, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images uint8[B, 3, H, W], channels last as the feed has them, and labels uint8[B, H, W]."""
     random = np.random.default_rng(seed)
     image = torch.from_numpy(random.integers(0, 256, (num_images, *crop, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-    return image, torch.from_numpy(random.integers(0, NUM_CLASSES, (num_images, *crop), dtype=np.uint8))
+    return image, torch.from_numpy(random.integers(0, num_classes, (num_images, *crop), dtype=np.uint8))
 
 
 def _figure(name: str, config: Config, turns: dict[str, list[Turn]]) -> NetworkFigure:

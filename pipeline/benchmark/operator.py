@@ -1,7 +1,6 @@
 """The criss-cross operator beside the published module, a non-local block and attention over all pixels, in turns."""
 
 import ctypes
-import json
 import logging
 import statistics
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ccnet import CrissCrossAttention, criss_cross
 from ccnet.step import DTYPES, Precision
-from pipeline.benchmark.device import bandwidth_gib_s, gflop, own_device, seconds, wait
+from pipeline.benchmark.device import bandwidth, gflop, own_device, seconds, wait
 from pipeline.benchmark.feeds import SPAWN
 from pipeline.benchmark.formulations import AllPixels, NonLocal, PublishedCrissCross
 from pipeline.benchmark.memory import own_peak
@@ -74,10 +73,6 @@ class OperatorFigure(NamedTuple):
     the measured bandwidth."""
     both_x_bytes: float | None = None
     """The same with the backward pass: all that and the result's gradient read once, three gradients written."""
-
-    def json(self) -> str:
-        """One line."""
-        return json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in self._asdict().items()})
 
 
 def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
@@ -227,7 +222,7 @@ def _over_bytes(case: Case, device: torch.device) -> tuple[float, float]:
 
     # Channels read and written for each position: backward reads what forward did and grad, and writes three gradients.
     moved = sum(widths) + channels, 3 * sum(widths) + 2 * channels
-    second = bandwidth_gib_s(device) * 2**30 / (batch * height * width * grad.itemsize)  # channels that a second moves
+    second = bandwidth(device) / (batch * height * width * grad.itemsize)  # channels that a second moves
     ratios = []
     for run, needed in zip((forward, both), moved, strict=True):
         run()  # the kernels are made

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from threading import Barrier
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from pipeline.benchmark.memory import own_peak
 from pipeline.config import Config
 from pipeline.feed import Feed, Int64, decode
@@ -112,16 +110,12 @@ def open_feed(feed: Feed, num_steps: int) -> Opening:
 
 def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
     """Images per second of the configured model on random pixels, on all cores or the GPU; a first step warms up."""
-    import torch
-
+    from pipeline.benchmark.device import own_device
+    from pipeline.benchmark.network import drawn_batch
     from pipeline.learner import Learner
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = Learner(config, num_classes, device)
-    batch, (height, width) = config.train.global_batch, config.data.crop
-    random = np.random.default_rng(0)
-    image = torch.from_numpy(random.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-    label = torch.from_numpy(random.integers(0, num_classes, (batch, height, width), dtype=np.uint8))
+    learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
+    image, label = drawn_batch(batch, config.data.crop, num_classes)
     start = 0.0
     for step in range(num_steps + 1):
         float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device

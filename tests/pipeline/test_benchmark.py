@@ -18,6 +18,7 @@ from pipeline import cluster, transforms
 from pipeline.augment import Recipe, augment
 from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, steady_rate
 from pipeline.benchmark.images import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
+from pipeline.benchmark.lines import json_line
 from pipeline.benchmark.memory import family, own_peak, pss
 from pipeline.benchmark.targets import Target, find_targets, make_pictures, picture, repeated
 from pipeline.benchmark.work import Steps, positions
@@ -254,7 +255,7 @@ def test_a_whole_run_gives_a_line_for_each_figure(tmp_path: Path, monkeypatch: p
     small = config(tmp_path)
     small = small.model_copy(update={"benchmark": small.benchmark.model_copy(update={"step": True})})
     (found,) = benchmark(small)
-    lines = [json.loads(f.json()) for f in found]
+    lines = [json.loads(json_line(f)) for f in found]
     assert [line["stage"] for line in lines] == [
         "decode only", "bare loop", "torch DataLoader", "Ray Data", "training step",
         "augment: whole, then crop", "augment: the crop alone", "100 rows", "1,000 rows",

@@ -8,21 +8,13 @@ import torch
 from jobs import benchmark as job
 from pipeline.benchmark.formulations import AllPixels, NonLocal
 from pipeline.config import Config
-from pipeline.loading import parse
+from pipeline.loading import load
 
 
 @pytest.fixture
 def config(tmp_path) -> Config:
-    return parse(
-        {
-            "name": "test",
-            "storage": {"path": str(tmp_path)},
-            "data": {"name": "own", "layout": "generated", "crop_size": 33},
-            "model": {"backbone": "resnet18", "recurrence": 2},
-            "train": {"global_batch": 2, "workers": 1},
-            "benchmark": {"of": ["operator"], "rounds": 1, "maps": [[1, 16, 5, 6]]},
-        }
-    )
+    overrides = [f"storage.path={tmp_path}", "benchmark.rounds=1", "benchmark.maps=[[1, 16, 5, 6]]"]
+    return load("jobs/configs/bench_operator.yaml", overrides)
 
 
 def test_all_pixels_by_torch_is_the_non_local_block():

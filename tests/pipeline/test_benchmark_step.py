@@ -10,23 +10,15 @@ from jobs import benchmark as job
 from pipeline.benchmark.device import gflop
 from pipeline.benchmark.launchers import measure_launchers
 from pipeline.config import Config
-from pipeline.loading import parse
+from pipeline.loading import load
 
 # Ray's settings objects trip over their own deprecations.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
 
 
-def config(tmp_path, **benchmark) -> Config:
-    return parse(
-        {
-            "name": "test",
-            "storage": {"path": str(tmp_path)},
-            "data": {"name": "own", "layout": "generated", "crop_size": 33},
-            "model": {"backbone": "resnet18", "recurrence": 2},
-            "train": {"global_batch": 2, "workers": 1},
-            "benchmark": {"rounds": 1, "steps": 2} | benchmark,
-        }
-    )
+def config(name: str, tmp_path) -> Config:
+    small = ["data.crop_size=33", "train.global_batch=2", "benchmark.rounds=1", "benchmark.steps=2"]
+    return load(f"jobs/configs/{name}.yaml", [f"storage.path={tmp_path}", *small])
 
 
 def test_products_in_place_are_counted_too():
@@ -35,7 +27,7 @@ def test_products_in_place_are_counted_too():
 
 
 def test_both_recipes_train_alike(tmp_path, capsys):
-    assert job.run(config(tmp_path, of=["network"])) == 0
+    assert job.run(config("bench_step", tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
     ours, published = (json.loads(line) for line in lines if line.startswith("{"))
     assert (ours["recipe"], published["recipe"]) == ("ours", "published")
@@ -49,7 +41,7 @@ def test_both_recipes_train_alike(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_both_launchers_run_the_loop_in_turns_and_alone(tmp_path):
-    [figures] = measure_launchers(config(tmp_path, of=["launchers"]), counts=(2,))
+    [figures] = measure_launchers(config("bench_launchers", tmp_path), counts=(2,))
     assert [f.launcher for f in figures] == ["Ray Train", "torchrun"]
     assert all(f.workers == 2 and 0 < f.lowest_s <= f.step_s <= f.highest_s < f.whole_s for f in figures)
     assert all(0 < f.alone_s < f.whole_s for f in figures)
