@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from pipeline.checkpoint import CheckpointError
+from pipeline.checkpoint_files import CheckpointError
 from pipeline.config import Config
 from pipeline.failures import RunFailed
 from pipeline.loading import ConfigError, load

@@ -8,19 +8,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import ray
-
 from jobs.cli import main
 from jobs.prepare import class_table, split_table
 from pipeline import cluster, doctor, doctor_training
 from pipeline.config import Config
-from pipeline.datasets import open_data
 from pipeline.feed import Feed
 from pipeline.finding import Finding
 from pipeline.layouts import LayoutError
 from pipeline.needs import checkpoint_bytes, cpus_needed
 from pipeline.prepare import PrepareError, survey
-from pipeline.shards import Manifest, ShardError
+from pipeline.shards import Manifest, ShardError, open_data
 from pipeline.storage import StorageError
 from pipeline.train_settings import Train
 from pipeline.units import percent, size
@@ -37,8 +34,7 @@ def plan(argv: list[str]) -> int:
 
 def run(config: Config, *, strict: bool = False) -> int:
     """Prints tables and findings; 1 with an error, or when `strict` with a warning."""
-    cluster.connect()
-    resources = ray.cluster_resources()
+    resources = cluster.resources()
     manifest, origin, found = look(config)
     print(f"{'data':<16}{origin}")
     found += doctor.buckets(config, checked=[config.storage.path])

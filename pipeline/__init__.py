@@ -25,8 +25,12 @@ ENVIRONMENT = {
 }
 """For the driver and every worker; each can be overridden from outside."""
 
-# Ray binds all interfaces unless it takes the machine for a laptop: a cluster of one machine stays on loopback.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of a cluster of one machine. Ray binds all interfaces unless it takes the machine for a laptop: it stays on loopback.
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A process that asks every few seconds whether a node is about to be taken away: nobody takes away the only one.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOOPBACK)).items():
     os.environ.setdefault(_key, _value)

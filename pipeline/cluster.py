@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import ray
+from ray._private.utils import get_num_cpus  # knows the limits of containers
 
 from pipeline import ENVIRONMENT
 
@@ -22,11 +23,11 @@ def connect(num_cpus: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {
-        "logging_level": logging.WARNING,
-        "runtime_env": {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}},
-    }
-    if not os.environ.get("RAY_ADDRESS"):
+    options: dict[str, Any] = {"logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        options["runtime_env"] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
+    else:
+        # No runtime environment: its processes inherit this one's, and each would start a Python of its own to set it up.
         # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
         options |= {
             "address": "local",
@@ -50,6 +51,23 @@ def connect(num_cpus: int | None = None) -> None:
 def _own_token() -> str:
     """One for all clusters that this process starts: Ray reads it once and would show the first one to the next."""
     return secrets.token_hex(32)
+
+
+def joined() -> bool:
+    """Whether this process is connected to a cluster, or RAY_ADDRESS names one to connect to."""
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def resources() -> dict[str, float]:
+    """CPU, GPU and object_store_memory (bytes) of the cluster; where there is none, of the one that `connect` would start."""
+    if joined():
+        connect()
+        found: dict[str, float] = ray.cluster_resources()
+        return found
+    import torch  # as Ray does, it counts the GPUs that CUDA_VISIBLE_DEVICES leaves
+
+    gpus = {"GPU": float(torch.cuda.device_count())} if torch.cuda.is_available() else {}
+    return {"CPU": float(get_num_cpus()), "object_store_memory": OBJECT_STORE_BYTES} | gpus
 
 
 def gpus_for(num_workers: int) -> bool:

@@ -10,12 +10,12 @@ from ccnet import CCNet, build_ccnet
 from ccnet.bootstrap import bootstrap_interval
 from ccnet.inference import predict_classes, published_stride
 from pipeline import checkpoint, registry, tracking, workers
+from pipeline.batches import Sample, evaluation_samples
 from pipeline.config import Config
-from pipeline.datasets import Sample, evaluation_samples, open_data
 from pipeline.loading import ConfigError
 from pipeline.score import BOUNDARY_RATIO, Counts, Score
 from pipeline.settings import Evaluate
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, open_data
 from pipeline.shares import in_shares
 from pipeline.storage import open_store
 from pipeline.transforms import UInt8

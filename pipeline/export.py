@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from ccnet.export import SIZES, ExportError, Size, check_onnx, export_onnx
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
-from pipeline.datasets import open_data
 from pipeline.environment import environment
 from pipeline.evaluate import load_network
 from pipeline.loading import ConfigError
+from pipeline.shards import open_data
 from pipeline.storage import StorageError, Store, check, open_store
 
 __all__ = ["ExportError", "Exported", "export"]

@@ -14,8 +14,10 @@ from pipeline import transforms
 from pipeline.augment import Recipe, augment
 from pipeline.config import Config
 from pipeline.plan import PADDING, Picks, Plan, block, largest_share, oversampled
+from pipeline.retention import latest_step
 from pipeline.samples import SampleError, Samples, open_samples
 from pipeline.shards import Manifest, Row
+from pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,11 @@ class Feed(NamedTuple):
                     if following == self.config.data.max_skipped:
                         raise
                     logger.warning("replaced by the next sample: %s", error)
+
+
+def resumed(config: Config, manifest: Manifest, checkpoints: Store, workers: int) -> Feed:
+    """The training data of `workers` processes from the newest checkpoint on; the one place that decides where a start begins."""
+    return Feed(config, manifest, latest_step(checkpoints), workers)
 
 
 def decode(row: Row) -> tuple[transforms.UInt8, transforms.UInt8]:

@@ -1,14 +1,18 @@
-"""Pictures for people: colour maps of labels, panels of predictions and of attention, confusion matrices, learning curves."""
+"""Pictures for people: colour maps of labels, panels of predictions and of attention, confusion matrices, learning curves.
+
+matplotlib takes as long to import as ten validations of a small network: it is imported where something is drawn.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
 
 Image = NDArray[np.uint8]
 Map = NDArray[np.floating[Any]]
@@ -22,8 +26,8 @@ TILE, MAX_TILE = 300, 640
 """Width of a panel's pictures in pixels: smaller ones are enlarged at least to TILE, larger ones reduced below MAX_TILE."""
 GAP, DPI = 12, 100
 TITLES = ("image", "truth", "prediction", "error")
-BLUES = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"])
-HEAT = LinearSegmentedColormap.from_list("attention", ["#d1495b", "#ff8c1a", "#ffe066"])
+BLUES, HEAT = ("#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"), ("#d1495b", "#ff8c1a", "#ffe066")
+"""Colour scales of confusion matrices and of attention, from the lowest value to the highest."""
 LINES = ("#174a7c", "#d1495b", "#2e933c", "#edae49", "#7b4b94", "#00798c")
 
 
@@ -113,7 +117,7 @@ def _heat(image: Image, attention: Map) -> Image:
     strength = np.sqrt(attention / attention.max())[np.ix_(rows, columns)]
     dimmed = 0.35 * image.mean(axis=2, keepdims=True)
     alpha = strength[..., None]
-    blend = (1 - alpha) * dimmed + alpha * 255 * HEAT(strength)[..., :3]
+    blend = (1 - alpha) * dimmed + alpha * 255 * _colormap(HEAT)(strength)[..., :3]
     picture: Image = blend.round().astype(np.uint8)
     return picture
 
@@ -162,6 +166,8 @@ def _text_strip(width: int, height: int, texts: Mapping[int, str], *, size: int,
 
 
 def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
+    from matplotlib import patches
+
     entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
     entries += [(np.array(WRONG) / 255, "wrong")]
     cell, line = 50 + 11 * max(len(name) for _, name in entries), 34
@@ -171,7 +177,7 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
     for i, (color, name) in enumerate(entries):
         x, y = GAP + (i % per_line) * cell, height - line * (i // per_line) - 25
         corner, side = (x / width, (y - 9) / height), 18
-        box = Rectangle(
+        box = patches.Rectangle(
             corner, side / width, side / height, transform=figure.transFigure, facecolor=color, edgecolor=MUTED, lw=0.5
         )
         figure.add_artist(box)
@@ -191,7 +197,7 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
     width, height = left + size + 84, top + size + bottom
     figure = _figure(width, height)
     axes = figure.add_axes((left / width, bottom / height, size / width, size / height))
-    axes.imshow(share, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(share, cmap=_colormap(BLUES), vmin=0, vmax=1, aspect="auto")
     for i, j in np.ndindex(*counts.shape):
         if counts[i, j]:
             text = "<1" if share[i, j] < 0.005 else f"{100 * share[i, j]:.0f}"
@@ -217,8 +223,7 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
 
 def learning_curve(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Image:
     """uint8[H, W, 3]: {name: (steps, values)} as lines over steps, each named at its end with its last value."""
-    figure = Figure(figsize=(8, 4.5), dpi=DPI, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8 * DPI, 4.5 * DPI, layout="constrained")
     axes = figure.add_subplot()
     for color, (name, (steps, values)) in zip(LINES * len(curves), curves.items(), strict=False):
         axes.plot(steps, values, color=color, linewidth=2, label=name)
@@ -238,14 +243,24 @@ def _bare(axes: Any) -> None:
     axes.tick_params(length=0, colors=INK, labelsize=9)
 
 
-def _figure(width: int, height: int) -> Figure:
-    """An empty figure of so many pixels."""
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+@cache
+def _colormap(scale: tuple[str, ...]) -> "Colormap":
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("scale", scale)
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> "Figure":
+    """An empty figure of `width` x `height` pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _pixels(figure: Figure) -> Image:
+def _pixels(figure: "Figure") -> Image:
     canvas: Any = figure.canvas  # matplotlib's canvas has no types
     canvas.draw()
     return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]

@@ -1,19 +1,17 @@
 """What a run is told, and the checks before it takes a worker: every fault at once, each with its fix."""
 
-import json
 import logging
+import threading
 from typing import Any, NamedTuple
 
 import ray
 
 from pipeline import checkpoint, cluster, doctor, doctor_training, evaluate, tracking
 from pipeline.config import Config, changed_settings, shaping
-from pipeline.datasets import open_data
 from pipeline.environment import environment
-from pipeline.feed import Feed
 from pipeline.finding import Finding
 from pipeline.loading import ConfigError
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, open_data
 from pipeline.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -32,23 +30,14 @@ class Job(NamedTuple):
     stop_flag: Any = None
     """Handle of the driver's `StopFlag`; None where nothing can ask for a stop."""
 
-    def record_fault(self, event: dict[str, Any]) -> None:
-        """Adds what failed, and what was done about it, to the run."""
-        tracking.add_line(self.tracking_uri, self.run_id, "faults.jsonl", json.dumps(event))
-
     def first_step(self) -> int:
         """Optimizer steps already done according to the newest checkpoint that verifies."""
-        last = checkpoint.latest(self.checkpoints)
-        return last.step if last else 0
+        return checkpoint.latest_step(self.checkpoints)
 
     def done(self) -> bool:
         """Whether the checkpoint of the last step is there and verifies."""
         newest, steps = checkpoint.newest_progress(self.checkpoints), self.config.train.steps
         return newest is not None and newest["step"] >= steps and self.first_step() >= steps
-
-    def feed(self, workers: int) -> Feed:
-        """The training data of so many workers from the newest checkpoint on; the one place that decides where a start begins."""
-        return Feed(self.config, self.manifest, self.first_step(), workers)
 
 
 def open_job(config: Config, run_key: str | None = None) -> Job:
@@ -57,6 +46,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all that is wrong;
     what is only doubtful is logged as warnings.
     """
+    threading.Thread(target=tracking.import_mlflow, daemon=True).start()
     mistakes: list[str] = []
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
     manifest, uri = None, ""

@@ -5,7 +5,7 @@ import torch
 from ccnet import CCNet, attention_maps
 from ccnet.inference import predict_classes
 from pipeline import figures
-from pipeline.datasets import evaluation_samples
+from pipeline.batches import evaluation_samples
 from pipeline.evaluate import as_batch
 from pipeline.job import Job
 from pipeline.transforms import UInt8, resize_to

@@ -8,11 +8,11 @@ import torch
 
 from ccnet import CCNet
 from pipeline import figures, transforms
+from pipeline.batches import evaluation_samples
 from pipeline.config import Config
-from pipeline.datasets import evaluation_samples, open_data
 from pipeline.evaluate import known_split, load_network, predict_image
 from pipeline.loading import ConfigError
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, open_data
 from pipeline.shares import in_shares
 from pipeline.storage import Store, check, open_store
 

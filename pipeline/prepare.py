@@ -1,4 +1,6 @@
-"""Prepares a source, or the generated data set, for training by Ray Data: all of it or nothing.
+"""Prepares a source, or the generated data set, for training: all of it or nothing.
+
+On a cluster by Ray Data, on a machine without one by threads, which are at work before a cluster would have started.
 
 Packed, its bytes go into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
 checked, and an index and a manifest are written. All faults are collected; with one fault or more, what was written is deleted
@@ -8,10 +10,12 @@ again.
 import hashlib
 import json
 import logging
+import os
 import pickle
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -90,7 +94,8 @@ def prepare(config: Config) -> Manifest:
     # An attempt of its own, so that a failing one never deletes the shards of another or of the manifest in force.
     prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
     try:
-        done = _run(list(_work(config, source, store if config.data.packed else None, prefix)), config)
+        jobs = list(_work(config, source, store if config.data.packed else None, prefix))
+        done = _run(jobs, config)
         manifest = manifest_of(config, source.known, done, identity, prefix)
         for name, split in manifest.splits.items():
             part = of_split(done, name)
@@ -110,7 +115,8 @@ def survey(config: Config) -> Manifest:
     Raises StorageError, LayoutError or PrepareError.
     """
     source = find_source(config)
-    done = _run(list(_work(config, source, None, "")), config)
+    jobs = list(_work(config, source, None, ""))
+    done = _run(jobs, config)
     return manifest_of(config, source.known, done, _identity(config, source), "").sealed()
 
 
@@ -175,6 +181,31 @@ def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> 
 
 def _run(jobs: list[Work], config: Config) -> list[Done]:
     """The jobs' outcomes, in the order of the jobs; logs progress. Raises PrepareError with all faults."""
+    outcomes = _by_ray_data(jobs, config) if cluster.joined() else _in_threads(jobs)
+    done: dict[int, Done] = {}
+    start = last_line = time.monotonic()
+    for number, outcome in outcomes:
+        done[number] = outcome
+        if time.monotonic() - last_line > 2 or len(done) == len(jobs):
+            last_line = time.monotonic()
+            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), last_line - start)
+    faults = [fault for outcome in done.values() for fault in outcome.faults]
+    if faults:
+        raise PrepareError(sorted(faults))
+    return [done[number] for number in range(len(jobs))]
+
+
+def _in_threads(jobs: list[Work]) -> Iterator[tuple[int, Done]]:
+    """(number, outcome) of each job; reading and decoding leave Python's lock to other threads."""
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        yield from enumerate(pool.map(pack, jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_ray_data(jobs: list[Work], config: Config) -> Iterator[tuple[int, Done]]:
+    """(number, outcome) of each job, as they come."""
     cluster.connect()
     import ray.data  # reads its settings at import: connect() sets them
 
@@ -182,17 +213,8 @@ def _run(jobs: list[Work], config: Config) -> list[Done]:
     ray.data.DataContext.get_current().print_on_execution_start = False
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
-    done: dict[int, Done] = {}
-    start = said = time.monotonic()
     for row in outcomes.iter_rows():
-        done[row["number"]] = pickle.loads(row["done"])
-        if time.monotonic() - said > 2 or len(done) == len(jobs):
-            said = time.monotonic()
-            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), said - start)
-    faults = [fault for outcome in done.values() for fault in outcome.faults]
-    if faults:
-        raise PrepareError(sorted(faults))
-    return [done[number] for number in range(len(jobs))]
+        yield row["number"], pickle.loads(row["done"])
 
 
 def _task(row: dict[str, object]) -> dict[str, object]:

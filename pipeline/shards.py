@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import Config
 from pipeline.index import Entry, digest
 from pipeline.index import ShardError as ShardError
 from pipeline.layouts import IGNORE, Color
-from pipeline.storage import Store
+from pipeline.storage import Store, check, open_store
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -109,6 +110,19 @@ def write_manifest(store: Store, manifest: Manifest) -> Manifest:
     sealed = manifest.sealed()
     store.write(MANIFEST, json.dumps(asdict(sealed), indent=1).encode())
     return sealed
+
+
+def open_data(config: Config) -> Manifest:
+    """The prepared data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
+    check(open_store(config.storage.path, config.storage))
+    manifest, data = read_manifest(open_store(config.data_url, config.storage)), config.data
+    for setting, prepared, wanted in (("layout", manifest.layout, data.layout), ("packed", manifest.packed, data.packed)):
+        if prepared != wanted:
+            raise ShardError(
+                f"{config.data_url}: was prepared with data.{setting}={prepared}, the configuration says {wanted}: set it so, or "
+                "run python -m jobs.prepare CONFIG again"
+            )
+    return manifest
 
 
 def read_manifest(store: Store) -> Manifest:

@@ -1,4 +1,4 @@
-"""Shares images out to Ray tasks and hands on what each yields, as it comes."""
+"""Shares images out to Ray tasks, or works through them here where there is no cluster, and hands on each result as it comes."""
 
 import logging
 import time
@@ -22,10 +22,23 @@ SECONDS_BETWEEN_LINES = 10.0
 def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
 
-    `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with a GPU each where it has as many;
-    of n tasks the r-th has the images r, r + n, ...
+    Without a cluster, and with one GPU at most on this machine, this process does it all: starting a cluster takes longer than
+    a few hundred images. Otherwise `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with
+    a GPU each where it has as many; of n tasks the r-th has the images r, r + n, ...
     A task whose process dies is started again, its results that have arrived already do not come twice.
     """
+    here = not cluster.joined() and torch.cuda.device_count() <= 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = work(list(range(num_images)), device) if here else _in_tasks(work, num_images, config)
+    started = last_line = time.monotonic()
+    for num_done, result in enumerate(results, 1):
+        if (now := time.monotonic()) - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            logger.info("%d/%d images after %.0f s", num_done, num_images, now - started)
+        yield result
+
+
+def _in_tasks(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     cluster.connect()
     num_tasks = min(_num_workers(config), num_images)
     num_gpus = int(cluster.gpus_for(num_tasks))
@@ -34,8 +47,6 @@ def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     unfinished: list[Any] = [
         task.remote(shared, list(range(rank, num_images, num_tasks)), num_tasks) for rank in range(num_tasks)
     ]
-    started = last_line = time.monotonic()
-    num_done = 0
     while unfinished:
         ready: Any = ray.wait(unfinished)[0][0]
         try:
@@ -43,10 +54,6 @@ def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
         except StopIteration:
             unfinished = [generator for generator in unfinished if generator is not ready]
             continue
-        num_done += 1
-        if (now := time.monotonic()) - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = now
-            logger.info("%d/%d images after %.0f s", num_done, num_images, now - started)
         yield result
 
 

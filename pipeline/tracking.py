@@ -91,12 +91,18 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         raise TrackingError(f"tracking.uri = {shown}: no MLflow server answers there ({reason}); {START}") from error
 
 
-def connect(uri: str) -> "MlflowClient":
-    """A client of the server and its registry that gives up in a minute; settings of the environment win."""
+def import_mlflow() -> None:
+    """Imports MLflow, which takes seconds: in a thread beforehand, or by the first client. Settings of the environment win."""
     for key, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "2"), ("BACKOFF_FACTOR", "1")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the cluster unasked
-    from mlflow import MlflowClient  # takes over a second to import
+    import mlflow  # noqa: F401
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the server and its registry that gives up in a minute."""
+    import_mlflow()
+    from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -243,6 +249,11 @@ def add_line(uri: str, run_id: str, name: str, line: str) -> None:
         if any(artifact.path == name for artifact in client.list_artifacts(run_id)):
             before = Path(client.download_artifacts(run_id, name, folder)).read_text()
         client.log_text(run_id, f"{before}{line}\n", name)
+
+
+def record_fault(uri: str, run_id: str, event: Mapping[str, Any]) -> None:
+    """Adds what failed, and what was done about it, to the run."""
+    add_line(uri, run_id, "faults.jsonl", json.dumps(event))
 
 
 def page(uri: str, run_id: str) -> str:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from pipeline import checkpoint, registry, tracking
 from pipeline.config import Config
 from pipeline.datasets import PlannedData, placeholder
 from pipeline.failures import Kind, RunFailed, cause, fault_of
+from pipeline.feed import resumed
 from pipeline.interruptions import StopFlag
 from pipeline.job import Job, open_job
 from pipeline.judge import Judge
@@ -39,10 +41,11 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
     job.checkpoints.delete(RAY_SNAPSHOT)
     file_system, path = job.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
+    # What the controller and the planner of the data unpickle is kept small: a job would bring all that a driver imports.
+    judge = Judge(job.config.faults, partial(tracking.record_fault, job.tracking_uri, job.run_id))
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if job.on_gpus else {})
     return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
-        train_worker,
-        train_loop_config={"job": job},
+        partial(train_worker, job),
         scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=job.on_gpus, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
@@ -52,10 +55,10 @@ def build_trainer(job: Job, callbacks: list[Any] | None = None) -> TorchTrainer:
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=-1, controller_failure_limit=job.config.faults.max_failures
             ),
-            callbacks=[cast(Any, Judge(job.config.faults, job.record_fault)), *(callbacks or [])],
+            callbacks=[cast(Any, judge), *(callbacks or [])],
         ),
         datasets={"train": placeholder()},
-        dataset_config=PlannedData(job.feed),
+        dataset_config=PlannedData(partial(resumed, job.config, job.manifest, job.checkpoints)),
         validation_config=apart(job) if job.config.evaluate.apart else None,
     )
 

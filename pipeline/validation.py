@@ -18,7 +18,7 @@ from ray.train import Checkpoint, ValidationConfig
 
 from ccnet import CCNet, build_ccnet
 from pipeline import checkpoint, evaluate, figures, panels, workers
-from pipeline.datasets import Sample, evaluation_samples
+from pipeline.batches import Sample, evaluation_samples
 from pipeline.failures import cause
 from pipeline.hang import StepWatch
 from pipeline.interruptions import asked

@@ -6,9 +6,9 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -18,8 +18,8 @@ from ccnet.optim import poly_learning_rate
 from ccnet.step import StepResult
 from pipeline import checkpoint, tracking, workers
 from pipeline.agenda import Agenda
+from pipeline.batches import TrainingBatch, training_batches
 from pipeline.config import Config
-from pipeline.datasets import TrainingBatch, training_batches
 from pipeline.failures import MemoryShort, Moved, explained, is_memory_short
 from pipeline.feed import Feed
 from pipeline.hang import StepWatch
@@ -41,9 +41,8 @@ MICRO_BATCH = "micro-batch.json"
 """In the run's folder once memory ran short: the images of one pass that later attempts start with."""
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(job: Job) -> None:
     """One DDP worker, from the newest checkpoint to the last step, or to what interrupts it before."""
-    job: Job = settings["job"]
     torch.set_num_threads(workers.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if workers.rank() == 0 else logging.WARNING)
     remove_left_over()
@@ -114,14 +113,15 @@ def _points(config: Config, result: StepResult, learning_rate: float, skipped: i
 
 def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:
     """The learner as it was when the feed's first step began, the batches from there, and what the run remembers."""
-    config, started = job.config, time.monotonic()
-    feed = Feed(config, job.manifest, 0, workers.world_size())
-    batches = training_batches(ray.train.get_dataset_shard("train"), feed, workers.rank())
-    batches = Watchdog(config.data.stall_s, partial(stall_reason, config, job.manifest)).watched(batches)
-    first = next(batches)
-    fed_s, record = time.monotonic() - started, Record()
-    initial = read_initial(config) if first.step == 0 else None
-    learner = Learner(config, len(job.manifest.class_names), ray.train.torch.get_device(), initial)
+    config, record = job.config, Record()
+    build = partial(Learner, config, len(job.manifest.class_names), ray.train.torch.get_device())
+    with ThreadPoolExecutor(1) as pool:  # Ray Data starts its processes while this one imports and builds what learns
+        fed = pool.submit(_first_batch, job)
+        resumes = checkpoint.newest_progress(job.checkpoints) is not None
+        learner = build(None if resumes else read_initial(config))
+    first, batches, fed_s = fed.result()
+    if resumes and not first.step:  # no checkpoint verifies
+        learner = build(read_initial(config))
     learner.micro_batch = noted_micro_batch(job) or learner.micro_batch
     if first.step:
         loading = time.monotonic()
@@ -138,6 +138,15 @@ def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
     size = workers.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, chain([first], batches), record
+
+
+def _first_batch(job: Job) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
+    """This worker's first batch, those after it, and the seconds that the first one took."""
+    config, started = job.config, time.monotonic()
+    feed = Feed(config, job.manifest, 0, workers.world_size())
+    batches = training_batches(ray.train.get_dataset_shard("train"), feed, workers.rank())
+    batches = Watchdog(config.data.stall_s, partial(stall_reason, config, job.manifest)).watched(batches)
+    return next(batches), batches, time.monotonic() - started
 
 
 def _load(job: Job, step: int) -> checkpoint.Checkpoint:

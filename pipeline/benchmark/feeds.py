@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch.utils.data
 
+from pipeline.batches import training_batches
 from pipeline.benchmark.memory import PeakMemory, family
 from pipeline.benchmark.work import Share, Steps, decode_share, feed_share, join
-from pipeline.datasets import in_plan_order, training_batches, training_data
+from pipeline.datasets import in_plan_order, training_data
 from pipeline.feed import Feed
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang

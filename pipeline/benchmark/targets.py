@@ -10,13 +10,12 @@ import yaml
 
 from pipeline import generated, transforms
 from pipeline.config import Config
-from pipeline.datasets import open_data
 from pipeline.index import PAGE_ROWS, page_key, write_index
 from pipeline.layouts import classes
 from pipeline.prepare import prepare
 from pipeline.samples import open_samples
 from pipeline.settings import Pictures
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, open_data
 from pipeline.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
