@@ -1,0 +1,132 @@
+"""Ten faults that a careless change could bring into the product, and for each the test that notices it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+RESUMED = (
+    "tests/test_survival.py::"
+    "test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one"
+)
+"""Compares the weights of a run that went on after a fault with those of one that nothing happened to."""
+
+
+class Mutation(NamedTuple):
+    """One change of one file of the product, that leaves it valid Python."""
+
+    name: str
+    file: str
+    old: str
+    """Occurs once in the file."""
+    new: str
+    test: str
+    """The pytest node that must fail under it."""
+
+    def applied(self, text: str) -> str:
+        """The file's text with the fault in it. Raises ValueError unless the old text occurs once."""
+        if (number := text.count(self.old)) != 1:
+            raise ValueError(
+                f"mutation {self.name}: its old text occurs {number} times in {self.file}: must be once; adapt it in {__file__}"
+            )
+        return text.replace(self.old, self.new)
+
+
+MUTATIONS = (
+    Mutation(
+        # Each epoch ends one position early: one sample never comes.
+        name="dropped-sample",
+        file="pipeline/plan.py",
+        old="epochs, within = positions // self.num_samples, positions % self.num_samples",
+        new="epochs, within = positions // (self.num_samples - 1), positions % (self.num_samples - 1)",
+        test="tests/pipeline/test_plan.py::test_camvid_sees_each_sample_exactly_once_an_epoch",
+    ),
+    Mutation(
+        # The workers' own check of their rows asks the same function, and is content.
+        name="wrong-rank",
+        file="pipeline/plan.py",
+        old="first_row, num_rows = share(self.global_batch, rank, workers)",
+        new="first_row, num_rows = share(self.global_batch, (rank + 1) % workers, workers)",
+        test="tests/pipeline/test_plan.py::test_ranks_together_hold_the_global_batch",
+    ),
+    Mutation(
+        # An upload that was cut off before its manifest counts with whatever bytes are there.
+        name="no-manifest",
+        file="pipeline/checkpoint_files.py",
+        old="""\
+    data = _read(store, f"{name}/{MANIFEST}")
+""",
+        new="""\
+    if not store.exists(f"{name}/{MANIFEST}"):
+        return "", {file: entry_of(_read(store, f"{name}/{file}")) for file in (MODEL, OPTIMIZER, PROGRESS)}
+    data = _read(store, f"{name}/{MANIFEST}")
+""",
+        test="tests/pipeline/test_checkpoint_damage.py::test_a_damaged_checkpoint_is_passed_over_for_the_one_before[no manifest]",
+    ),
+    Mutation(
+        # MLflow drops a repeated point only when its time is the same, too.
+        name="metric-twice",
+        file="pipeline/spool.py",
+        old="""\
+                if record["step"] not in self._steps[key]:
+                    fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
+""",
+        new="""\
+                fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
+""",
+        test="tests/pipeline/test_spool.py::test_a_gap_left_on_another_machine_is_filled_when_its_records_come",
+    ),
+    Mutation(
+        # As if a checkpoint's step were the last one done and not the next one to do.
+        name="resume-one-late",
+        file="pipeline/worker.py",
+        old="return learner, chain([first], batches), record",
+        new="return learner, batches if first.step else chain([first], batches), record",
+        test=RESUMED,
+    ),
+    Mutation(
+        # An ignored pixel becomes one of class 0 that was predicted right.
+        name="ignored-pixel",
+        file="ccnet/metrics.py",
+        old="ids.masked_fill(~where, num_ids)",
+        new="ids.masked_fill(~where, 0)",
+        test="tests/ccnet/test_metrics.py::test_rows_are_labels_and_columns_predictions",
+    ),
+    Mutation(
+        # The schedule counts the steps of this attempt instead of the run's.
+        name="learning-rate-after-resume",
+        file="pipeline/worker.py",
+        old="""\
+    for step, image, label, replaced in progress.timed(batches):
+        learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
+""",
+        new="""\
+    for taken, (step, image, label, replaced) in enumerate(progress.timed(batches)):
+        learning_rate = poly_learning_rate(train.learning_rate, taken, train.steps, train.power, train.warmup_steps)
+""",
+        test=RESUMED,
+    ),
+    Mutation(
+        # A worker's exception is printed, and for Ray Train the worker has done its work.
+        name="swallowed-fault",
+        file="pipeline/failures.py",
+        old="raise WorkerFault(fault_of(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error",
+        new="traceback.print_exception(error)",
+        test="tests/pipeline/test_failures.py::"
+        "test_what_a_worker_sends_names_the_exception_its_cause_and_the_last_line_of_our_own",
+    ),
+    Mutation(
+        name="secret-printed",
+        file="pipeline/tracking.py",
+        old="tracking.uri = {shown}: no MLflow server answers there",
+        new="tracking.uri = {uri}: no MLflow server answers there",
+        test="tests/pipeline/test_tracking.py::test_password_of_a_database_is_not_printed",
+    ),
+    Mutation(
+        # The stack counts as down when the process that it started is gone, whatever that one started.
+        name="process-left-over",
+        file="infra/processes.py",
+        old="left = _living(known)",
+        new="left = _living({leader})",
+        test="tests/infra/test_processes.py::test_stop_ends_a_child_that_left_the_session",
+    ),
+)
