@@ -3,9 +3,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# Of the tests that start nothing (not "slow") two run at a time; the others have the machine to themselves.
+QUICK = $(BIN)/python -m pytest -q -m "not slow" -n 2
+SLOW = $(BIN)/python -m pytest -q -m slow --durations=10
+# Every process of a cluster would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 MINISTACK := $(shell sed -n 's/^MINISTACK = "\(.*\)"/\1/p' infra/services.py)
 
-.PHONY: install demo test check lint up down bench chaos clean
+.PHONY: install demo test check lint up down bench chaos mutations clean
 
 install: .venv/.installed .venv-s3/.installed
 
@@ -28,10 +33,11 @@ lint: install
 	$(BIN)/mypy --strict ccnet pipeline
 
 check: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(QUICK)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(QUICK)
+	$(SLOW)
 
 up: install
 	$(BIN)/python -m infra.stack up
@@ -58,6 +64,10 @@ bench: install
 # Kills, freezes and starves trainings on servers of its own, about an hour; writes docs/chaos.md.
 chaos: install
 	$(BIN)/python -m tests.chaos
+
+# Ten faults put into the code, one after another: the tests must notice each.
+mutations: install
+	$(BIN)/python -m tests.mutations
 
 clean: install
 	$(BIN)/python -m infra.stack down

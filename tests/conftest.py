@@ -1,24 +1,106 @@
-"""Shapes and dtypes of ccnet's signatures are checked in every test; one real stack serves all tests that need one."""
+"""Shapes and dtypes of ccnet's signatures are checked in every test; one cluster, one MLflow server, one stack serve all tests.
 
+Tests that start Ray, a server or a browser are marked `slow`. The others run first and, with `-n`, in parallel.
+"""
+
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import jaxtyping
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # for ccnet.kernels; triton reads it when it is imported, as by ccnet
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 jaxtyping.install_import_hook("ccnet", "beartype.beartype")  # must run before ccnet is first imported
 
+import ray  # noqa: E402
+
 from infra.environment import environment  # noqa: E402
+from pipeline import cluster, storage  # noqa: E402
+from tests.mlflow_server import MlflowServer  # noqa: E402
+
+ORDER = ("chaos", "own", "local_ray", "stack")
+"""Clusters in the order of the tests that use them; `own` is what a test starts itself. One has ended before the next starts:
+even an idle one takes a fifth of a core."""
+
+
+class LocalRay(NamedTuple):
+    """What can be asked of the session's cluster, see tests/injected."""
+
+    fits: Path
+    """File that says how many images of a pass fit into memory; all when there is none."""
+    imports: Path
+    """Folder where each process writes what it imports."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the tests that start nothing, then those of each cluster together."""
+
+    def group(item: pytest.Item) -> int:
+        if not item.get_closest_marker("slow"):
+            return -1
+        used = {*getattr(item, "fixturenames", ()), *(["chaos"] if "tests/chaos" in str(item.path) else [])}
+        return max((ORDER.index(name) for name in used if name in ORDER), default=ORDER.index("own"))
+
+    items.sort(key=group)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is not marked `slow` starts no cluster."""
+    before = ray.is_initialized()
+    yield
+    assert before or not ray.is_initialized() or request.node.get_closest_marker("slow"), "started Ray: mark it slow"
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    """A cluster of two CPUs in this process, whatever cluster the environment names, with credentials for tests' S3 servers.
+
+    Memory can be made to run short in it, and it is written down what its processes import: tests/injected.
+    """
+    folders = [str(Path(__file__).with_name("injected")), os.environ.get("PYTHONPATH")]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+        "CCNET_TEST_FITS": str(tmp_path_factory.mktemp("memory") / "fits"),
+        "CCNET_TEST_IMPORTS": str(tmp_path_factory.mktemp("imports")),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # Ray's log handler keeps the stream that pytest captured at ray.init and has closed since; it would say so on stderr.
+        patch.setattr(logging, "raiseExceptions", False)
+        with pytest.MonkeyPatch.context() as inherited:  # by the cluster's processes, not by those of later tests
+            for name, value in variables.items():
+                inherited.setenv(name, value)
+            cluster.connect(num_cpus=2)
+        yield LocalRay(Path(variables["CCNET_TEST_FITS"]), Path(variables["CCNET_TEST_IMPORTS"]))
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """For all tests that do not stop it."""
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The variables of a running stack; put them into the environment of a new process, for Ray reads some at its import."""
+    ray.shutdown()  # of local_ray, whose tests are over
     root = tmp_path_factory.mktemp("stack")
     command = [sys.executable, "-m", "infra.stack"]
     try:
@@ -26,3 +108,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environment(root)
     finally:
         subprocess.run([*command, "down", "--root", str(root)], check=True)
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """An S3 server (moto)."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `endpoint`."""
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
+    storage._S3.clear_instance_cache()

@@ -33,12 +33,12 @@ class MlflowServer:
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(360):
+        for _ in range(1800):
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                     return
             except OSError:
-                time.sleep(0.5)
+                time.sleep(0.1)
         self.stop()
         raise TimeoutError(f"no MLflow server after 180 s: {(self.folder / 'server.log').read_text()[-2000:]}")
 

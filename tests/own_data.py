@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.datasets import open_data
 from pipeline.feed import Batch, Feed
 from pipeline.generated import NAMES, SEED, sample
 from pipeline.plan import PADDING, num_blocks
+from pipeline.shards import open_data
 from pipeline.transforms import encode_png
 
 NUM_TRAIN, STEPS, GLOBAL_BATCH = 30, 9, 12

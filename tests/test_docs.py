@@ -1,5 +1,6 @@
-"""What the documentation shows runs."""
+"""What the documentation shows runs, and the tests that it names are there."""
 
+import ast
 import os
 import re
 import subprocess
@@ -20,3 +21,32 @@ def test_the_library_examples_run_as_they_stand() -> None:
     scores, *steps = [line.split() for line in done.stdout.splitlines()]
     assert len(scores) == 3
     assert [applied for _, _, applied in steps] == ["True", "True"]
+
+
+CHAOS = {"tests/chaos/__main__.py", "tests/chaos/faults.py"}
+
+
+def where_it_runs(file: str, name: str) -> str:
+    """The first command that runs a test. KeyError when there is none of this name."""
+    if file in CHAOS:
+        return "`make chaos`"
+    tree = ast.parse((ROOT / file).read_text())
+    marked = [
+        ast.unparse(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    tests = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    marked += map(ast.unparse, tests[name].decorator_list)
+    return (
+        "`make test`" if any(re.search(r"mark\.slow", mark) for mark in marked if "parametrize" not in mark) else "`make check`"
+    )
+
+
+def test_each_promise_names_tests_that_are_there_and_where_they_run() -> None:
+    rows = [line for line in (ROOT / "docs" / "promises.md").read_text().splitlines() if re.search(r"`tests/.*::", line)]
+    assert len(rows) > 100
+    for row in rows:
+        *_, held, runs_in, _ = row.split(" | ") if row.endswith(" | ") else [*row.removesuffix(" |").split(" | "), ""]
+        found = dict.fromkeys(where_it_runs(file, name) for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", held))
+        assert held.startswith("none") or runs_in == ", ".join(found), row

@@ -59,3 +59,22 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_the_order_and_the_images_do_not_need_ray(module: str) -> None:
     code = f"import sys, pipeline.{module}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("jobs.train", {"matplotlib", "mlflow"}),
+        ("jobs.plan", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
+        ("jobs.prepare", {"matplotlib", "mlflow", "ray.data", "ray.train", "torch"}),
+        ("jobs.evaluate", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
+        ("jobs.predict", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
+        ("pipeline.datasets", {"matplotlib", "mlflow", "torch"}),
+        ("pipeline.retention", {"ray", "torch"}),
+    ],
+)
+def test_a_command_imports_what_it_uses(module: str, unused: set[str]) -> None:
+    """What the processes of a training import: tests/test_survival.py."""
+    code = f"import sys, {module}; print(*{unused!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ TINY = [
 ]  # fmt: skip
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Finished = dict[str, subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,20 @@ def trained(prepared: str, stack: dict[str, str]) -> str:
     done = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(trained: str, command: Command, client: MlflowClient) -> Finished:
+    """Verb -> its command after the training; all are started at once, for most of each is starting."""
+    words = {
+        "train": (),
+        "evaluate": (f"evaluate.checkpoint={only_run(client, tiny()).info.run_id}",),
+        "predict": ("predict.limit=2",),
+        "export": (),
+    }
+    with ThreadPoolExecutor(len(words)) as pool:
+        running = {verb: pool.submit(command, verb, *overrides) for verb, overrides in words.items()}
+        return {verb: done.result() for verb, done in running.items()}
 
 
 @pytest.fixture
@@ -133,28 +148,25 @@ def test_one_worker_has_the_loss_curve_of_two(trained: str, command: Command, cl
     np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
 
 
-def test_a_finished_run_is_not_trained_again(trained: str, command: Command) -> None:
-    start = time.monotonic()
-    done = command("train")
+def test_a_finished_run_is_not_trained_again(followed: Finished) -> None:
+    done = followed["train"]
     assert done.returncode == 0, done.stderr
     assert "step 1/" not in done.stderr
+    assert "training worker group" not in done.stderr
     assert "mIoU" in done.stdout
-    assert time.monotonic() - start < 60
 
 
-def test_evaluate_by_run_id_gives_the_miou_of_training(trained: str, command: Command, client: MlflowClient) -> None:
-    run = only_run(client, tiny())
-    done = command("evaluate", f"evaluate.checkpoint={run.info.run_id}")
+def test_evaluate_by_run_id_gives_the_miou_of_training(followed: Finished, client: MlflowClient) -> None:
+    done = followed["evaluate"]
     assert done.returncode == 0, done.stderr
-    best = max(history(client, run, "val/miou").values())
+    best = max(history(client, only_run(client, tiny()), "val/miou").values())
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
     assert float(line.split()[1]) == pytest.approx(best, abs=1e-4)
     assert '"checkpoint_sha256"' in done.stdout
 
 
-def test_predict_writes_masks_and_overlays_back(trained: str, command: Command, access: None) -> None:
-    done = command("predict", "predict.limit=2")
-    assert done.returncode == 0, done.stderr
+def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None) -> None:
+    assert followed["predict"].returncode == 0, followed["predict"].stderr
     config = tiny()
     store = open_store(f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     mask = transforms.decode_label(store.read("val-000000.png"))
@@ -163,9 +175,8 @@ def test_predict_writes_masks_and_overlays_back(trained: str, command: Command, 
     assert transforms.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
 
 
-def test_export_delivers_a_checked_file_and_its_record(trained: str, command: Command, access: None) -> None:
-    done = command("export")
-    assert done.returncode == 0, done.stderr
+def test_export_delivers_a_checked_file_and_its_record(followed: Finished, access: None) -> None:
+    assert followed["export"].returncode == 0, followed["export"].stderr
     config = tiny()
     store = open_store(f"{config.storage.path}/exports", config.storage)
     record = json.loads(store.read(f"{config.run_key}-logits.json"))
@@ -180,14 +191,14 @@ def test_a_search_is_one_parent_with_its_children(prepared: str, command: Comman
         "model.recurrence: {choice: [1, 2]}",
     ]
     space = f"tune.space={{{', '.join(dimensions)}}}"
-    done = command("tune", space, "tune.trials=4", "tune.grace_steps=5", "train.workers=1", "name=search", "train.warmup_steps=0")
+    done = command("tune", space, "tune.trials=2", "tune.grace_steps=5", "train.workers=1", "name=search", "train.warmup_steps=0")
     assert done.returncode == 0, done.stderr
     experiment = client.get_experiment_by_name("tests")
     (parent,) = client.search_runs(
         [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
     )
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert len(children) == 4
+    assert len(children) == 2
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["ccnet.checkpoint_url"]
@@ -207,22 +218,3 @@ def test_the_page_of_the_run_shows_its_charts_and_panel(
     uri = stack["MLFLOW_TRACKING_URI"]
     shots = browser.screenshot(uri, run.info.run_id, run.info.experiment_id, tmp_path, ("train/loss", "val/miou"))
     assert all(shot.stat().st_size > 20_000 for shot in shots)
-
-
-@pytest.mark.parametrize(
-    ("variables", "overrides", "said"),
-    [
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, (), "cannot be reached"),
-        ({}, ("storage.path=s3://no-such-bucket",), "bucket `no-such-bucket` does not exist"),
-        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, (), "no MLflow server answers there"),
-        ({}, ("data.name=never-made",), "run python -m jobs.prepare CONFIG first"),
-        ({}, ("train.workers=20", "train.global_batch=20"), "CPUs are needed"),
-    ],
-)
-def test_what_is_missing_is_named_before_a_worker_starts(
-    prepared: str, command: Command, variables: dict[str, str], overrides: tuple[str, ...], said: str
-) -> None:
-    done = command("train", "name=faulty", *overrides, **variables)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ from mlflow.entities import Run
 
 from jobs.cli import main
 from jobs.train import run
-from pipeline import checkpoint, cluster
+from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.loading import load
 from pipeline.prepare import prepare
@@ -57,6 +57,8 @@ class Ended(NamedTuple):
     """In MLflow."""
     faults: list[dict[str, Any]]
     """The lines of faults.jsonl in MLflow."""
+    imports: list[tuple[str, set[str]]]
+    """(title, watched modules) of each process that started meanwhile."""
 
     def weights(self) -> str:
         """sha256 of the network and its average after the last step."""
@@ -72,7 +74,9 @@ Log = Callable[[], str]
 class Place:
     """A folder for data, runs and MLflow's database, and a cluster of this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cluster: Any) -> None:
+        self.cluster = cluster
+        """The fixture `local_ray`."""
         self.folder, self.uri = folder, f"sqlite:///{folder}/mlflow.db"
         self.client = MlflowClient(self.uri)
 
@@ -84,9 +88,17 @@ class Place:
         folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         return {file: file.read_text(errors="replace") for file in folder.glob("worker-*")}
 
+    def imports(self) -> dict[Path, tuple[str, set[str]]]:
+        """(title, watched modules) of each process of the cluster so far."""
+        found = {}
+        for file in self.cluster.imports.iterdir():
+            titles, modules = zip(*(line.split("\t") for line in file.read_text().splitlines()), strict=True)
+            found[file] = titles[-1].removeprefix("ray::"), set(modules)
+        return found
+
     def train(self, *overrides: str, meanwhile: Callable[[Log], None] = lambda log: None) -> Ended:
         """`python -m jobs.train`, in this process; `meanwhile` runs beside it and can read the log so far."""
-        before = self.logs()
+        before, processes = self.logs(), self.imports()
 
         def log() -> str:
             return "".join(text[len(before.get(file, "")) :] for file, text in self.logs().items())
@@ -96,11 +108,12 @@ class Place:
         with contextlib.redirect_stderr(io.StringIO()) as errors:
             code = main(run, [CONFIG, *self.words(*overrides)])
         beside.join()
-        # Ray shows lines of the cluster's processes as `(name pid=1) line`.
-        said = [line for line in errors.getvalue().splitlines() if line and not line.startswith("(")]
+        # Ray shows lines of the cluster's processes as `(name pid=1) line`, its own ones with a date in front.
+        said = [line for line in errors.getvalue().splitlines() if line and not re.match(r"\(|\d{4}-\d\d-\d\d ", line)]
         config = load(CONFIG, self.words(*overrides))
         store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
-        return Ended(code, said, log(), config, store, *self.recorded(config))
+        started = [of_process for file, of_process in self.imports().items() if file not in processes]
+        return Ended(code, said, log(), config, store, *self.recorded(config), started)
 
     def recorded(self, config: Config) -> tuple[Run, list[dict[str, Any]]]:
         """A configuration's run in MLflow, and its faults."""
@@ -123,19 +136,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("survival"))
-    injected = str(Path(__file__).with_name("short_memory"))
+def place(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Iterator[Place]:
+    made = Place(tmp_path_factory.mktemp("survival"), local_ray)
     level = logging.getLogger("pipeline").level, logging.getLogger().level
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("CCNET_TEST_FITS", str(made.folder / "fits"))
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [injected, os.environ.get("PYTHONPATH")])))
-        ray.shutdown()
-        cluster.connect(num_cpus=2)
-        prepare(load(CONFIG, made.words()))
-        yield made
-        ray.shutdown()
+    prepare(load(CONFIG, made.words()))
+    yield made
     logging.getLogger("pipeline").setLevel(level[0])
     logging.getLogger().setLevel(level[1])
 
@@ -172,6 +177,24 @@ def calm(place: Place) -> Ended:
     return ended
 
 
+UNUSED = {
+    "TrainController": {"ccnet", "matplotlib", "mlflow", "triton"},
+    "DatasetManager": {"matplotlib", "mlflow", "torch"},
+    "SplitCoordinator": {"matplotlib", "mlflow", "torch"},
+    "ReadRange": {"matplotlib", "mlflow", "ray.train", "torch"},
+}
+"""What a process of this title must not import: on few cores most of a start is imports."""
+
+
+def test_each_process_imports_what_it_uses(calm: Ended) -> None:
+    found = [(kind, modules) for title, modules in calm.imports for kind in UNUSED if title.startswith(kind)]
+    assert {kind for kind, _ in found} >= UNUSED.keys() - {"ReadRange"}, "a task may run in a process of before"
+    assert [(kind, modules & UNUSED[kind]) for kind, modules in found if modules & UNUSED[kind]] == []
+    workers = [modules for _, modules in calm.imports if "pipeline.worker" in modules]
+    for of_rank_0 in ("matplotlib", "mlflow"):
+        assert sorted(of_rank_0 in modules for modules in workers) == [False, True], of_rank_0
+
+
 def test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one(
     place: Place, calm: Ended
 ) -> None:
@@ -194,7 +217,7 @@ def test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_w
 
 def test_short_memory_halves_the_passes_for_good_and_what_one_image_needs_is_said(place: Place, calm: Ended) -> None:
     """With fp16, an average and clipping: also, what was interrupted ends with the weights of the run that was not."""
-    fits = place.folder / "fits"
+    fits = place.cluster.fits
     fits.write_text("1 12 0")  # two passes a step of each worker: none fits any more in step 6
     short = place.train(*OPTIONS, "name=short")
     assert short.code == 1

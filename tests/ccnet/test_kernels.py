@@ -50,6 +50,32 @@ def interpreter_with_bfloat16(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded)
 
 
+@pytest.fixture(autouse=True)
+def interpreter_that_patches_once(monkeypatch):
+    """It puts its functions into triton.language in each call of a device function anew, which takes as long as all the rest."""
+    if DEVICE == "cuda":
+        return
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        if id(function.__globals__) in patched:
+            return interpreter._LangPatchScope()
+        scope = patch(function)
+        patched.add(id(function.__globals__))
+        restore = scope.restore
+
+        def restore_all():  # called at the end of a kernel, not of a device function
+            restore()
+            patched.clear()
+
+        scope.restore = restore_all
+        return scope
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+
+
 def inputs(shape, reduced, channels, dtype=torch.float32, scale=1.0):
     """query, key, value and the gradient of the output."""
     generator = torch.Generator().manual_seed(0)
@@ -158,7 +184,7 @@ def test_a_pass_of_criss_cross_attention_is_the_kernels_output_plus_the_input():
 
 
 COMPILE = """
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
@@ -168,25 +194,35 @@ from ccnet import kernels
 
 target = GPUTarget("cuda", 90, 32)
 backend = triton.compiler.make_backend(target)
+launches = []
 
-def compile_only(self, *args, grid, warmup, **kwargs):
+def catch(self, *args, grid, warmup, **kwargs):
     kwargs |= {"debug": False, "instrumentation_mode": ""}
     bound, specialization, options = create_function_from_signature(self.signature, self.params, backend)(*args, **kwargs)
     options, signature, constants, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
-    source = triton.compiler.ASTSource(self, signature, constants, attributes)
-    print(self.__name__, triton.compile(source, target=target, options=options.__dict__).metadata.shared)
+    launches.append((dtype, triton.compiler.ASTSource(self, signature, constants, attributes), options.__dict__))
 
-JITFunction.run = compile_only
-dtype = getattr(torch, sys.argv[1])
-query, key, value, grad = (torch.empty(1, 97, 97, width, dtype=dtype) for width in (64, 64, 512, 512))
-out, norms = kernels.forward(query, key, value)
-kernels.backward(grad, query, key, value, norms)
+def shared(launch):
+    dtype, source, options = launch
+    return dtype, triton.compile(source, target=target, options=options).metadata.shared
+
+JITFunction.run = catch
+for dtype in ("bfloat16", "float32"):
+    query, key, value, grad = (torch.empty(1, 97, 97, width, dtype=getattr(torch, dtype)) for width in (64, 64, 512, 512))
+    out, norms = kernels.forward(query, key, value)
+    kernels.backward(grad, query, key, value, norms)
+with ThreadPoolExecutor() as threads:
+    for dtype, size in threads.map(shared, launches):
+        print(dtype, size)
 """
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, tmp_path):
-    """The interpreter takes more than the compiler does. No GPU needed: the launches are caught and compiled."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """dtype -> bytes of shared memory of each kernel of the published network, compiled for an H100.
+
+    No GPU needed: the launches are caught and compiled.
+    """
     try:
         assert Path(triton.knobs.nvidia.ptxas.path).is_file()
     except RuntimeError as error:
@@ -194,11 +230,19 @@ def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, tmp_pat
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "TRITON_CACHE_DIR": str(tmp_path),
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
-    command = [sys.executable, "-c", COMPILE, dtype]
+    command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    shared = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert len(shared) == {"bfloat16": 8, "float32": 12}[dtype]  # float32 lines of 97 are two tiles
-    assert max(shared) <= 227 * 1024  # bytes a block may have
+    sizes = {"bfloat16": [], "float32": []}
+    for dtype, size in map(str.split, done.stdout.splitlines()):
+        sizes[dtype].append(int(size))
+    return sizes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, shared):
+    """The interpreter takes more than the compiler does."""
+    assert len(shared[dtype]) == {"bfloat16": 8, "float32": 12}[dtype]  # float32 lines of 97 are two tiles
+    assert max(shared[dtype]) <= 227 * 1024  # bytes a block may have

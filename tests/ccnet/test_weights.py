@@ -3,6 +3,7 @@
 No checkpoint is shipped: the weights are those of the recipe in tests/golden/README.md, under the published names and shapes.
 """
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -45,8 +46,9 @@ def recipe(seed: int, name: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(value.astype(np.float32)).double()
 
 
-def checkpoint(family: str, backbone: str, seed: Tensor) -> dict[str, Tensor]:
-    return {name: recipe(int(seed), name, shape) for name, shape in layout(family, backbone).items()}
+@functools.lru_cache(maxsize=1)  # half a gigabyte each; tests that follow each other take the same
+def checkpoint(family: str, backbone: str, seed: int) -> dict[str, Tensor]:
+    return {name: recipe(seed, name, shape) for name, shape in layout(family, backbone).items()}
 
 
 def blank(family: str, backbone: str) -> dict[str, Tensor]:
@@ -70,7 +72,7 @@ def batch(image: Tensor) -> Tensor:
 @pytest.mark.parametrize(("backbone", "recurrences"), [("resnet101", (0, 1, 2)), ("resnet50", (2,))])
 def test_equals_the_published_network(backbone, recurrences, golden, within):
     z = golden("full_network")
-    net = network(from_official(checkpoint("official", backbone, z["seed"]), in_place_norm=False))
+    net = network(from_official(checkpoint("official", backbone, int(z["seed"])), in_place_norm=False))
     for recurrence in recurrences:
         net.head.recurrence = recurrence
         with torch.no_grad():
@@ -81,7 +83,7 @@ def test_equals_the_published_network(backbone, recurrences, golden, within):
 
 def test_equals_the_published_network_in_single_precision(golden, within):
     z = golden("full_network")
-    state = {name: value.float() for name, value in checkpoint("official", "resnet50", z["seed"]).items()}
+    state = {name: value.float() for name, value in checkpoint("official", "resnet50", int(z["seed"])).items()}
     with torch.no_grad():
         output = network(from_official(state, in_place_norm=False))(batch(z["image"]))
     within(output.logits[0], z["resnet50_R2_logits"], 1e-4)
@@ -93,7 +95,7 @@ def test_equals_the_published_network_in_single_precision(golden, within):
 )
 def test_equals_the_network_of_mmsegmentation(backbone, size, recurrences, golden, within):
     z = golden("mmseg_network")
-    net = network(from_mmseg(checkpoint("mmseg", backbone, z["seed"])))
+    net = network(from_mmseg(checkpoint("mmseg", backbone, int(z["seed"]))))
     for recurrence in recurrences:
         net.head.recurrence = recurrence
         with torch.no_grad():
@@ -106,7 +108,7 @@ def test_equals_the_network_of_mmsegmentation(backbone, size, recurrences, golde
 def test_equals_the_dilated_backbone_of_torchvision(size, golden, within):
     # Its pooling and the dilation of its first blocks are those of mmsegmentation's CCNet.
     z = golden("torchvision_backbones")
-    state = from_torchvision(checkpoint("torchvision", "resnet50", z["seed"]))
+    state = from_torchvision(checkpoint("torchvision", "resnet50", int(z["seed"])))
     net = build_ccnet(**architecture(state), variant="mmseg", num_classes=2, recurrence=1).double().eval()
     load(net, state)
     with torch.no_grad():
@@ -119,7 +121,7 @@ def test_equals_the_dilated_backbone_of_torchvision(size, golden, within):
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_equals_the_backbone_of_torchvision_until_dilation_begins(backbone, golden, within):
     z = golden("torchvision_backbones")
-    state = from_torchvision(checkpoint("torchvision", backbone, z["seed"]))
+    state = from_torchvision(checkpoint("torchvision", backbone, int(z["seed"])))
     net = build_ccnet(**architecture(state), num_classes=2, recurrence=1, auxiliary=False).double().eval()
     load(net, state)
     seen: list[Tensor] = []

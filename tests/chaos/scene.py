@@ -237,9 +237,7 @@ class Scene:
 
     def weights(self, config: Config) -> "Weights":
         """The weights after the last step, verified."""
-        store, name = self.store(config), checkpoint.folder_name(config.train.steps)
-        found = checkpoint.load(store, name)
-        return Weights(hashlib.sha256(store.read(f"{name}/{checkpoint.MODEL}")).hexdigest(), found)
+        return Weights.stored(self.store(config), checkpoint.folder_name(config.train.steps))
 
 
 class Weights:
@@ -247,6 +245,12 @@ class Weights:
 
     def __init__(self, sha256: str, found: checkpoint.Checkpoint) -> None:
         self.sha256, self.model, self.miou = sha256, found.model, float(found.progress["metrics"]["miou"])
+
+    @classmethod
+    def stored(cls, store: Store, name: str) -> "Weights":
+        """Those of a checkpoint."""
+        found = checkpoint.load(store, name)
+        return cls(hashlib.sha256(store.read(f"{name}/{checkpoint.MODEL}")).hexdigest(), found)
 
     def difference(self, other: "Weights") -> float:
         """Largest difference of a weight; 0 only for the same bits."""

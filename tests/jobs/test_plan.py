@@ -2,16 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from jobs import plan
-from pipeline import cluster, transforms
+from pipeline import transforms
 from pipeline.config import Config
 from pipeline.finding import Finding
 from pipeline.loading import parse
@@ -110,14 +108,6 @@ def test_the_run_table_shows_the_means_and_the_end(tmp_path: Path) -> None:
     ]
 
 
-@pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster.connect(num_cpus=2)
-    yield
-    ray.shutdown()
-
-
 def source(root: Path) -> Path:
     """Two pairs a split; the label of train/1.png is of another size."""
     for split in ("train", "val"):
@@ -129,9 +119,7 @@ def source(root: Path) -> Path:
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
-def test_a_plan_before_and_after_preparation(tmp_path: Path, joined: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_before_and_after_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean = config(tmp_path / "s")
     assert plan.run(clean, strict=True) == 0
     before = capsys.readouterr().out
@@ -154,7 +142,7 @@ def test_a_plan_before_and_after_preparation(tmp_path: Path, joined: None, capsy
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
-def test_faults_of_the_source_are_errors(tmp_path: Path, joined: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_the_source_are_errors(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source(tmp_path / "source")
     broken = config(tmp_path / "s", data={"layout": "camvid", "source": str(folder)}, train={"cpus_per_worker": 2.0})
     assert plan.run(broken) == 1
@@ -164,9 +152,9 @@ def test_faults_of_the_source_are_errors(tmp_path: Path, joined: None, capsys: p
     assert shown.endswith("\n2 errors, 0 warnings\n")
 
 
-@pytest.mark.slow
-def test_the_command_takes_strict_anywhere(tmp_path: Path) -> None:
+def test_the_command_takes_strict_anywhere_and_starts_no_cluster(tmp_path: Path) -> None:
     words = ["--strict", "jobs/configs/demo.yaml", *TINY, f"storage.path={tmp_path}", "loss.ohem={}"]
     done = subprocess.run([sys.executable, "-m", "jobs.plan", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout.endswith("\n0 errors, 1 warning\n")
+    assert "Ray" not in done.stderr

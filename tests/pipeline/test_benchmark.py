@@ -5,19 +5,19 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import ray
 
 from jobs import benchmark as job
-from pipeline import cluster, transforms
+from pipeline import transforms
 from pipeline.augment import Recipe, augment
 from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, steady_rate
-from pipeline.benchmark.images import Figure, benchmark, measure_augment, measure_rows, whole_then_crop
+from pipeline.benchmark.images import Figure, benchmark, whole_then_crop
 from pipeline.benchmark.lines import json_line
 from pipeline.benchmark.memory import family, own_peak, pss
 from pipeline.benchmark.targets import Target, find_targets, make_pictures, picture, repeated
@@ -46,30 +46,53 @@ def config(path: Path) -> Config:
             "data": {"name": "own", "layout": "generated", "crop_size": 33},
             "model": {"backbone": "resnet18", "recurrence": 1},
             "train": {"global_batch": 2, "workers": 1},
-            "benchmark": {"made": made, "rounds": 1, "cores": 2, "stores": [str(path)], "step": False},
+            "benchmark": {"made": made, "rounds": 1, "cores": 2, "stores": [str(path)], "step": True},
         }
     )
 
 
+class Run(NamedTuple):
+    """A whole run, one round of the fewest steps over the smallest pictures, and what it left."""
+
+    config: Config
+    figures: list[Figure]
+    feed: Feed
+    stages: dict[str, Measured]
+    """Of the feed, and what was seen of them."""
+    left_of_stages: list[multiprocessing.process.BaseProcess]
+    left_ray: bool
+
+
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    rounds = []
+
+    def noted(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
+        found = one_round(feed, length, cores)
+        rounds.append((feed, dict(found), multiprocessing.active_children()))
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        fewest = {"AUGMENTED": 4, "ROWS_ROUNDS": 1, "ROWS_STEPS": 3, "NUM_ROWS": (100, 1_000), "STEPS": 1}
+        for name, value in {**fewest, "one_round": noted}.items():
+            patch.setattr(f"pipeline.benchmark.images.{name}", value)
         ray.shutdown()
-        cluster.connect(num_cpus=2)
-        (made,) = find_targets(config(tmp_path_factory.mktemp("bench")))
-        yield made
-        ray.shutdown()
+        small = config(tmp_path_factory.mktemp("bench"))
+        (figures,) = benchmark(small)
+    ((feed, stages, left),) = rounds
+    return Run(small, figures, feed, stages, left, ray.is_initialized())
 
 
 @pytest.fixture(scope="module")
-def stages(target: Target) -> dict[str, Measured]:
-    return one_round(Feed(target.config, target.manifest, 0, workers=1), Length(8, 4), cores=2)
+def target(run: Run) -> Target:
+    (made,) = find_targets(run.config)
+    return made
 
 
 @pytest.mark.slow
-def test_all_ways_of_the_feed_go_through_the_same_steps(stages: dict[str, Measured]) -> None:
-    assert {stage: measured.steps for stage, measured in stages.items()} == {
+def test_all_ways_of_the_feed_go_through_the_same_steps(run: Run) -> None:
+    assert {stage: measured.steps for stage, measured in run.stages.items()} == {
         "decode only": tuple(range(8)),
         "bare loop": tuple(range(8)),
         "torch DataLoader": tuple(range(8)),
@@ -78,7 +101,8 @@ def test_all_ways_of_the_feed_go_through_the_same_steps(stages: dict[str, Measur
 
 
 @pytest.mark.slow
-def test_every_stage_says_how_fast_and_how_large_it_is(stages: dict[str, Measured]) -> None:
+def test_every_stage_says_how_fast_and_how_large_it_is(run: Run) -> None:
+    stages = run.stages
     for measured in stages.values():
         assert measured.images_per_s > 0
         assert measured.peak_bytes
@@ -104,9 +128,9 @@ def test_the_rate_is_that_of_the_steady_state_and_neither_bursts_nor_start_nor_d
 
 
 @pytest.mark.slow
-def test_no_process_of_a_stage_is_left(stages: dict[str, Measured]) -> None:
-    assert stages
-    assert multiprocessing.active_children() == []
+def test_no_process_of_a_stage_is_left(run: Run) -> None:
+    assert run.stages
+    assert run.left_of_stages == []
 
 
 @pytest.mark.slow
@@ -145,10 +169,9 @@ def test_a_made_picture_compresses_as_one_of_camvid() -> None:
 
 
 @pytest.mark.slow
-def test_made_pictures_are_prepared_once(target: Target) -> None:
-    assert target.manifest.num_images("train") == 24
-    (again,) = find_targets(config(Path(target.config.storage.path)))
-    assert again.manifest == target.manifest
+def test_made_pictures_are_prepared_once(run: Run, target: Target) -> None:
+    assert run.feed.manifest.num_images("train") == 24
+    assert target.manifest == run.feed.manifest
 
 
 @pytest.mark.slow
@@ -171,15 +194,10 @@ def test_whole_then_crop_is_the_same_crop() -> None:
 
 
 @pytest.mark.slow
-def test_the_augment_path_and_the_rows_have_their_ratios(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.benchmark.images.AUGMENTED", 4)
-    monkeypatch.setattr("pipeline.benchmark.images.ROWS_ROUNDS", 1)
-    monkeypatch.setattr("pipeline.benchmark.images.ROWS_STEPS", 3)
-    monkeypatch.setattr("pipeline.benchmark.images.NUM_ROWS", (100, 1_000))
-    whole, crop = measure_augment(target)
+def test_the_augment_path_and_the_rows_have_their_ratios(run: Run) -> None:
+    whole, crop, few, many = run.figures[-4:]
     assert not whole.ratios
     assert crop.ratios["augment: whole, then crop"] > 0
-    few, many = measure_rows(target)
     assert (few.stage, few.ratios, many.stage) == ("100 rows", {}, "1,000 rows")
     assert set(many.ratios) == {"memory of 100 rows", "first batch of 100 rows"}
     assert many.peak_mib
@@ -246,20 +264,12 @@ def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run_gives_a_line_for_each_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("pipeline.benchmark.images.AUGMENTED", 4)
-    monkeypatch.setattr("pipeline.benchmark.images.ROWS_ROUNDS", 1)
-    monkeypatch.setattr("pipeline.benchmark.images.ROWS_STEPS", 3)
-    monkeypatch.setattr("pipeline.benchmark.images.NUM_ROWS", (100, 1_000))
-    small = config(tmp_path)
-    small = small.model_copy(update={"benchmark": small.benchmark.model_copy(update={"step": True})})
-    (found,) = benchmark(small)
-    lines = [json.loads(json_line(f)) for f in found]
+def test_a_whole_run_gives_a_line_for_each_figure(run: Run) -> None:
+    lines = [json.loads(json_line(f)) for f in run.figures]
     assert [line["stage"] for line in lines] == [
         "decode only", "bare loop", "torch DataLoader", "Ray Data", "training step",
         "augment: whole, then crop", "augment: the crop alone", "100 rows", "1,000 rows",
     ]  # fmt: skip
-    assert {(line["data"], line["store"], line["rounds"]) for line in lines} == {("96x64-jpeg", str(tmp_path), 1)}
+    assert {(line["data"], line["store"], line["rounds"]) for line in lines} == {("96x64-jpeg", run.config.storage.path, 1)}
     assert lines[3]["first_batch_cold_s"] > 0
-    assert not ray.is_initialized()
+    assert not run.left_ray

@@ -1,6 +1,7 @@
 """The benchmark of the operator: every block is measured, and those that claim to be the same compute the same."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -26,7 +27,13 @@ def test_all_pixels_by_torch_is_the_non_local_block():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_a_run_prints_a_line_for_each_block_and_a_table(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_a_line_for_each_block_and_a_table(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The processes of the peaks, one for each block, start from one that has imported all: six imports are most of the run.
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["pipeline.benchmark.operator", "torch.fx.experimental.symbolic_shapes"])
+    monkeypatch.setattr("pipeline.benchmark.operator.SPAWN", forkserver)
     assert job.run(config) == 0
     lines = capsys.readouterr().out.splitlines()
     figures = [json.loads(line) for line in lines if line.startswith("{")]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.datasets import PlannedData, TrainingBatch, placeholder, training_batches
+from pipeline.batches import TrainingBatch, training_batches
+from pipeline.datasets import PlannedData, placeholder
 from pipeline.feed import Feed
 from pipeline.prepare import prepare
 from tests.own_data import STEPS, config, feed_of, make_source

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from ccnet import ConfusionMatrix, build_ccnet
 from ccnet.inference import predict_classes
 from pipeline import checkpoint, evaluate, generated, shares, transforms
+from pipeline.batches import evaluation_samples
 from pipeline.checkpoint import CheckpointError
 from pipeline.config import Config
-from pipeline.datasets import evaluation_samples
 from pipeline.index import content, write_index
 from pipeline.loading import override, parse
 from pipeline.plan import evaluation_share
@@ -164,6 +165,19 @@ def test_training_validates_whatever_the_evaluation_is_set_to(config: Config, ma
         "recurrence": "as trained",
     }
     assert said.items() <= protocol.items()
+
+
+def test_without_a_cluster_this_process_evaluates_and_predicts(
+    config: Config, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    score = evaluate.evaluate(config)
+    truth = np.concatenate([sample.label.ravel() for sample in samples(config, manifest, range(NUM_IMAGES))])
+    assert score.num_images == NUM_IMAGES
+    assert np.sum(score.counts, axis=1).tolist() == np.bincount(truth, minlength=len(manifest.class_names)).tolist()
+    assert len(predict(override(config, {"predict.output": str(tmp_path), "predict.limit": 2}))) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

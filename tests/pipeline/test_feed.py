@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import cluster, storage
-from pipeline.datasets import PlannedData, open_data, placeholder, planned_batches, training_batches
+from pipeline import storage
+from pipeline.batches import planned_batches, training_batches
+from pipeline.datasets import PlannedData, placeholder
 from pipeline.feed import Batch, Feed
 from pipeline.generated import NAMES
 from pipeline.prepare import prepare
 from pipeline.samples import SampleError, open_samples
+from pipeline.shards import open_data
 from pipeline.storage import StorageError
 from pipeline.transforms import decode_label
 from tests.faulty_store import FAULTS, FaultyStore
@@ -28,20 +29,13 @@ pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"i
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source, prepared twice: packed as `own`, in place as `loose`."""
     folder = tmp_path_factory.mktemp("feed")
     make_source(folder / "source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        # Ray's log handler keeps the stream that pytest captured at ray.init and has closed since; it would say so on stderr.
-        patch.setattr(logging, "raiseExceptions", False)
-        ray.shutdown()
-        cluster.connect(num_cpus=2)
-        prepare(config(folder))
-        prepare(config(folder, packed=False, name="loose"))
-        yield folder
-        ray.shutdown()
+    prepare(config(folder))
+    prepare(config(folder, packed=False, name="loose"))
+    return folder
 
 
 def test_the_same_global_batches_for_any_number_of_workers(prepared: Path) -> None:
@@ -97,8 +91,9 @@ class Planned(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 # Ray hands out shared memory, which nobody writes to.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
-def test_a_torch_data_loader_over_the_plan_gives_the_same_batches_as_ray_data(prepared: Path) -> None:
+def test_a_torch_data_loader_over_the_plan_gives_the_same_batches_as_ray_data(prepared: Path, local_ray: None) -> None:
     feed = feed_of(prepared)
     loader = DataLoader(Planned(feed), batch_size=None, num_workers=1, multiprocessing_context="spawn")
     expected = [(image.numpy(), label.numpy()) for image, label in loader]

@@ -80,7 +80,7 @@ def test_a_process_that_hangs_in_a_lock_tells_all_stacks_but_the_watchs_own_and_
 def steps_until_told(folder: str) -> None:
     """Slow at first, then steps of 0.3 s; ends when told, or fails after a minute."""
     with StepWatch(1.0, partial(write, Path(folder, "stacks"))) as watch:
-        time.sleep(2.5)
+        time.sleep(1.5)
         for step in range(200):
             watch.progress()
             Path(folder, "steps").write_text(str(step))
@@ -94,12 +94,14 @@ def steps_until_told(folder: str) -> None:
 @pytest.mark.slow
 def test_a_slow_first_step_and_a_process_that_was_stopped_are_no_hang(tmp_path: Path) -> None:
     with process(steps_until_told, tmp_path) as running:
-        wait_for((tmp_path / "steps").exists)
+        steps = tmp_path / "steps"
+        wait_for(steps.exists)
         time.sleep(0.1)  # in the middle of a step
         running.send_signal(signal.SIGSTOP)
-        time.sleep(2.5)
+        time.sleep(2)
+        before = int(steps.read_text())
         running.send_signal(signal.SIGCONT)
-        time.sleep(0.5)
+        wait_for(lambda: int(steps.read_text() or 0) >= before + 2 or running.poll() is not None)
         (tmp_path / "enough").touch()
         code, errors = ended(running)
     assert (code, errors) == (0, "")
@@ -120,10 +122,10 @@ def test_a_pause_does_not_count_and_what_follows_it_does(ends: list[int]) -> Non
     with StepWatch(0.5, told.append) as watch:
         with watch.paused():  # before the first step: does not start the count
             pass
-        time.sleep(1.0)
+        time.sleep(0.8)
         watch.progress()
         with watch.paused(), watch.paused():
-            time.sleep(1.0)
+            time.sleep(0.8)
         assert ends == []
         wait_for(lambda: bool(ends))
     assert ends == [EXIT_CODE]

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from pipeline import cluster
 from pipeline.job import changes, open_job
 from pipeline.loading import ConfigError, override, parse
 from pipeline.prepare import prepare
@@ -66,10 +64,7 @@ def test_what_an_older_checkpoint_did_not_record_is_no_change() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
-def test_a_run_starts_by_asking_the_doctor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_run_starts_by_asking_the_doctor(tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture) -> None:
     clean = override(
         config(),
         {
@@ -79,13 +74,9 @@ def test_a_run_starts_by_asking_the_doctor(
         },
     )
     wrong = {"loss.class_weights": [1, 2], "train.cpus_per_worker": 1.0, "model.weights": f"{tmp_path}/no.pth"}
-    cluster.connect(num_cpus=2)
-    try:
-        prepare(clean)
-        with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.job"):
-            open_job(override(clean, wrong | {"loss.ohem": {}}))
-    finally:
-        ray.shutdown()
+    prepare(clean)
+    with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.job"):
+        open_job(override(clean, wrong | {"loss.ohem": {}}))
     assert raised.value.mistakes == [
         "loss.class_weights has 2 values: g has 6 classes (give one each)",
         "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2 (train.cpus_per_worker=0.5)",

@@ -2,18 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
-from moto.server import ThreadedMotoServer
 
 from jobs import prepare as job
-from pipeline import cluster, generated, storage, transforms
+from pipeline import generated, transforms
 from pipeline.config import Config
 from pipeline.layouts import CAMVID, LayoutError, Pair
 from pipeline.loading import parse
@@ -26,6 +24,8 @@ from pipeline.storage import StorageError, Store, open_store
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
 
 NUM_PIXELS = 24 * 32
+ENDPOINT = "CCNET_TEST_ENDPOINT"
+"""Names the S3 server of a test; unlike AWS_ENDPOINT_URL it is in the configuration, which Ray's processes get."""
 
 
 def image_of(number: int) -> bytes:
@@ -52,7 +52,8 @@ def source(root: Path, train: int = 5, val: int = 3) -> Path:
 def config(path: str, folder: Path | str | None = None, **data: Any) -> Config:
     layout = {"layout": "camvid", "source": str(folder)} if folder else {"layout": "generated"}
     data = {"name": "toy", "crop_size": 33, "shard_rows": 2, **layout, **data}
-    return parse({"name": "test", "storage": {"path": path}, "model": {"recurrence": 2}, "data": data})
+    storage = {"path": path, "endpoint": os.environ.get(ENDPOINT)}
+    return parse({"name": "test", "storage": storage, "model": {"recurrence": 2}, "data": data})
 
 
 def data_store(made: Config) -> Store:
@@ -116,33 +117,25 @@ def test_a_changed_file_behind_a_link_is_a_changed_source(tmp_path: Path) -> Non
     assert {key for key in after if after[key] != before[key]} == {"train/000.png"}
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Ray and an S3 server; Ray's workers get the endpoint and credentials from the environment it is started in."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        storage._S3.clear_instance_cache()
-        ray.shutdown()
-        cluster.connect(num_cpus=2)
-        data_store(config("s3://bucket/prefix"))._fs().mkdir("bucket")
-        yield "s3://bucket/prefix"
-        ray.shutdown()
-    storage._S3.clear_instance_cache()
-    server.stop()
+@pytest.fixture
+def s3(endpoint: str, credentials: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in a bucket of an S3 server."""
+    monkeypatch.setenv(ENDPOINT, endpoint)
+    name = f"prepare-{secrets.token_hex(4)}"  # servers of one process share what they hold
+    data_store(config(f"s3://{name}"))._fs().mkdir(name)
+    return f"s3://{name}/prefix"
 
 
-@pytest.fixture(params=["folder", "s3"])
-def path(request: pytest.FixtureRequest, s3: str, tmp_path: Path) -> str:
-    return str(tmp_path / "out") if request.param == "folder" else f"{s3}/{tmp_path.name}"
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder, prepared by threads, and a bucket, prepared by Ray Data."""
+    if request.param == "folder":
+        return str(tmp_path / "out")
+    request.getfixturevalue("local_ray")
+    bucket: str = request.getfixturevalue("s3")
+    return bucket
 
 
-@pytest.mark.slow
 def test_a_folder_is_packed_whole_and_its_bytes_untouched(
     path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +165,6 @@ def test_a_folder_is_packed_whole_and_its_bytes_untouched(
     assert rows_of(made, manifest) == rows  # a run that began with the old data goes on
 
 
-@pytest.mark.slow
 def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path: Path) -> None:
     folder = source(tmp_path / "source")
     made = config(path, folder, packed=False)
@@ -196,7 +188,6 @@ def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path:
     assert rows_of(made, again)[2].image == image_of(200)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_bucket_as_source_gives_the_same_data_as_a_folder(s3: str, tmp_path: Path, packed: bool) -> None:
     folder = source(tmp_path / "source")
@@ -213,8 +204,7 @@ def test_a_bucket_as_source_gives_the_same_data_as_a_folder(s3: str, tmp_path: P
     assert prepare(made).fingerprint != local.fingerprint
 
 
-@pytest.mark.slow
-def test_the_manifest_counts_what_is_in_the_source(s3: str, tmp_path: Path) -> None:
+def test_the_manifest_counts_what_is_in_the_source(tmp_path: Path) -> None:
     folder = source(tmp_path / "source", train=3, val=2)
     (folder / "trainannot/000.png").write_bytes(label_of(0, 4, 11))  # 11 is ignored
     (folder / "trainannot/001.png").write_bytes(label_of(4))
@@ -239,12 +229,7 @@ def test_the_manifest_counts_what_is_in_the_source(s3: str, tmp_path: Path) -> N
     assert replace(surveyed, splits=placed) == manifest
 
 
-@pytest.mark.slow
-def test_bad_files_are_all_named_and_nothing_is_left(
-    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Ray's log handler keeps the stream that pytest captured at ray.init and has closed since.
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+def test_bad_files_are_all_named_and_nothing_is_left(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source(tmp_path / "source")
     made = config(path, folder)
     manifest = prepare(made)
@@ -268,9 +253,8 @@ def test_bad_files_are_all_named_and_nothing_is_left(
     assert "Traceback" not in told
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["val-000001.parquet", "index-val/00000000.arrow", "index-train/class-003/00000000.i64"])
-def test_what_is_lost_is_prepared_again(s3: str, tmp_path: Path, lost: str) -> None:
+def test_what_is_lost_is_prepared_again(tmp_path: Path, lost: str) -> None:
     made = config(str(tmp_path / "out"), source(tmp_path / "source"))
     manifest = prepare(made)
     data_store(made).delete(next(key for key in data_store(made).list() if key.endswith(lost)))
@@ -281,7 +265,6 @@ def test_what_is_lost_is_prepared_again(s3: str, tmp_path: Path, lost: str) -> N
     assert prepare(made) == again
 
 
-@pytest.mark.slow
 def test_the_generated_set_is_packed_pixel_by_pixel(path: str) -> None:
     made = config(path, generated={"num_train": 5, "num_val": 2, "size": 33})
     manifest = prepare(made)
@@ -293,7 +276,6 @@ def test_the_generated_set_is_packed_pixel_by_pixel(path: str) -> None:
     assert np.array_equal(transforms.decode_label(row.label), label)
 
 
-@pytest.mark.slow
 def test_a_wrong_bucket_is_named(s3: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="bucket `elsewhere` does not exist: create it"):
         prepare(config("s3://elsewhere/p", source(tmp_path)))

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,6 @@ TREE = {
 }
 PROTOCOL = {"data": "toy", "split": "val", "scales": [1.0], "flip": False, "images": 48}
 ENVIRONMENT = {"commit": "abc", "devices": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as running:
-        yield running
 
 
 def settings(uri: str | None, **overrides: object) -> Config:
@@ -112,15 +105,15 @@ def test_settings_become_dotted_text() -> None:
 
 
 @pytest.mark.slow
-def test_run_is_found_again_and_keeps_its_first_parameters(server: MlflowServer, tmp_path: Path) -> None:
-    tracking.check(server.uri)
-    first = settings(server.uri)
+def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    tracking.check(mlflow_server.uri)
+    first = settings(mlflow_server.uri)
     run_id = tracking.open_run(first, environment=ENVIRONMENT)
-    tracking.finish_run(server.uri, run_id, "FAILED")
-    client = tracking.connect(server.uri)
+    tracking.finish_run(mlflow_server.uri, run_id, "FAILED")
+    client = tracking.connect(mlflow_server.uri)
     assert client.get_run(run_id).info.status == "FAILED"
 
-    second = settings(server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
+    second = settings(mlflow_server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
     assert tracking.open_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -133,57 +126,58 @@ def test_run_is_found_again_and_keeps_its_first_parameters(server: MlflowServer,
 
 
 @pytest.mark.slow
-def test_trial_is_a_child_found_by_its_own_key(server: MlflowServer) -> None:
-    trial = settings(server.uri)
+def test_trial_is_a_child_found_by_its_own_key(mlflow_server: MlflowServer) -> None:
+    trial = settings(mlflow_server.uri)
     parent = tracking.open_run(trial, environment=ENVIRONMENT, run_key="search")
     children = [
         tracking.open_run(trial, environment=ENVIRONMENT, run_key=f"search/{i}", parent_run_id=parent, run_name=f"trial {i}")
         for i in (0, 1, 0)
     ]
     assert children[0] == children[2] != children[1]
-    client = tracking.connect(server.uri)
+    client = tracking.connect(mlflow_server.uri)
     experiment = client.get_experiment_by_name("ccnet")
     found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {run.info.run_id for run in found} == set(children)
 
 
 @pytest.mark.slow
-def test_deleted_experiment_is_an_error_with_the_fix(server: MlflowServer) -> None:
-    client = tracking.connect(server.uri)
+def test_deleted_experiment_is_an_error_with_the_fix(mlflow_server: MlflowServer) -> None:
+    client = tracking.connect(mlflow_server.uri)
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(tracking.TrackingError, match="'gone': was deleted; restore it"):
-        tracking.open_run(settings(server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
+        tracking.open_run(settings(mlflow_server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["s3://ccnet/runs/tiny/{}", "/data/runs/tiny/{}"])
-def test_best_checkpoint_is_registered_by_reference_and_found(server: MlflowServer, checkpoint: str) -> None:
+def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: MlflowServer, checkpoint: str) -> None:
+    uri = mlflow_server.uri
     name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
-    run_id = tracking.open_run(settings(server.uri), environment=ENVIRONMENT, run_key=name)
+    run_id = tracking.open_run(settings(uri), environment=ENVIRONMENT, run_key=name)
     with pytest.raises(tracking.TrackingError, match="names no checkpoint"):
-        registry.find_checkpoint(server.uri, run_id)
+        registry.find_checkpoint(uri, run_id)
     versions = []
     for step, miou in ((100, 0.5), (200, 0.7), (300, 0.6), (200, 0.7)):
         url, sha256 = checkpoint.format(step), f"{step:064d}"
         protocol = PROTOCOL | {"checkpoint": sha256}
-        registry.log_best(server.uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
-        assert registry.find_checkpoint(server.uri, run_id) == url
+        registry.log_best(uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
+        assert registry.find_checkpoint(uri, run_id) == url
         registered = {"checkpoint_url": url, "sha256": sha256, "miou": miou, "protocol": protocol}
-        versions.append(registry.register(server.uri, run_id, name, **registered))
+        versions.append(registry.register(uri, run_id, name, **registered))
     assert versions == ["1", "2", "3", "2"]
-    assert registry.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
-    assert registry.find_checkpoint(server.uri, f"models:/{name}/3") == checkpoint.format(300)
+    assert registry.find_checkpoint(uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert registry.find_checkpoint(uri, f"models:/{name}/3") == checkpoint.format(300)
 
     half = {"checkpoint_url": checkpoint.format("half"), "sha256": "0", "miou": 0.99, "protocol": PROTOCOL | {"images": 2}}
-    assert registry.register(server.uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
-    assert registry.find_checkpoint(server.uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert registry.register(uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
+    assert registry.find_checkpoint(uri, f"models:/{name}@best") == checkpoint.format(200)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
-def test_unknown_reference_is_an_error(server: MlflowServer, reference: str) -> None:
+def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: str) -> None:
     with pytest.raises(tracking.TrackingError, match=f"checkpoint '{reference}'"):
-        registry.find_checkpoint(server.uri, reference)
+        registry.find_checkpoint(mlflow_server.uri, reference)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""On PYTHONPATH this lets memory run short in training: a pass of too many images asks torch for more than there is.
+"""Lets memory run short in training: a pass of too many images asks torch for more than there is.
 
 The file of CCNET_TEST_FITS says how many images of a pass fit in each process: `1 12 0` is one in the first 12 passes, then none.
 """
@@ -43,4 +43,6 @@ def _limit(convolution: Any) -> None:
     convolution.forward = forward
 
 
-sys.meta_path.insert(0, Convolutions())
+def install() -> None:
+    """Begins to count."""
+    sys.meta_path.insert(0, Convolutions())

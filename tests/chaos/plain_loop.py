@@ -1,0 +1,54 @@
+"""The training of a configuration as a plain loop, without Ray and without faults: what a training that is struck must equal.
+
+`undisturbed(folder, words, environment)` runs it on as many workers as configured and returns the weights after the last step.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ccnet.optim import poly_learning_rate
+from pipeline import checkpoint, workers
+from pipeline.config import Config
+from pipeline.feed import Feed
+from pipeline.learner import Learner
+from pipeline.loading import load
+from pipeline.shards import open_data
+
+
+def undisturbed(folder: Path, words: list[str], environment: dict[str, str]) -> Path:
+    """Trains the configuration of these words (file, overrides); the local folder of the checkpoint after its last step."""
+    config = load(words[0], words[1:])
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.train.workers}"]
+    command = [sys.executable, "-m", *launcher, "-m", "tests.chaos.plain_loop", str(folder), *words]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], check=True, timeout=300)
+    return folder / checkpoint.folder_name(config.train.steps)
+
+
+def train(config: Config, threads: int) -> Learner:
+    """One worker's part; by as many threads as a worker of Ray Train has, for sums are split among them."""
+    torch.set_num_threads(threads)
+    feed = Feed(config, open_data(config), 0, workers.world_size())
+    learner = Learner(config, len(feed.manifest.class_names), torch.device("cpu"))
+    learner.distribute()
+    for step in range(config.train.steps):
+        image, label, _ = feed.crops(feed.plan.positions(step, step + 1, workers.rank(), feed.workers))
+        rate = poly_learning_rate(config.train.learning_rate, step, config.train.steps, config.train.power)
+        learner.step(torch.from_numpy(np.moveaxis(image, 3, 1)), torch.from_numpy(label), step=step, learning_rate=rate)
+    return learner
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    made = load(sys.argv[2], sys.argv[3:])
+    learned = train(made, workers.num_threads(workers.world_size()))
+    if dist.get_rank() == 0:
+        target = Path(sys.argv[1], checkpoint.folder_name(made.train.steps))
+        target.mkdir(parents=True)
+        progress = {"step": made.train.steps, "metrics": {"miou": 0.0}}
+        checkpoint.save(target, checkpoint.snapshot(learned.net, learned.optimizer), progress)
+    dist.destroy_process_group()

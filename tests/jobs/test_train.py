@@ -1,0 +1,48 @@
+"""`jobs.train`: what is missing is named before a worker starts."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from jobs.train import run
+from pipeline.loading import load
+from pipeline.prepare import prepare
+
+CONFIG = "jobs/configs/demo.yaml"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The command's words for a small data set that is prepared in a folder."""
+    words = [f"storage.path={tmp_path}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "train.steps=2"]
+    words += ["data.name=tiny", "data.crop_size=33", "data.generated={num_train: 4, num_val: 2, size: 33}"]
+    prepare(load(CONFIG, words))
+    return words
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("storage.path=s3://bucket", "storage.endpoint=http://127.0.0.1:9"), "cannot be reached"),
+        (("storage.path=s3://no-such-bucket", "storage.endpoint={endpoint}"), "bucket `no-such-bucket` does not exist"),
+        (("tracking.uri=http://127.0.0.1:9",), "no MLflow server answers there"),
+        (("data.name=never-made",), "run python -m jobs.prepare CONFIG first"),
+    ],
+)
+def test_a_service_or_data_set_that_is_missing_is_named_before_a_cluster_starts(
+    words: list[str], endpoint: str, credentials: None, overrides: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run, [CONFIG, *words, *(override.format(endpoint=endpoint) for override in overrides)]) == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
+def test_too_few_cpus_are_named_before_a_worker_starts(
+    words: list[str], local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run, [CONFIG, *words, "train.workers=20", "train.global_batch=20"]) == 1
+    assert "CPUs are needed" in capsys.readouterr().err
