@@ -92,8 +92,9 @@ class Place:
         """(title, watched modules) of each process of the cluster so far."""
         found = {}
         for file in self.cluster.imports.iterdir():
-            titles, modules = zip(*(line.split("\t") for line in file.read_text().splitlines()), strict=True)
-            found[file] = titles[-1].removeprefix("ray::"), set(modules)
+            # A process that is at work may have a file without a line yet.
+            if lines := [line.split("\t") for line in file.read_text().splitlines() if "\t" in line]:
+                found[file] = lines[-1][0].removeprefix("ray::"), {module for _, module in lines}
         return found
 
     def train(self, *overrides: str, meanwhile: Callable[[Log], None] = lambda log: None) -> Ended:

@@ -21,7 +21,7 @@ def install() -> None:
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "import" and arguments[0] in WATCHED:
-            title = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            title = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
             with file.open("a") as lines:
                 lines.write(f"{title}\t{arguments[0]}\n")
 
