@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import ENVIRONMENT, LOOPBACK
+from pipeline import ENVIRONMENT, LOOPBACK, SINGLE_NODE
 from pipeline.cluster import OBJECT_STORE_BYTES
 
 HOST = "127.0.0.1"
@@ -59,6 +59,7 @@ def client_environment(root: Path, ports: Ports, secrets: Secrets) -> dict[str, 
     return {
         **ENVIRONMENT,
         **LOOPBACK,
+        **SINGLE_NODE,
         "AWS_ENDPOINT_URL": f"http://{HOST}:{ports.s3}",
         "AWS_ACCESS_KEY_ID": secrets.access_key,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_key,

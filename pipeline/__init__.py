@@ -25,12 +25,11 @@ ENVIRONMENT = {
 }
 """For the driver and every worker; each can be overridden from outside."""
 
-# Of a cluster of one machine. Ray binds all interfaces unless it takes the machine for a laptop: it stays on loopback.
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # A process that asks every few seconds whether a node is about to be taken away: nobody takes away the only one.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
+# Ray binds all interfaces unless it takes the machine for a laptop: a cluster of one machine stays on loopback.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+# For drivers of a cluster that is this one machine: nobody takes away its only node, so no process watches for that.
+SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOOPBACK)).items():
     os.environ.setdefault(_key, _value)

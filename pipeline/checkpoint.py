@@ -23,6 +23,7 @@ from pipeline.checkpoint_files import (
     PROGRESS,
     CheckpointError,
     Entry,
+    in_safetensors,
     read_manifest,
     read_verified,
     seal,
@@ -34,7 +35,6 @@ from pipeline.retention import (
     best,
     first_whole,
     folder_name,
-    folders,
     latest_step,
     miou,
     newest_progress,
@@ -47,7 +47,7 @@ from pipeline.retention import (
 from pipeline.storage import Store
 
 __all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best",
-           "folder_name", "latest", "latest_step", "load", "load_best", "miou", "newest_progress", "prune", "restore", "save",
+           "folder_name", "latest_step", "load", "load_best", "miou", "newest_progress", "prune", "restore", "save",
            "snapshot", "unscored", "upload", "verify", "write_score"]  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 
@@ -116,11 +116,6 @@ def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
     return Checkpoint(store.url(name), sha256, read_progress(store, name, sha256, entries), model, optimizer, average)
 
 
-def latest(store: Store) -> Checkpoint | None:
-    """The newest checkpoint that verifies, None when there is none; torn ones are passed over with a warning."""
-    return first_whole(store, folders(store), partial(load, store))
-
-
 def load_best(store: Store) -> Checkpoint | None:
     """The checkpoint with the highest mIoU that verifies, for predictions; None when there is none."""
     return first_whole(store, ranked(recorded(store)), partial(load, store, with_optimizer=False))
@@ -160,8 +155,5 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def _tensors(store: Store, key: str, entry: Entry) -> Tensors:
-    data = read_verified(store, key, entry)
-    try:
-        return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{store.url(key)}: not in the safetensors format ({error})") from error
+    with in_safetensors(store.url(key)):
+        return safetensors.torch.load(read_verified(store, key, entry))

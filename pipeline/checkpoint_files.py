@@ -3,9 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import safetensors
 
 from pipeline.storage import Store
 
@@ -107,6 +110,15 @@ def read_verified(store: Store, key: str, entry: Entry) -> bytes:
     if entry_of(data) != entry:
         raise CheckpointError(f"{store.url(key)}: {len(data)} bytes do not match the manifest's sha256 and size")
     return data
+
+
+@contextmanager
+def in_safetensors(url: str) -> Iterator[None]:
+    """Raises CheckpointError naming `url` where what it holds is not in the safetensors format."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{url}: not in the safetensors format ({error})") from error
 
 
 def entry_of(data: bytes) -> Entry:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray._private.utils import get_num_cpus  # knows the limits of containers
 
-from pipeline import ENVIRONMENT
+from pipeline import ENVIRONMENT, SINGLE_NODE
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ def connect(num_cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         options["runtime_env"] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
     else:
+        for key, value in SINGLE_NODE.items():
+            os.environ.setdefault(key, value)
         # No runtime environment: its processes inherit this one's, and each would start a Python of its own to set it up.
         # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
         options |= {

@@ -1,6 +1,6 @@
 """Pictures for people: colour maps of labels, panels of predictions and of attention, confusion matrices, learning curves.
 
-matplotlib takes as long to import as ten validations of a small network: it is imported where something is drawn.
+matplotlib takes half a second to import: it is imported where something is drawn.
 """
 
 from collections.abc import Mapping, Sequence

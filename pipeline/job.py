@@ -46,7 +46,6 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
     `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all that is wrong;
     what is only doubtful is logged as warnings.
     """
-    threading.Thread(target=tracking.import_mlflow, daemon=True).start()
     mistakes: list[str] = []
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
     manifest, uri = None, ""
@@ -62,6 +61,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
         mistakes.append(str(error))
     if mistakes or manifest is None:
         raise ConfigError(mistakes)
+    threading.Thread(target=tracking.import_mlflow).start()  # meanwhile
     cluster.connect()
     mistakes = _errors(doctor.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints is taken, and which ones are kept: by their manifests and records, without their tensors.
+"""Which of a run's checkpoints is taken, and which ones are kept: by manifests, records and checksums.
 
 Without torch: the process in which Ray Train plans a start asks for the newest step, and is to start fast.
 """
@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import safetensors
+
 from pipeline.checkpoint_files import (
     MANIFEST,
     PROGRESS,
     CheckpointError,
     Entry,
+    in_safetensors,
     parse,
     read_manifest,
     read_verified,
@@ -34,8 +37,12 @@ def latest_step(store: Store) -> int:
     """Step of the newest checkpoint that verifies in every byte, 0 when there is none; warns of each that does not."""
 
     def whole(name: str) -> int:
-        verify(store, name)
-        return int(read_progress(store, name, *read_manifest(store, name))["step"])
+        sha256, entries = read_manifest(store, name)
+        for file in entries:
+            if file != PROGRESS:
+                with in_safetensors(store.url(f"{name}/{file}")):
+                    safetensors.deserialize(read_verified(store, f"{name}/{file}", entries[file]))  # type: ignore[no-untyped-call]
+        return int(read_progress(store, name, sha256, entries)["step"])
 
     return first_whole(store, folders(store), whole) or 0
 

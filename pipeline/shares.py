@@ -22,8 +22,8 @@ SECONDS_BETWEEN_LINES = 10.0
 def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
 
-    Without a cluster, and with one GPU at most on this machine, this process does it all: starting a cluster takes longer than
-    a few hundred images. Otherwise `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with
+    Without a cluster, and with one GPU at most on this machine, this process does it all, for a cluster takes seconds to start.
+    Otherwise `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with
     a GPU each where it has as many; of n tasks the r-th has the images r, r + n, ...
     A task whose process dies is started again, its results that have arrived already do not come twice.
     """

@@ -50,6 +50,12 @@ def saved(store: Store, scratch: Path, step: int, miou: float | None = 0.5, *, a
     return net
 
 
+def latest(store: Store) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint that verifies, as a start of a training finds it and its workers load it."""
+    step = checkpoint.latest_step(store)
+    return checkpoint.load(store, checkpoint.folder_name(step)) if step else None
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two state dicts are the same bit for bit."""
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)

@@ -176,8 +176,8 @@ def photos():
 
 
 def test_a_ccnet_takes_uint8(ccnet, photos, within):
-    expected = naive(ccnet, photos, window=(33, 33), stride=(23, 23), scales=(0.75, 1.0), flip=True)
-    way = {"window": 33, "scales": (0.75, 1.0), "flip": True}
+    expected = naive(ccnet, photos, window=(33, 33), stride=(23, 23), scales=(1.0, 1.5), flip=True)
+    way = {"window": 33, "scales": (1.0, 1.5), "flip": True}
     within(predict_logits(ccnet, photos, **way), expected, 1e-5)
     assert (predict_classes(ccnet, photos, **way) == expected.argmax(1)).float().mean() > 0.999
 

@@ -52,7 +52,7 @@ def interpreter_with_bfloat16(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def interpreter_that_patches_once(monkeypatch):
-    """It puts its functions into triton.language in each call of a device function anew, which takes as long as all the rest."""
+    """It puts its functions into triton.language in each call of a device function again, which takes as long as all the rest."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter

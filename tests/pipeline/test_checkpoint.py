@@ -10,7 +10,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.storage import Store
-from tests.checkpoints import average_of, equal, saved, step, trained
+from tests.checkpoints import average_of, equal, latest, saved, step, trained
 
 MIB = 2**20
 
@@ -132,7 +132,7 @@ print(own_peak() - before)
 
 
 def test_nothing_saved_is_no_checkpoint(store: Store) -> None:
-    assert checkpoint.latest(store) is None
+    assert latest(store) is None
     assert checkpoint.best(store) is None
     assert checkpoint.load_best(store) is None
     assert checkpoint.newest_progress(store) is None
@@ -164,6 +164,6 @@ def test_other_files_of_a_run_are_no_checkpoints(store: Store, tmp_path: Path) -
     saved(store, tmp_path, 10)
     for key in ("step-x/manifest.json", "step-99/manifest.json", "old/step-000099/manifest.json", "step-000099", "snapshot.json"):
         store.write(key, b"{}")
-    found = checkpoint.latest(store)
+    found = latest(store)
     assert found is not None
     assert found.step == 10

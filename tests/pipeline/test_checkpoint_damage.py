@@ -16,7 +16,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint_files import entry_of
 from pipeline.settings import Storage
 from pipeline.storage import Store, open_store
-from tests.checkpoints import Net, equal, saved
+from tests.checkpoints import Net, equal, latest, saved
 from tests.faulty_store import FaultyStore
 
 MODEL, PROGRESS, MANIFEST = checkpoint.MODEL, checkpoint.PROGRESS, checkpoint.MANIFEST
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     fault, damaged = DAMAGE[damage]
     damaged(Path(store.root, "step-000020"))
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.latest(store)
+        found = latest(store)
     assert found is not None
     assert found.step == 10
     [message] = caplog.messages
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_when_none_is_left_the_log_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     for step in (10, 20):
         Path(store.root, checkpoint.folder_name(step), MODEL).unlink()
-    assert checkpoint.latest(store) is None
+    assert latest(store) is None
     assert [message.rpartition("/")[2] for message in caplog.messages] == [f"{MODEL}: missing; no other one is left"] * 2
 
 
@@ -138,7 +138,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Net]:
     store = Store(str(scratch / "store"))
     net = saved(store, scratch, 10, averaged=True)
     saved(store, scratch, 20, averaged=True)
-    newest = checkpoint.latest(store)
+    newest = latest(store)
     assert newest is not None
     assert newest.step == 20
     return store, net
@@ -154,7 +154,7 @@ def test_any_byte_changed_and_any_truncation_is_noticed(pair: tuple[Store, Net],
     change = data.draw(st.integers(0, 255))  # 0: cut off there
     path.write_bytes(whole[:place] + (bytes([whole[place] ^ change]) + whole[place + 1 :] if change else b""))
     try:
-        found = checkpoint.latest(store)
+        found = latest(store)
     finally:
         path.write_bytes(whole)
     assert found is not None
@@ -169,9 +169,8 @@ def test_each_candidate_is_loaded_once(endpoint: str, credentials: None, tmp_pat
         saved(bucket, tmp_path, step)
     bucket.write(f"step-000030/{MODEL}", b"torn")
     with FaultyStore(endpoint) as proxy:
-        found = checkpoint.latest(dataclasses.replace(bucket, endpoint=proxy.endpoint))
-    assert found is not None
-    assert found.step == 20
+        found = checkpoint.latest_step(dataclasses.replace(bucket, endpoint=proxy.endpoint))
+    assert found == 20
     read = sorted(line.split()[1].partition("/run/")[2] for line in proxy.lines if line.startswith("GET ") and "step-" in line)
     files = [checkpoint.MANIFEST, checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.PROGRESS]
     assert read == [*(f"step-000020/{file}" for file in files), f"step-000030/{MANIFEST}", f"step-000030/{MODEL}"]
@@ -185,4 +184,4 @@ def test_a_store_that_refuses_is_no_reason_to_take_an_older_one(endpoint: str, c
     with FaultyStore(endpoint, aimed={f"GET .*step-000020/{MODEL}": "forbid"}) as proxy:
         sick = dataclasses.replace(bucket, endpoint=proxy.endpoint)
         with pytest.raises(ValueError, match=rf"step-000020/{MODEL}.*access refused"):
-            checkpoint.latest(sick)
+            latest(sick)

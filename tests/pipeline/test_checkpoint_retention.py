@@ -15,7 +15,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import MANIFEST, MODEL, folder_name
 from pipeline.settings import Storage
 from pipeline.storage import StorageError, Store, open_store
-from tests.checkpoints import saved
+from tests.checkpoints import latest, saved
 from tests.faulty_store import FaultyStore
 
 
@@ -81,7 +81,7 @@ def test_the_only_one_that_verifies_stays(store: Store, tmp_path: Path, caplog: 
     flip(store, 20)
     flip(store, 30)
     checkpoint.prune(store, 1)
-    found = checkpoint.latest(store)
+    found = latest(store)
     assert found is not None
     assert found.step == 10
     assert "step-000030/model.safetensors: the manifest lists" in caplog.text
@@ -186,9 +186,9 @@ def test_whatever_a_run_left_the_newest_whole_one_and_the_best_stay(
         elif damage == "no manifest":
             store.delete(f"{folder_name(step)}/{MANIFEST}")
     whole = [step for step, (_, damage) in enumerate(run) if damage == "whole"]
-    before = checkpoint.latest(store)
+    before = latest(store)
     checkpoint.prune(store, keep)
-    after = checkpoint.latest(store)
+    after = latest(store)
     left = held(store)
     assert (before and before.url) == (after and after.url)
     if not whole:

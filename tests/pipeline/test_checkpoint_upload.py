@@ -11,7 +11,7 @@ from pipeline import checkpoint, checkpoint_files
 from pipeline.checkpoint import MANIFEST, MODEL, OPTIMIZER, PROGRESS, CheckpointError
 from pipeline.settings import Storage
 from pipeline.storage import StorageError, Store, open_store
-from tests.checkpoints import equal, saved, trained
+from tests.checkpoints import equal, latest, saved, trained
 from tests.faulty_store import FaultyStore
 
 pytestmark = pytest.mark.usefixtures("credentials")
@@ -34,7 +34,7 @@ def test_files_go_first_and_the_manifest_last_each_read_back(bucket: Store, endp
         net = saved(behind(proxy, bucket), tmp_path, 10)
     done = [(line.split()[0], line.split()[1].rpartition("/")[2]) for line in proxy.lines if "step-" in line]
     assert done == [(verb, file) for file in (MODEL, OPTIMIZER, PROGRESS, MANIFEST) for verb in ("PUT", "HEAD", "GET")]
-    found = checkpoint.latest(bucket)
+    found = latest(bucket)
     assert found is not None
     assert equal(found.model, net.state_dict())
 
@@ -58,7 +58,7 @@ def test_a_store_that_keeps_something_else_is_an_error(
             saved(behind(proxy, bucket), tmp_path, 20)
         assert proxy.injected == {fault: 1}
     assert str(caught.value).startswith(f"{bucket.root}/step-000020/{file}")
-    found = checkpoint.latest(bucket)
+    found = latest(bucket)
     assert found is not None
     assert found.step == 10
 
