@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # Of the tests that start nothing (not "slow") two run at a time; the others have the machine to themselves.
-QUICK = $(BIN)/python -m pytest -q -m "not slow" -n 2
+QUICK = $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 SLOW = $(BIN)/python -m pytest -q -m slow --durations=10
 # Every process of a cluster would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,5 +1,6 @@
 """A training from the driver's side: the TorchTrainer, what it is told to survive, and what a run leaves behind."""
 
+import gc
 import logging
 import signal
 import time
@@ -98,6 +99,8 @@ def run_job(job: Job) -> str | None:
                     "cluster has the nodes that train.workers needs and submit the run again: it goes on from its last checkpoint"
                 ) from error
             logger.warning("the training's controller ended at step %d or later: it is started again (%s)", step, cause(error))
+        # The frames of the exception hold one another and the controller, which would keep its workers' room from the next one.
+        gc.collect()
     return left_off(job)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,8 @@ TINY = [
     f"train.steps={STEPS}", "train.validate_every=5", "train.log_every=1", "tracking.experiment=tests",
     "tracking.register_as=tiny",
 ]  # fmt: skip
+
+ALONE = ("train.workers=1", "name=alone")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Finished = dict[str, subprocess.CompletedProcess[str]]
@@ -75,15 +78,19 @@ def trained(prepared: str, stack: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def followed(trained: str, command: Command, client: MlflowClient) -> Finished:
-    """Verb -> its command after the training; all are started at once, for most of each is starting."""
+    """Verb -> its command after the training; all are started at once, for most of each is starting.
+
+    `alone` trains with one worker.
+    """
     words = {
         "train": (),
         "evaluate": (f"evaluate.checkpoint={only_run(client, tiny()).info.run_id}",),
         "predict": ("predict.limit=2",),
         "export": (),
     }
-    with ThreadPoolExecutor(len(words)) as pool:
+    with ThreadPoolExecutor(len(words) + 1) as pool:
         running = {verb: pool.submit(command, verb, *overrides) for verb, overrides in words.items()}
+        running["alone"] = pool.submit(command, "train", *ALONE, "tracking.register_as=null")
         return {verb: done.result() for verb, done in running.items()}
 
 
@@ -117,12 +124,14 @@ def test_preparing_again_does_nothing_twice(prepared: str, command: Command) -> 
     assert "already prepared" in command("prepare").stderr
 
 
-def test_ray_job_submit_trains_and_ends_with_the_table(trained: str) -> None:
+def test_ray_job_submit_trains_and_ends_with_the_table(trained: str, access: None) -> None:
     assert f"step {STEPS}/{STEPS}" in trained
     assert "data wait" in trained
     assert "mIoU" in trained
     assert "10 images" in trained
     assert "sha256" in trained
+    config = tiny()
+    assert re.search(rf"best checkpoint +step \d+  {config.storage.path}/runs/{config.run_key}/step-0000", trained)
 
 
 def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
@@ -140,11 +149,10 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     )
 
 
-def test_one_worker_has_the_loss_curve_of_two(trained: str, command: Command, client: MlflowClient) -> None:
+def test_one_worker_has_the_loss_curve_of_two(followed: Finished, client: MlflowClient) -> None:
     """At a learning rate at which float32's rounding stays small; tests/ccnet holds the mathematics to 1e-9 in float64."""
-    done = command("train", "train.workers=1", "name=alone", "tracking.register_as=null")
-    assert done.returncode == 0, done.stderr
-    two, one = (history(client, only_run(client, c), "train/loss") for c in (tiny(), tiny("train.workers=1", "name=alone")))
+    assert followed["alone"].returncode == 0, followed["alone"].stderr
+    two, one = (history(client, only_run(client, config), "train/loss") for config in (tiny(), tiny(*ALONE)))
     np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
 
 

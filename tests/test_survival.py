@@ -216,27 +216,17 @@ def test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_w
     assert hung.weights() == calm.weights()
 
 
-def test_short_memory_halves_the_passes_for_good_and_what_one_image_needs_is_said(place: Place, calm: Ended) -> None:
+def test_short_memory_halves_the_passes_for_good(place: Place, calm: Ended) -> None:
     """With fp16, an average and clipping: also, what was interrupted ends with the weights of the run that was not."""
-    fits = place.cluster.fits
-    fits.write_text("1 12 0")  # two passes a step of each worker: none fits any more in step 6
+    place.cluster.fits.write_text("1")
     short = place.train(*OPTIONS, "name=short")
-    assert short.code == 1
+    place.cluster.fits.unlink()
+    assert short.code == 0, short.log[-3000:]
     assert "2 images a pass do not fit at step 0; going on with 1, gradients added up to the same global batch" in short.log
     assert json.loads(short.store.read(MICRO_BATCH)) == {"micro_batch": 1, "step": 0}
     assert short.log.count(STARTED) == 2
-    assert [(fault["kind"], fault["did"]) for fault in short.faults] == [
-        ("memory", "goes on in smaller passes"),
-        ("memory", "not retried: no smaller pass is possible"),
-    ]
-    assert "one image of (17, 17) does not fit: lower data.crop_size" in short.said[-2]
-    assert short.record.info.status == "FAILED"
-    fits.write_text("1 0 1")
-    again = place.train(*OPTIONS, "name=short")
-    fits.unlink()
-    assert again.code == 0, again.log[-3000:]
-    assert (again.log.count(STARTED), again.log.count(f"resumed at step {min(place.history(calm, 'val/miou'))} ")) == (1, 1)
-    assert again.weights() == calm.weights()
+    assert [(fault["kind"], fault["did"]) for fault in short.faults] == [("memory", "goes on in smaller passes")]
+    assert short.weights() == calm.weights()
 
 
 def test_without_a_finite_loss_the_run_goes_back_and_ends_with_the_diagnosis(place: Place) -> None:

@@ -29,7 +29,34 @@ PARAMETERS = {
 
 
 @pytest.fixture
-def triton_kernels() -> ModuleType:
+def interpreter_that_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter patches triton.language in each call of a device function, which takes as long as all the rest."""
+    if DEVICE == "cuda":
+        return
+    pytest.importorskip("triton")
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        if id(function.__globals__) in patched:
+            return interpreter._LangPatchScope()
+        scope = patch(function)
+        patched.add(id(function.__globals__))
+        restore = scope.restore
+
+        def restore_all():  # called at the end of a kernel, not of a device function
+            restore()
+            patched.clear()
+
+        scope.restore = restore_all
+        return scope
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+
+
+@pytest.fixture
+def triton_kernels(interpreter_that_patches_once: None) -> ModuleType:
     """`ccnet.kernels`, which run on DEVICE."""
     pytest.importorskip("triton")
     return importlib.import_module("ccnet.kernels")

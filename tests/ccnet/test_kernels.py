@@ -14,6 +14,7 @@ from tests.ccnet.device import DEVICE
 
 triton = pytest.importorskip("triton")
 kernels = importlib.import_module("ccnet.kernels")
+pytestmark = pytest.mark.usefixtures("interpreter_that_patches_once")
 
 SHAPES = [  # (B, H, W), D, C
     ((1, 1, 1), 1, 8),
@@ -48,32 +49,6 @@ def interpreter_with_bfloat16(monkeypatch):
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", dot_in_float32)
     monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded)
-
-
-@pytest.fixture(autouse=True)
-def interpreter_that_patches_once(monkeypatch):
-    """It puts its functions into triton.language in each call of a device function again, which takes as long as all the rest."""
-    if DEVICE == "cuda":
-        return
-    from triton.runtime import interpreter
-
-    patch, patched = interpreter._patch_lang, set()
-
-    def patch_once(function):
-        if id(function.__globals__) in patched:
-            return interpreter._LangPatchScope()
-        scope = patch(function)
-        patched.add(id(function.__globals__))
-        restore = scope.restore
-
-        def restore_all():  # called at the end of a kernel, not of a device function
-            restore()
-            patched.clear()
-
-        scope.restore = restore_all
-        return scope
-
-    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
 
 
 def inputs(shape, reduced, channels, dtype=torch.float32, scale=1.0):

@@ -14,7 +14,19 @@ import ray
 import torch
 
 from pipeline.environment import describe_commit
-from tests.chaos.faults import CLOCKS, ELASTIC, FAULTS, KILLS, Fault, Outcome, kill_worker, movable_clock, points, struck
+from tests.chaos.faults import (
+    CLOCKS,
+    ELASTIC,
+    FAULTS,
+    KILLS,
+    Fault,
+    Outcome,
+    kill_worker,
+    movable_clock,
+    nothing_kept,
+    points,
+    struck,
+)  # fmt: skip
 from tests.chaos.run import ROOT
 from tests.chaos.scene import CONFIG, DEMO, Scene, Weights
 
@@ -24,7 +36,7 @@ RECOVERED_S = 60
 HEAD = """# Chaos: what a training survives
 
 Written by `make chaos` (`python -m tests.chaos`) in {minutes:.0f} minutes at commit {commit}, on {cpu}, {cores} cores, no
-GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes of one CPU, 2 workers, an S3 server (moto) behind a proxy and an
+GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes, 2 workers, an S3 server (moto) behind a proxy and an
 MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`.
 Faults strike after steps drawn under seed {seed}; those of the same `run` struck one training one after another.
 
@@ -91,6 +103,7 @@ def main(target: Path) -> int:
                 strike(scene, kills, [drawn.choice(KILLS) for _ in range(KILLS_EACH)], weights, SEED + number)
             for number, group in enumerate(FAULTS):
                 strike(scene, outcomes, group, weights, SEED + 100 + number)
+            broken.extend(nothing_kept(scene))
             strike(scene, outcomes, [ELASTIC], calm(scene, "calm-long", *ELASTIC.overrides), SEED + 200)
         broken.extend(f"left at the end: {process}" for process in scene.processes().values())
         with Scene(Path(folder, "b"), DEMO, clock) as scene:

@@ -214,6 +214,21 @@ def shrink_and_grow(stage: Stage) -> Run:
     return run
 
 
+def nothing_kept(scene: Scene) -> list[str]:
+    """What is not as promised where a store keeps nothing of a checkpoint: the run ends and names the object and the store."""
+    overrides = ("name=lost", "train.workers=1", "train.steps=1")
+    config = scene.config(*overrides)
+    scene.proxy.aimed = {r"PUT .*/model\.safetensors": "length_required"}
+    run = scene.start(*overrides)
+    code = run.finish()
+    scene.proxy.aimed = {}
+    said = "\n".join(line for line in run.log.splitlines() if not line.startswith("("))  # Ray's own lines may come after it
+    key = f"s3://{scene.bucket}/runs/{config.run_key}/step-000001/model.safetensors"
+    expected = f"{key} at {scene.proxy.endpoint}: 411", "not retried: the same as before"
+    missing = [f"a store that keeps nothing: not said: {words}" for words in expected if words not in said]
+    return missing + (["a store that keeps nothing: the run did not fail"] if code != 1 or scene.committed(config) else [])
+
+
 KILLS = (
     Fault("a worker killed", kill_worker),
     Fault("the driver killed", kill_driver),

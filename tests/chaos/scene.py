@@ -32,6 +32,7 @@ from infra.services import JOB_STOP_S
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.loading import load
+from pipeline.prepare import prepare
 from pipeline.storage import Store, open_store
 from tests.chaos.run import ROOT, Run
 from tests.faulty_store import FaultyStore
@@ -40,22 +41,23 @@ from tests.mlflow_server import MlflowServer
 CONFIG = "jobs/configs/demo.yaml"
 ALIKE = (
     "train.log_every=1", "faults.look_every=2", "tracking.register_as=null",
-    # A node of one CPU holds one worker and the tasks that feed it, never two workers.
-    "train.cpus_per_worker=0.6", "data.cpus_per_task=0.2",
+    # A node holds one worker and the tasks that feed it, never two workers.
+    "train.cpus_per_worker=2", "data.cpus_per_task=0.5",
 )  # fmt: skip
 DEMO = ("train.steps=30", "train.validate_every=5", *ALIKE)
 """The demo, shorter."""
 TINY = (
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
-    "train.steps=20", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
+    "train.steps=15", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
 )  # fmt: skip
 MARK = "CCNET_CHAOS_MARK"
-NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
+NODE = {"num_cpus": 3, "object_store_memory": 200 * 2**20}
+"""Ray Data counts whole CPUs alone of what the workers leave: with none it runs one task at a time."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Scene:
-    """Two nodes of one CPU each, of which the second can be taken away; `folder` holds what the servers keep.
+    """Two nodes of three CPUs each in name, of which the second can be taken away; `folder` holds what the servers keep.
 
     `overrides` are those of all its runs, `environment` is added to that of nodes and runs.
     """
@@ -110,7 +112,7 @@ class Scene:
         ends.callback(self.stop_cluster)
         self.start_cluster()
         ends.callback(self._kill_runs)
-        self.command("prepare")
+        prepare(self.config())
 
     def _kill_runs(self) -> None:
         for run in self.runs:
@@ -118,7 +120,7 @@ class Scene:
                 run.kill()
 
     def start_cluster(self) -> None:
-        """The head, which holds the controllers and one CPU, and a second node with another."""
+        """The head, which holds the controllers, and a second node."""
         self.cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": True, "dashboard_port": 0})
         self.add_second()
 

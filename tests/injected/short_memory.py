@@ -1,12 +1,11 @@
 """Lets memory run short in training: a pass of too many images asks torch for more than there is.
 
-The file of CCNET_TEST_FITS says how many images of a pass fit in each process: `1 12 0` is one in the first 12 passes, then none.
+The file of CCNET_TEST_FITS says how many images of a pass fit.
 """
 
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,20 +28,19 @@ class Convolutions:
 
 
 def _limit(convolution: Any) -> None:
-    plain, passes, file = convolution.forward, count(), Path(os.environ["CCNET_TEST_FITS"])
+    plain, file = convolution.forward, Path(os.environ["CCNET_TEST_FITS"])
 
     def forward(self: Any, image: Any) -> Any:
         import torch
 
-        if self.in_channels == 3 and torch.is_grad_enabled() and file.exists():  # the first of a pass, in training
-            fitting, before, afterwards = map(int, file.read_text().split())
-            if len(image) > (fitting if next(passes) < before else afterwards):
-                torch.empty(2**60, dtype=torch.uint8)
+        first = self.in_channels == 3 and torch.is_grad_enabled()  # of a pass, in training
+        if first and file.exists() and len(image) > int(file.read_text()):
+            torch.empty(2**60, dtype=torch.uint8)
         return plain(self, image)
 
     convolution.forward = forward
 
 
 def install() -> None:
-    """Begins to count."""
+    """Changes torch's convolution once it is imported."""
     sys.meta_path.insert(0, Convolutions())

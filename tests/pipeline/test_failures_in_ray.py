@@ -1,5 +1,6 @@
 """The judge in the controller of a real Ray Train: attempts that die, raise and move, and what `fit` raises in the end."""
 
+import gc
 import json
 import logging
 import os
@@ -116,6 +117,9 @@ def test_failures_with_checkpoints_in_between_are_survived_until_one_repeats(tmp
             trainer.fit()
         if fault_of(caught.value).kind != Kind.INFRASTRUCTURE:
             break
+        del caught
+        gc.collect()  # as run_job does
+        wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     else:
         with pytest.raises(ControllerError) as caught:
             trainer.fit()
