@@ -1,13 +1,13 @@
 """The watchdog: silent while batches come, says why when none comes, and leaves nothing behind."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline import watchdog
 from pipeline.config import Config
@@ -135,23 +135,15 @@ def prepared(folder: Path) -> tuple[Config, Manifest]:
     return config, Manifest("one", "generated", (), (), {}, {"train": split}, True, "")
 
 
-def wait_for_cpus() -> None:
-    """Until the tests before have given theirs back: the cluster is that of all tests."""
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_the_reason_says_that_the_storage_answers_and_whether_cpus_are_free(tmp_path: Path, local_ray: None) -> None:
     config, manifest = prepared(tmp_path)
-    wait_for_cpus()
-    storage, cpus = stall_reason(config, manifest).split("; ", 1)
+    modest = override(config, {"data.cpus_per_task": 0.01})  # tests before may hold a part of the cluster's CPUs still
+    storage, cpus = stall_reason(modest, manifest).split("; ", 1)
     assert storage == "the storage answers in 0.0 s"
-    assert cpus.startswith("2 of 2 CPUs are free: Ray Data is not held up by CPUs")
+    assert re.match(r"[\d.]+ of 2 CPUs are free: Ray Data is not held up by CPUs", cpus)
     short = stall_reason(override(config, {"data.cpus_per_task": 4}), manifest)
-    assert "2 of 2 CPUs are free: either Ray Data's tasks are at work" in short
+    assert re.search(r"; [\d.]+ of 2 CPUs are free: either Ray Data's tasks are at work", short)
     assert "lower train.cpus_per_worker, data.cpus_per_task" in short
 
 
