@@ -23,7 +23,7 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     """Loads the configuration and runs the verb. Returns 0, the verb's own code, 1 for a known fault, 2 for bad settings."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     show_own_lines()
-    atexit.register(gc.freeze)  # Python would look through all objects again and again before it ends, for a second or more
+    atexit.register(gc.freeze)  # otherwise Python looks through all objects before it ends, for about a second
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0].startswith("-"):
         name = verb.__module__ if verb.__module__ != "__main__" else "jobs.VERB"

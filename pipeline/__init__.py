@@ -1,7 +1,7 @@
 """The training pipeline: the only place that knows Ray, MLflow, object storage and OpenCV.
 
-Ray, pyarrow and botocore read their environment when first imported, so it is set here, before any of them. What the user
-has set stays.
+Ray, pyarrow and botocore read their environment when first imported, so it is set here, before any of them; what the user
+has set stays. So is how often Python looks for garbage, which most of a start's imports would pay for.
 """
 
 import gc
@@ -35,5 +35,5 @@ SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOOPBACK)).items():
     os.environ.setdefault(_key, _value)
 
-# Imports leave no garbage: by default Python looks for some after every 700 objects, an eighth of the CPU time of a start.
+# Imports leave no garbage; by default Python looks for some after every 700 objects, an eighth of the CPU time of all imports.
 gc.set_threshold(50_000)

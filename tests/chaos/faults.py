@@ -226,7 +226,8 @@ def nothing_kept(scene: Scene) -> list[str]:
     key = f"s3://{scene.bucket}/runs/{config.run_key}/step-000001/model.safetensors"
     expected = f"{key} at {scene.proxy.endpoint}: 411", "not retried: the same as before"
     missing = [f"a store that keeps nothing: not said: {words}" for words in expected if words not in said]
-    return missing + (["a store that keeps nothing: the run did not fail"] if code != 1 or scene.committed(config) else [])
+    missing += ["a store that keeps nothing: the run did not fail"] if code != 1 or scene.committed(config) else []
+    return missing + [f"a store that keeps nothing: left over: {what}" for what in scene.left_over()]
 
 
 KILLS = (

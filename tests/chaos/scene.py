@@ -52,7 +52,7 @@ TINY = (
 )  # fmt: skip
 MARK = "CCNET_CHAOS_MARK"
 NODE = {"num_cpus": 3, "object_store_memory": 200 * 2**20}
-"""Ray Data counts whole CPUs alone of what the workers leave: with none it runs one task at a time."""
+"""Of what the workers leave, Ray Data counts only whole CPUs; with none it runs one task at a time."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -169,12 +169,6 @@ class Scene:
         run = Run(words, os.environ | self.own | self._address())
         self.runs.append(run)
         return run
-
-    def command(self, verb: str, *overrides: str) -> str:
-        """Runs another verb to its end; its output."""
-        run = self.run(self.words(verb, *overrides))
-        run.succeed()
-        return run.log
 
     def _address(self) -> dict[str, str]:
         assert self.cluster
