@@ -13,9 +13,9 @@ attention_maps shows where a pixel looks.
 
 from ccnet import export, inference, losses, weights
 from ccnet.attention import CrissCrossAttention, CrissCrossAttention3d
-from ccnet.average import Average
 from ccnet.bootstrap import bootstrap_interval
-from ccnet.boundary import BoundaryIoU
+from ccnet.boundary_iou import BoundaryIoU
+from ccnet.ema import Average
 from ccnet.layers import FrozenBatchNorm2d, SampleDropout2d, SyncedBatchNorm2d, freeze_batch_norm, synchronise_batch_norm
 from ccnet.maps import attention_maps
 from ccnet.metrics import ConfusionMatrix

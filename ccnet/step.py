@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ccnet.average import Average
+from ccnet.ema import Average
 from ccnet.inference import predict_classes
 from ccnet.layers import global_rows, rank, world_size
 from ccnet.losses import PUBLISHED, Objective, mean

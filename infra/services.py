@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import ENVIRONMENT, LOOPBACK, SINGLE_NODE
-from pipeline.cluster import OBJECT_STORE_BYTES
+from pipeline.cluster.connect import OBJECT_STORE_BYTES
 
 HOST = "127.0.0.1"
 BUCKET = "ccnet"

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from infra import processes
-from infra.environment import DEFAULT_ROOT
 from infra.processes import Identity
 from infra.services import HOST, PREFERRED, Ports, Secrets, Service, client_environment, install_s3, make_bucket, services
+from infra.stack_env import DEFAULT_ROOT
 
 READY_SECONDS = 180.0
 """Longest wait for the three services: MLflow took over 60 s on a machine at load 27."""

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.benchmark.lines import json_line
+from pipeline.benchmark.tables import json_line
 
 if TYPE_CHECKING:
     from pipeline.benchmark.images import Figure
     from pipeline.benchmark.launchers import LauncherFigure
     from pipeline.benchmark.network import NetworkFigure
     from pipeline.benchmark.operator import OperatorFigure
-    from pipeline.config import Config
+    from pipeline.config.config import Config
 
 # The processes that are measured import this file again: what they need not, they must not load.
 

@@ -6,14 +6,14 @@ import logging
 import sys
 from collections.abc import Callable
 
-from pipeline.checkpoint_files import CheckpointError
-from pipeline.config import Config
-from pipeline.failures import RunFailed
-from pipeline.loading import ConfigError, load
-from pipeline.progress import show_own_lines
-from pipeline.shards import ShardError
-from pipeline.storage import StorageError
-from pipeline.tracking import TrackingError
+from pipeline.checkpoints.files import CheckpointError
+from pipeline.config.config import Config
+from pipeline.config.load import ConfigError, load
+from pipeline.data.shards import ShardError
+from pipeline.fault_tolerance.failures import RunFailed
+from pipeline.storage.store import StorageError
+from pipeline.tracking.runs import TrackingError
+from pipeline.training.throughput import show_own_lines
 
 # Faults that a user can mend: the message says how, a traceback would bury it.
 KNOWN_FAULTS = (RunFailed, ConfigError, StorageError, ShardError, TrackingError, CheckpointError)

@@ -4,8 +4,8 @@ import json
 import sys
 
 from jobs.cli import main
-from pipeline.config import Config
-from pipeline.evaluate import evaluate
+from pipeline.config.config import Config
+from pipeline.evaluation.evaluate import evaluate
 
 
 def run(config: Config) -> int:

@@ -3,8 +3,8 @@
 import sys
 
 from jobs.cli import main
-from pipeline.config import Config
-from pipeline.export import ExportError, export
+from pipeline.config.config import Config
+from pipeline.evaluation.export import ExportError, export
 
 
 def run(config: Config) -> int:

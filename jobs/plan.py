@@ -10,17 +10,18 @@ from functools import partial
 
 from jobs.cli import main
 from jobs.prepare import class_table, split_table
-from pipeline import cluster, doctor, doctor_training
-from pipeline.config import Config
-from pipeline.feed import Feed
-from pipeline.finding import Finding
-from pipeline.layouts import LayoutError
-from pipeline.needs import checkpoint_bytes, cpus_needed
-from pipeline.prepare import PrepareError, survey
-from pipeline.shards import Manifest, ShardError, open_data
-from pipeline.storage import StorageError
-from pipeline.train_settings import Train
-from pipeline.units import percent, size
+from pipeline.cluster import connect
+from pipeline.config.config import Config
+from pipeline.config.train import Train
+from pipeline.data.layouts import LayoutError
+from pipeline.data.prepare import PrepareError, survey
+from pipeline.data.shards import Manifest, ShardError, open_data
+from pipeline.formatting import percent, size
+from pipeline.loading.feed import Feed
+from pipeline.preflight import data_checks, training_checks
+from pipeline.preflight.findings import Finding
+from pipeline.preflight.resources import checkpoint_bytes, cpus_needed
+from pipeline.storage.store import StorageError
 
 STRICT = "--strict"
 SHOWN = 20
@@ -34,15 +35,15 @@ def plan(argv: list[str]) -> int:
 
 def run(config: Config, *, strict: bool = False) -> int:
     """Prints tables and findings; 1 with an error, or when `strict` with a warning."""
-    resources = cluster.resources()
+    resources = connect.resources()
     manifest, origin, found = look(config)
     print(f"{'data':<16}{origin}")
-    found += doctor.buckets(config, checked=[config.storage.path])
+    found += data_checks.buckets(config, checked=[config.storage.path])
     if manifest is None:
-        found += doctor.resources(config, resources)
+        found += data_checks.resources(config, resources)
     else:
-        found += doctor.examine(config, manifest, resources)
-        found += doctor_training.weights(config, len(manifest.class_names))
+        found += data_checks.examine(config, manifest, resources)
+        found += training_checks.weights(config, len(manifest.class_names))
         print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}\n\n{run_table(config, manifest, resources)}")
     print(f"\n{verdict(found)}")
     return exit_code(found, strict=strict)
@@ -136,7 +137,7 @@ def _means(config: Config) -> list[tuple[str, str]]:
 
 
 def _oversampled(config: Config, manifest: Manifest) -> list[tuple[str, str]]:
-    if not config.data.oversample or doctor.oversampling(config, manifest):
+    if not config.data.oversample or data_checks.oversampling(config, manifest):
         return []
     plan = Feed(config, manifest, 0, workers=1).plan
     rows = []

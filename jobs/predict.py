@@ -3,8 +3,8 @@
 import sys
 
 from jobs.cli import main
-from pipeline.config import Config
-from pipeline.predict import predict
+from pipeline.config.config import Config
+from pipeline.evaluation.predict import predict
 
 
 def run(config: Config) -> int:

@@ -3,11 +3,11 @@
 import sys
 
 from jobs.cli import main
-from pipeline.config import Config
-from pipeline.layouts import LayoutError
-from pipeline.prepare import PrepareError, prepare
-from pipeline.shards import Manifest
-from pipeline.units import percent, size
+from pipeline.config.config import Config
+from pipeline.data.layouts import LayoutError
+from pipeline.data.prepare import PrepareError, prepare
+from pipeline.data.shards import Manifest
+from pipeline.formatting import percent, size
 
 
 def run(config: Config) -> int:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.environment import environment
-from pipeline.environment import describe_commit
+from infra.stack_env import environment
+from pipeline.tracking.provenance import describe_commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

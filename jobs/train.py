@@ -3,9 +3,9 @@
 import sys
 
 from jobs.cli import main
-from pipeline import tracking
-from pipeline.config import Config
-from pipeline.train import train
+from pipeline.config.config import Config
+from pipeline.tracking import runs
+from pipeline.training.train import train
 
 
 def run(config: Config) -> int:
@@ -16,7 +16,7 @@ def run(config: Config) -> int:
     print(f"time              {outcome.seconds:.0f} s")
     if outcome.left_off:
         print(f"left off          {outcome.left_off}")
-    print(f"MLflow run        {tracking.page(tracking.tracking_uri(config.tracking), outcome.run_id)}")
+    print(f"MLflow run        {runs.page(runs.tracking_uri(config.tracking), outcome.run_id)}")
     return 0
 
 

@@ -3,9 +3,9 @@
 import sys
 
 from jobs.cli import main
-from pipeline import tracking
-from pipeline.config import Config
-from pipeline.tune import search
+from pipeline.config.config import Config
+from pipeline.tracking import runs
+from pipeline.tuning.tune import search
 
 
 def run(config: Config) -> int:
@@ -13,7 +13,7 @@ def run(config: Config) -> int:
     result = search(config)
     print(result.table())
     print(f"\n{result.score.table()}")
-    print(f"\nMLflow run        {tracking.page(tracking.tracking_uri(config.tracking), result.run_id)}")
+    print(f"\nMLflow run        {runs.page(runs.tracking_uri(config.tracking), result.run_id)}")
     return 0
 
 

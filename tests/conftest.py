@@ -25,9 +25,10 @@ jaxtyping.install_import_hook("ccnet", "beartype.beartype")  # must run before c
 
 import ray  # noqa: E402
 
-from infra.environment import environment  # noqa: E402
-from pipeline import cluster, storage  # noqa: E402
-from tests.mlflow_server import MlflowServer  # noqa: E402
+from infra.stack_env import environment  # noqa: E402
+from pipeline.cluster import connect  # noqa: E402
+from pipeline.storage import store  # noqa: E402
+from tests.support.mlflow_server import MlflowServer  # noqa: E402
 
 ORDER = ("chaos", "own", "local_ray", "stack")
 """Clusters in the order of the tests that use them; `own` is what a test starts itself. One has ended before the next starts:
@@ -35,7 +36,7 @@ even an idle one takes a fifth of a core."""
 
 
 class LocalRay(NamedTuple):
-    """What can be asked of the session's cluster, see tests/injected."""
+    """What can be asked of the session's cluster, see tests/support/injected."""
 
     fits: Path
     """File that says how many images of a pass fit into memory; all when there is none."""
@@ -67,9 +68,9 @@ def no_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     """A cluster of two CPUs in this process, whatever cluster the environment names, with credentials for tests' S3 servers.
 
-    Memory can be made to run short in it, and it is written down what its processes import: tests/injected.
+    Memory can be made to run short in it, and it is written down what its processes import: tests/support/injected.
     """
-    folders = [str(Path(__file__).with_name("injected")), os.environ.get("PYTHONPATH")]
+    folders = [str(Path(__file__).parent / "support" / "injected"), os.environ.get("PYTHONPATH")]
     variables = {
         "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "CCNET_TEST_FITS": str(tmp_path_factory.mktemp("memory") / "fits"),
@@ -85,7 +86,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
         with pytest.MonkeyPatch.context() as inherited:  # by the cluster's processes, not by those of later tests
             for name, value in variables.items():
                 inherited.setenv(name, value)
-            cluster.connect(num_cpus=2)
+            connect.connect(num_cpus=2)
         yield LocalRay(Path(variables["CCNET_TEST_FITS"]), Path(variables["CCNET_TEST_IMPORTS"]))
         ray.shutdown()
 
@@ -127,4 +128,4 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
-    storage._S3.clear_instance_cache()
+    store._S3.clear_instance_cache()

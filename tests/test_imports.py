@@ -9,17 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOORS = {
-    "cv2": {"pipeline/transforms.py", "pipeline/augment.py"},
-    "mlflow": {"pipeline/tracking.py", "pipeline/registry.py", "pipeline/spool.py"},
-    "fsspec": {"pipeline/storage.py"},
-    "s3fs": {"pipeline/storage.py"},
-    "botocore": {"pipeline/storage.py"},
+    "cv2": {"pipeline/images/resize.py", "pipeline/images/augment.py"},
+    "mlflow": {"pipeline/tracking/runs.py", "pipeline/tracking/registry.py", "pipeline/tracking/metric_log.py"},
+    "fsspec": {"pipeline/storage/store.py"},
+    "s3fs": {"pipeline/storage/store.py"},
+    "botocore": {"pipeline/storage/store.py"},
     "pydantic": {
-        "pipeline/settings.py",
-        "pipeline/data_settings.py",
-        "pipeline/train_settings.py",
-        "pipeline/config.py",
-        "pipeline/loading.py",
+        "pipeline/config/base.py",
+        "pipeline/config/data.py",
+        "pipeline/config/train.py",
+        "pipeline/config/config.py",
+        "pipeline/config/load.py",
     },
 }
 LAYERS = {
@@ -69,12 +69,12 @@ def test_the_order_and_the_images_do_not_need_ray(module: str) -> None:
         ("jobs.prepare", {"matplotlib", "mlflow", "ray.data", "ray.train", "torch"}),
         ("jobs.evaluate", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
         ("jobs.predict", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
-        ("pipeline.datasets", {"matplotlib", "mlflow", "torch"}),
-        ("pipeline.retention", {"ray", "torch"}),
+        ("pipeline.loading.ray_dataset", {"matplotlib", "mlflow", "torch"}),
+        ("pipeline.checkpoints.retention", {"ray", "torch"}),
     ],
 )
 def test_a_command_imports_what_it_uses(module: str, unused: set[str]) -> None:
-    """What the processes of a training import: tests/test_survival.py."""
+    """What the processes of a training import: tests/end_to_end/test_survival.py."""
     code = f"import sys, {module}; print(*{unused!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

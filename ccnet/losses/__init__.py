@@ -5,7 +5,7 @@ from ccnet.losses.cross_entropy import cross_entropy
 from ccnet.losses.objective import PUBLISHED, Objective, Term, mean
 from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
-from ccnet.losses.resizing import resize_label, resize_logits
+from ccnet.resizing import resize_label, resize_logits
 
 __all__ = [
     "PUBLISHED",

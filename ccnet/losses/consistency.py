@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ccnet.layers import world_size
 from ccnet.losses.global_batch import sum_over_workers
-from ccnet.losses.resizing import resize_label
+from ccnet.resizing import resize_label
 
 
 def category_consistent(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
-from ccnet.losses.resizing import resize_logits
+from ccnet.resizing import resize_logits
 
 
 def cross_entropy(

@@ -10,8 +10,8 @@ from ccnet.losses.consistency import category_consistent
 from ccnet.losses.cross_entropy import cross_entropy, fitting_weights, pixel_weights
 from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
-from ccnet.losses.resizing import resize_logits
 from ccnet.model import Output
+from ccnet.resizing import resize_logits
 
 Term = tuple[float, Float[Tensor, ""], Float64[Tensor, ""]]
 """(weight, sum, count), a summand of the loss: weight * (sum over all workers / count over all workers)."""

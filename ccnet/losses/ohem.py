@@ -12,7 +12,7 @@ from torch import Tensor
 from ccnet.layers import world_size
 from ccnet.losses.cross_entropy import fitting_weights, pixel_weights
 from ccnet.losses.global_batch import kth_smallest
-from ccnet.losses.resizing import aligned_coordinates, resize_label, resize_logits
+from ccnet.resizing import aligned_coordinates, resize_label, resize_logits
 
 
 @dataclass(frozen=True)

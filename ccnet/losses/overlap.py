@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
-from ccnet.losses.resizing import resize_logits
+from ccnet.resizing import resize_logits
 
 
 def dice(

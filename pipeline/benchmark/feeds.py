@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch.utils.data
 
-from pipeline.batches import training_batches
-from pipeline.benchmark.memory import PeakMemory, family
-from pipeline.benchmark.work import Share, Steps, decode_share, feed_share, join
-from pipeline.datasets import in_plan_order, training_data
-from pipeline.feed import Feed
+from pipeline.benchmark.processes import PeakMemory, family
+from pipeline.benchmark.workload import Share, Steps, decode_share, feed_share, join
+from pipeline.loading.batches import training_batches
+from pipeline.loading.feed import Feed
+from pipeline.loading.ray_dataset import in_plan_order, training_data
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
 LOAD = 0.8
@@ -109,7 +109,7 @@ def data_loader(feed: Feed, cores: int, pace_s: float) -> Measured:
 
 
 def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
-    """Ray Data on the cluster, of so many CPUs, to this process, as a training worker reads it (`pipeline.train`)."""
+    """Ray Data on the cluster, of so many CPUs, to this process, as a training worker reads it (`pipeline.training.train`)."""
 
     def batches() -> Iterator[int]:
         data = training_data(feed)

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import ray
 
-from pipeline import cluster
-from pipeline.augment import Recipe, apply, augment, draw
+from pipeline.benchmark.datasets import Target, find_targets, repeated
 from pipeline.benchmark.feeds import SPAWN, Length, Measured, first_steps, one_round, ray_data
-from pipeline.benchmark.targets import Target, find_targets, repeated
-from pipeline.benchmark.work import Opening, open_feed, training_steps
-from pipeline.config import Config
-from pipeline.feed import Feed, Int64, decode
-from pipeline.samples import open_samples
-from pipeline.transforms import UInt8, resize_label_to, resize_to
+from pipeline.benchmark.workload import Opening, open_feed, training_steps
+from pipeline.cluster import connect
+from pipeline.config.config import Config
+from pipeline.images.augment import Recipe, apply, augment, draw
+from pipeline.images.resize import UInt8, resize_label_to, resize_to
+from pipeline.loading.feed import Feed, Int64, decode
+from pipeline.loading.samples import open_samples
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _connect(config: Config, cores: int) -> None:
     # Ray ends idle workers beyond one for each CPU after a second: every round would start them anew, training does once.
     os.environ[KEPT_WORKERS] = str(math.ceil(cores / config.data.cpus_per_task))
     try:
-        cluster.connect(num_cpus=cores)
+        connect.connect(num_cpus=cores)
     finally:
         del os.environ[KEPT_WORKERS]
 
@@ -165,7 +165,7 @@ def _augment_seconds(feed: Feed, recipe: Recipe, positions: Int64) -> dict[str, 
 def whole_then_crop(
     image: UInt8, label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: int, sample: int
 ) -> tuple[UInt8, UInt8]:
-    """`pipeline.augment.augment` the usual way: the whole image and label are resized, then cut.
+    """`pipeline.images.augment.augment` the usual way: the whole image and label are resized, then cut.
 
     By INTER_LINEAR, which is faster than augment's INTER_LINEAR_EXACT and differs from it by one grey level at most.
     """

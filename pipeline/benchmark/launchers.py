@@ -20,13 +20,13 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import cluster, workers
 from pipeline.benchmark.device import own_device, seconds
 from pipeline.benchmark.network import NUM_CLASSES, drawn_batch
-from pipeline.config import Config
-from pipeline.learner import Learner
-from pipeline.loading import parse
-from pipeline.plan import share
+from pipeline.cluster import connect, distributed
+from pipeline.config.config import Config
+from pipeline.config.load import parse
+from pipeline.loading.sampler import share
+from pipeline.model.learner import Learner
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class LauncherFigure(NamedTuple):
     """The loop under one launcher."""
 
     launcher: str
-    workers: int
+    distributed: int
     backbone: str
     crop: tuple[int, int]
     global_batch: int
@@ -145,11 +145,11 @@ def loop(task: Task, device: torch.device) -> None:
     One more block than rounds: the first one warms up.
     """
     config = task.config
-    torch.set_num_threads(workers.num_threads(task.num_workers))
+    torch.set_num_threads(distributed.num_threads(task.num_workers))
     learner = Learner(config, NUM_CLASSES, device)
     learner.distribute()
-    _, mine = share(config.train.global_batch, workers.rank(), workers.world_size())
-    image, label = drawn_batch(mine, config.data.crop, seed=workers.rank())
+    _, mine = share(config.train.global_batch, distributed.rank(), distributed.world_size())
+    image, label = drawn_batch(mine, config.data.crop, seed=distributed.rank())
 
     def run(step: int) -> float:
         return seconds(lambda: learner.step(image, label, step=step, learning_rate=1e-3), device)
@@ -161,15 +161,15 @@ def loop(task: Task, device: torch.device) -> None:
         blocks.append([run(step) for step in range(number * steps, (number + 1) * steps)])
         if dist.is_initialized():
             dist.barrier()
-        if task.turns and workers.rank() == 0:
+        if task.turns and distributed.rank() == 0:
             task.turns.end()
-    if workers.rank() == 0:
+    if distributed.rank() == 0:
         task.blocks.write_text(json.dumps(blocks[1:]))
 
 
 def _under_ray(task: Task) -> None:
     """A cluster of this machine for the run alone, as torchrun's processes are there for theirs alone."""
-    cluster.connect(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
+    connect.connect(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
     try:
         TorchTrainer(
             lambda: loop(task, ray.train.torch.get_device()),
@@ -191,7 +191,7 @@ def _torchrun(task: Task) -> tuple[list[str], dict[str, str]]:
     place = task.turns and task.turns.place
     given.write_text(json.dumps([task.config.model_dump(mode="json"), task.num_workers, str(task.blocks), place]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={task.num_workers}"]
-    threads = {"OMP_NUM_THREADS": str(workers.num_threads(task.num_workers))}
+    threads = {"OMP_NUM_THREADS": str(distributed.num_threads(task.num_workers))}
     return [*command, "-m", "pipeline.benchmark.launchers", str(given)], os.environ | threads
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ccnet.step import DTYPES, StepResult
+from pipeline.benchmark.baselines import PublishedCrissCross
 from pipeline.benchmark.device import gflop, own_device, peak_gflops, seconds
 from pipeline.benchmark.feeds import SPAWN
-from pipeline.benchmark.formulations import PublishedCrissCross
-from pipeline.benchmark.memory import own_peak
-from pipeline.config import Config
-from pipeline.learner import Learner
+from pipeline.benchmark.processes import own_peak
+from pipeline.config.config import Config
+from pipeline.model.learner import Learner
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ccnet import CrissCrossAttention, criss_cross
 from ccnet.step import DTYPES, Precision
+from pipeline.benchmark.baselines import AllPixels, NonLocal, PublishedCrissCross
 from pipeline.benchmark.device import bandwidth, gflop, own_device, seconds, wait
 from pipeline.benchmark.feeds import SPAWN
-from pipeline.benchmark.formulations import AllPixels, NonLocal, PublishedCrissCross
-from pipeline.benchmark.memory import own_peak
-from pipeline.config import Config
+from pipeline.benchmark.processes import own_peak
+from pipeline.config.config import Config
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet import CrissCrossAttention
-from pipeline.benchmark.formulations import NonLocal, PublishedCrissCross
+from pipeline.benchmark.baselines import NonLocal, PublishedCrissCross
 
 
 def gigaflops(block: type[nn.Module], recurrence: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet import build_ccnet, build_optimizer, train_step
-from ccnet.average import Average
+from ccnet.ema import Average
 from ccnet.losses import Objective, Ohem
 from tests.ccnet.device import DEVICE
 

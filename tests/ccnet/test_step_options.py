@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ccnet import build_optimizer, train_step
-from ccnet.average import Average
+from ccnet.ema import Average
 from tests.ccnet.tiny import infinite, state_of, tiny_batch, tiny_net, trained, unchanged
 
 

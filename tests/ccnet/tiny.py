@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ccnet import Output, SampleDropout2d, build_optimizer, synchronise_batch_norm, train_step
-from ccnet.average import Average
+from ccnet.ema import Average
 from ccnet.layers import freeze_batch_norm, rank, world_size
 from ccnet.losses import PUBLISHED, Objective
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 import torch
 
-from pipeline.environment import describe_commit
+from pipeline.tracking.provenance import describe_commit
 from tests.chaos.faults import (
     CLOCKS,
     ELASTIC,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
-from pipeline.config import Config
+from pipeline.config.config import Config
 from tests.chaos.run import Recovery, Run, recovery
 from tests.chaos.scene import Scene, Weights, kill
 

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 
 from ccnet.optim import poly_learning_rate
-from pipeline import checkpoint, workers
-from pipeline.config import Config
-from pipeline.feed import Feed
-from pipeline.learner import Learner
-from pipeline.loading import load
-from pipeline.shards import open_data
+from pipeline.checkpoints import checkpoint
+from pipeline.cluster import distributed
+from pipeline.config.config import Config
+from pipeline.config.load import load
+from pipeline.data.shards import open_data
+from pipeline.loading.feed import Feed
+from pipeline.model.learner import Learner
 
 
 def undisturbed(folder: Path, words: list[str], environment: dict[str, str]) -> Path:
@@ -32,11 +33,11 @@ def undisturbed(folder: Path, words: list[str], environment: dict[str, str]) -> 
 def train(config: Config, threads: int) -> Learner:
     """One worker's part; by as many threads as a worker of Ray Train has, for sums are split among them."""
     torch.set_num_threads(threads)
-    feed = Feed(config, open_data(config), 0, workers.world_size())
+    feed = Feed(config, open_data(config), 0, distributed.world_size())
     learner = Learner(config, len(feed.manifest.class_names), torch.device("cpu"))
     learner.distribute()
     for step in range(config.train.steps):
-        image, label, _ = feed.crops(feed.plan.positions(step, step + 1, workers.rank(), feed.workers))
+        image, label, _ = feed.crops(feed.plan.positions(step, step + 1, distributed.rank(), feed.workers))
         rate = poly_learning_rate(config.train.learning_rate, step, config.train.steps, config.train.power)
         learner.step(torch.from_numpy(np.moveaxis(image, 3, 1)), torch.from_numpy(label), step=step, learning_rate=rate)
     return learner
@@ -45,7 +46,7 @@ def train(config: Config, threads: int) -> Learner:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     made = load(sys.argv[2], sys.argv[3:])
-    learned = train(made, workers.num_threads(workers.world_size()))
+    learned = train(made, distributed.num_threads(distributed.world_size()))
     if dist.get_rank() == 0:
         target = Path(sys.argv[1], checkpoint.folder_name(made.train.steps))
         target.mkdir(parents=True)

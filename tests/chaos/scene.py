@@ -29,14 +29,14 @@ from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
 from infra.services import JOB_STOP_S
-from pipeline import checkpoint
-from pipeline.config import Config
-from pipeline.loading import load
-from pipeline.prepare import prepare
-from pipeline.storage import Store, open_store
+from pipeline.checkpoints import checkpoint
+from pipeline.config.config import Config
+from pipeline.config.load import load
+from pipeline.data.prepare import prepare
+from pipeline.storage.store import Store, open_store
 from tests.chaos.run import ROOT, Run
-from tests.faulty_store import FaultyStore
-from tests.mlflow_server import MlflowServer
+from tests.support.faulty_store import FaultyStore
+from tests.support.mlflow_server import MlflowServer
 
 CONFIG = "jobs/configs/demo.yaml"
 ALIKE = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 from tests.chaos import plain_loop
 from tests.chaos.faults import KILLS, struck
 from tests.chaos.scene import Scene, Weights, wait_until

@@ -14,9 +14,9 @@ import botocore.session
 import pytest
 
 from infra import processes
-from infra.environment import environment
 from infra.processes import Identity
 from infra.services import S3_VENV
+from infra.stack_env import environment
 
 pytestmark = pytest.mark.slow
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}

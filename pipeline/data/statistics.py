@@ -1,0 +1,87 @@
+"""What the samples of a data set come to: counts, sizes, duplicates; the manifest of it all."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config.config import Config
+from pipeline.data.index import Entry, content
+from pipeline.data.layouts import IGNORE, Classes
+from pipeline.data.shards import Manifest, Split
+
+SHOWN_DUPLICATES = 20
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of some samples: no entries when there are faults."""
+
+    split: str
+    entries: tuple[Entry, ...]
+    faults: tuple[str, ...]
+    pixels: npt.NDArray[np.int64]
+    """int64[256]: pixels by stored label id."""
+    present: npt.NDArray[np.uint8]
+    """uint8[n, 32]: of each image, the stored label ids that occur in it, one bit each."""
+
+
+def of_split(done: list[Done], name: str) -> list[Done]:
+    """What belongs to a split, in order."""
+    return [d for d in done if d.split == name]
+
+
+def entries_of(done: list[Done]) -> list[Entry]:
+    """All entries, in order."""
+    return [entry for d in done for entry in d.entries]
+
+
+def members_of(done: list[Done], known: Classes) -> list[npt.NDArray[np.int64]]:
+    """Of each class, the positions int64[m] of the images that contain it."""
+    present = np.concatenate([d.present for d in done])
+    found = []
+    for label in range(len(known.names)):
+        stored = np.isin(np.arange(256), [i for i, index in known.label_map.items() if index == label])
+        found.append(np.flatnonzero((present & np.packbits(stored)).any(1)))
+    return found
+
+
+def manifest_of(config: Config, known: Classes, done: list[Done], identity: str, prefix: str) -> Manifest:
+    """The manifest of what was looked at, its indexes to be written below `prefix`."""
+    data = config.data
+    parts = {name: of_split(done, name) for name in dict.fromkeys(d.split for d in done)}
+    splits = {name: _split(part, known, f"{prefix}/index-{name}") for name, part in parts.items()}
+    twins = _duplicates({name: entries_of(part) for name, part in parts.items()})
+    return Manifest(data.name, data.layout, known.names, known.colors, known.label_map, splits, data.packed, identity,
+                    num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
+
+
+def _split(done: list[Done], known: Classes, index: str) -> Split:
+    entries, stored = entries_of(done), np.sum([d.pixels for d in done], axis=0)
+    pixels = np.zeros(256, np.int64)
+    for label, of_class in known.label_map.items():
+        pixels[of_class] += stored[label]
+    sizes = np.array([(e.height, e.width) for e in entries])
+    return Split(
+        num_images=len(entries),
+        index=index,
+        content=content(entries),
+        bytes=sum(e.image_bytes + e.label_bytes for e in entries),
+        pixels=tuple(pixels[: len(known.names)].tolist()),
+        images=tuple(map(len, members_of(done, known))),
+        ignored=int(pixels[IGNORE]),
+        smallest=tuple(sizes.min(0).tolist()),
+        largest=tuple(sizes.max(0).tolist()),
+    )
+
+
+def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
+    """("train/ID", "val/ID") of each image that occurs in an earlier split as well, byte for byte."""
+    first: dict[bytes, tuple[str, str]] = {}
+    twins = []
+    for split, entries in splits.items():
+        for entry in entries:
+            seen = first.setdefault(entry.image_sha256, (split, entry.sample_id))
+            if seen[0] != split:
+                twins.append(("/".join(seen), f"{split}/{entry.sample_id}"))
+    return twins

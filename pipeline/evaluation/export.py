@@ -1,0 +1,93 @@
+"""A checkpoint as an ONNX file in storage: checked before it is delivered, with a record beside it of what it is."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccnet.export import SIZES, ExportError, Size, check_onnx, export_onnx
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.config.config import Config
+from pipeline.config.load import ConfigError
+from pipeline.data.shards import open_data
+from pipeline.evaluation.evaluate import load_network
+from pipeline.storage.store import StorageError, Store, check, open_store
+from pipeline.tracking.provenance import environment
+
+__all__ = ["ExportError", "Exported", "export"]
+
+
+class Exported(NamedTuple):
+    """Where the file went, and what it is."""
+
+    url: str
+    record_url: str
+    """JSON: checkpoint, classes, colours, opset, differences, sha256."""
+    num_bytes: int
+    opset: int
+    differences: dict[Size, float]
+    """(batch, height, width) -> largest difference between onnxruntime and torch (see ccnet.export.check_onnx)."""
+
+
+def export(config: Config) -> Exported:
+    """Exports the network of `evaluate.checkpoint`, or of the run's best checkpoint, to `export.output`; joins no cluster.
+
+    Raises ConfigError for an address that is no .onnx file, CheckpointError when there is no network, ExportError when a package
+    is missing or the file and the network disagree, StorageError when the store lost bytes. The file is replaced when it has
+    passed the check, else it stays as it was.
+    """
+    manifest = open_data(config)
+    output, name = _address(config)
+    check(output)
+    net, found = load_network(config, manifest)
+    crop: Size = (1, *config.data.crop)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.onnx")
+        opset = export_onnx(net, path, result=config.export.result, class_names=manifest.class_names)
+        differences = check_onnx(path, net, [crop, *SIZES])
+        data = path.read_bytes()
+    record = {
+        "file": output.url(f"{name}.onnx"),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "result": config.export.result,
+        "opset": opset,
+        "recurrence": net.head.recurrence,
+        "class_names": manifest.class_names,
+        "colors": manifest.colors,
+        "checkpoint": _origin(found),
+        "largest_difference": max(differences.values()),
+        "checked": [{"batch": b, "height": h, "width": w, "difference": d} for (b, h, w), d in differences.items()],
+        "made_by": environment(),
+    }
+    _deliver(output, f"{name}.onnx", data)
+    _deliver(output, f"{name}.json", json.dumps(record, indent=1).encode())
+    return Exported(output.url(f"{name}.onnx"), output.url(f"{name}.json"), len(data), opset, differences)
+
+
+def _address(config: Config) -> tuple[Store, str]:
+    """The folder that takes the file, and the file's name without .onnx."""
+    url = config.export.output or f"{config.storage.path}/exports/{config.run_key}-{config.export.result}.onnx"
+    folder, _, name = url.rpartition("/")
+    if not name.endswith(".onnx") or folder[-1:] in ("", "/"):
+        raise ConfigError([f"export.output = {url!r}: must be a .onnx file in a folder or bucket (try {url}/{config.name}.onnx)"])
+    return open_store(folder, config.storage), name.removesuffix(".onnx")
+
+
+def _origin(found: Checkpoint) -> dict[str, Any]:
+    """The checkpoint, and its mIoU with the protocol and the recurrence that it was measured at (law 8)."""
+    progress = found.progress
+    return {
+        "url": found.url,
+        "sha256": found.sha256,
+        "step": found.step,
+        "recurrence": progress["model"]["recurrence"],
+        "miou": progress["metrics"].get("miou"),
+        "protocol": progress["protocol"],
+    }
+
+
+def _deliver(store: Store, key: str, data: bytes) -> None:
+    store.write(key, data)
+    if fault := store.shortfall(key, data):
+        raise StorageError(fault)

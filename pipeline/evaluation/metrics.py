@@ -1,0 +1,131 @@
+"""What was counted of a split, and the figures that follow: metric points, the per-class table."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ccnet import ConfusionMatrix
+from ccnet.boundary_iou import BoundaryIoU
+
+BOUNDARY_RATIO = 0.02
+"""Width of a boundary as a share of the image diagonal: the paper's value for COCO and LVIS."""
+
+
+class Counts(NamedTuple):
+    """Pixel counts of some images; counts of several workers add up to those of all their images."""
+
+    confusion: ConfusionMatrix
+    boundary: BoundaryIoU
+
+    @classmethod
+    def none(cls, num_classes: int) -> "Counts":
+        """Of no image."""
+        return cls(ConfusionMatrix(num_classes), BoundaryIoU(num_classes, dilation_ratio=BOUNDARY_RATIO))
+
+    def add(self, prediction: torch.Tensor, label: torch.Tensor) -> "Counts":
+        """Counts one batch, uint8[B, H, W] each; returns self."""
+        self.confusion.update(prediction, label)
+        self.boundary.update(prediction, label)
+        return self
+
+    def merge(self, other: "Counts") -> "Counts":
+        """Adds the counts of other images; returns self."""
+        self.confusion.merge(other.confusion)
+        self.boundary.merge(other.boundary)
+        return self
+
+
+class Score(NamedTuple):
+    """What the counts say of a split. JSON holds it: `Score(**json.loads(json.dumps(score._asdict())))`."""
+
+    counts: list[list[int]]
+    """int64[K, K], row = truth, column = prediction."""
+    class_names: tuple[str, ...]
+    num_images: int
+    protocol: dict[str, Any]
+    """How the numbers were made (law 8)."""
+    boundary_counts: list[list[int]] | None = None
+    """int64[2, K], intersection and union of the boundaries; None in checkpoints of before it was counted."""
+    interval: tuple[float, float] | None = None
+    """Interval of the mIoU over images (`miou_interval` of the protocol says which); None where it was not asked for."""
+
+    @property
+    def matrix(self) -> ConfusionMatrix:
+        return _matrix(torch.tensor(self.counts))
+
+    @property
+    def boundary(self) -> BoundaryIoU | None:
+        if self.boundary_counts is None:
+            return None
+        boundary = BoundaryIoU(len(self.class_names), dilation_ratio=self.protocol["boundary_dilation_ratio"])
+        boundary.counts += torch.tensor(self.boundary_counts)
+        return boundary
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in label or prediction, 0..1."""
+        return self.matrix.miou()
+
+    @property
+    def majority_miou(self) -> float:
+        """mIoU of a predictor that always answers the most frequent class of these labels."""
+        pixels = torch.tensor(self.counts).sum(1)
+        majority = torch.zeros_like(torch.tensor(self.counts))
+        majority[:, int(pixels.argmax())] = pixels
+        return _matrix(majority).miou()
+
+    def metrics(self) -> dict[str, float]:
+        """Metric points val/<figure>, and val/iou/<class> of every class that occurs."""
+        matrix = self.matrix
+        points = {
+            "val/miou": self.miou,
+            "val/pixel_accuracy": matrix.pixel_accuracy(),
+            "val/mean_accuracy": matrix.mean_accuracy(),
+            "val/frequency_weighted_iou": matrix.frequency_weighted_iou(),
+        }
+        if self.boundary:
+            points["val/boundary_miou"] = self.boundary.miou()
+        points |= {f"val/iou/{name}": iou for name, iou in zip(self.class_names, matrix.iou().tolist(), strict=True)}
+        return {key: value for key, value in points.items() if value == value}  # NaN: nothing of the kind occurs
+
+    def table(self) -> str:
+        """Figures per class, then over all of them, ready to print."""
+        summary, pixels = self._summary(), torch.tensor(self.counts).sum(1)
+        columns = {"IoU": self.matrix.iou(), "accuracy": self.matrix.class_accuracy()}
+        if self.boundary:
+            columns["boundary IoU"] = self.boundary.iou()
+        width = max(len(name) for name in (*self.class_names, *(name for name, _, _ in summary)))
+        lines = ["  ".join([f"{'class':<{width}}", *(f"{column:>8}" for column in columns), " pixels"])]
+        for k, name in enumerate(self.class_names):
+            cells = (f"{_figure(float(values[k])):>{max(8, len(column))}}" for column, values in columns.items())
+            lines.append("  ".join([f"{name:<{width}}", *cells, f"{float(pixels[k] / max(1, int(pixels.sum()))):>7.1%}"]))
+        return "\n".join(lines + [f"{name:<{width}}  {_figure(value):>8}  {note}".rstrip() for name, value, note in summary])
+
+    def _summary(self) -> list[tuple[str, float, str]]:
+        """(name, value, note) of each figure over all classes."""
+        matrix, note = self.matrix, f"{self.num_images} images"
+        if self.interval:
+            low, high = self.interval
+            note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"
+        absent = f"over all {len(self.class_names)} classes, absent ones counting 0: the published code's figure"
+        figures = [
+            ("mIoU", self.miou, note),
+            ("all-classes mIoU", matrix.miou_all_classes(), absent),
+            ("pixel accuracy", matrix.pixel_accuracy(), ""),
+            ("mean accuracy", matrix.mean_accuracy(), ""),
+            ("frequency-weighted IoU", matrix.frequency_weighted_iou(), ""),
+        ]
+        if self.boundary:
+            distance = f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"
+            figures.append(("boundary mIoU", self.boundary.miou(), distance))
+        return [*figures, ("majority class", self.majority_miou, "mIoU of always answering the commonest class")]
+
+
+def _matrix(counts: torch.Tensor) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(len(counts))
+    matrix.counts += counts
+    return matrix
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == value else "absent"

@@ -1,0 +1,101 @@
+"""Decides whether a run goes on after its workers failed.
+
+Ray Train counts all failures alike; its own count is off (`FailureConfig(max_failures=-1)`), and `Judge` decides in its
+controller. An error raised there ends the run at once, for Ray Train tries nothing again that a callback has raised.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.train import UserCallback
+
+from pipeline.config.train import Faults
+from pipeline.fault_tolerance.failures import Fault, Kind, RunFailed, fault_of
+
+logger = logging.getLogger(__name__)
+
+RECORD_S = 10.0
+"""Longest time that the controller waits for an event to be recorded."""
+
+
+class Judge(UserCallback):
+    """Decides in Ray Train's controller whether a run goes on after its workers failed; raises RunFailed when it does not.
+
+    `record` gets {time (Unix seconds), kind, what, did} of each decision; it may fail or hang, must pickle, and is given
+    RECORD_S seconds.
+    """
+
+    def __init__(self, faults: Faults, record: Callable[[dict[str, Any]], None]) -> None:
+        self.faults, self.record = faults, record
+        self.failures: list[str] = []
+        """Faults of the infrastructure since the last checkpoint, with their times."""
+        self.rollbacks = 0
+        self.last = ""
+        """What code last raised for want of something outside, no checkpoint since."""
+        self.judged: set[str] = set()
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """A checkpoint ends the row of failures."""
+        if checkpoint is not None:
+            self.failures, self.last = [], ""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Judges the workers' exceptions (rank -> exception) together."""
+        faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
+        tokens = {fault.token for fault in faults.values()}
+        # While a node is taken away, Ray Train shows the same dead workers at every poll.
+        if "" not in tokens and tokens <= self.judged:
+            return
+        self.judged |= tokens - {""}
+        rank, fault = min(faults.items(), key=lambda item: (item[1].precedence, item[0]))
+        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        what = f"worker {rank}{others}: {fault}"
+        ended, did = self._decide(fault, what)
+        logger.warning("%s: %s", what, did)
+        self._record({"time": time.time(), "kind": fault.kind.value, "what": what, "did": did})
+        if ended:
+            listed = ["since the last checkpoint:", *self.failures] if self.failures else []
+            raise RunFailed("\n".join([what, did, *listed]))
+
+    def _decide(self, fault: Fault, what: str) -> tuple[bool, str]:
+        """(whether the run ends, what is done)."""
+        if fault.kind == Kind.DETERMINISTIC:
+            return True, "not retried: it would repeat"
+        if fault.kind == Kind.MOVED:
+            return False, "goes on from the checkpoint on the nodes that stay; not counted as a failure"
+        if fault.kind == Kind.MEMORY:
+            return (False, "goes on in smaller passes") if fault.smaller else (True, "not retried: no smaller pass is possible")
+        if fault.kind == Kind.NOT_FINITE:
+            self.rollbacks += 1
+            limit = self.faults.max_rollbacks
+            if self.rollbacks > limit:
+                return True, f"not retried: it went back to a checkpoint as often as faults.max_rollbacks = {limit} allows"
+            return False, f"back to the last checkpoint, time {self.rollbacks} of {limit} (faults.max_rollbacks)"
+        same = fault.raised and fault.what == self.last
+        self.last = fault.what if fault.raised else ""
+        if same:
+            return True, "not retried: the same as before, and no checkpoint in between, so it would repeat"
+        self.failures.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {what}")
+        number, limit = len(self.failures), self.faults.max_failures
+        if number > limit:
+            return True, (
+                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; mend what failed "
+                "and submit the run again: it goes on from its last checkpoint"
+            )
+        return False, f"retried from the last checkpoint, failure {number} in a row of at most {limit} (faults.max_failures)"
+
+    def _record(self, event: dict[str, Any]) -> None:
+        def record() -> None:
+            try:
+                self.record(event)
+            except Exception as error:  # what takes the record may be down as well; the line above is in the log
+                logger.warning("the failure could not be recorded: %s: %s", type(error).__name__, error)
+
+        thread = threading.Thread(target=record, daemon=True)
+        thread.start()
+        thread.join(RECORD_S)
+        if thread.is_alive():
+            logger.warning("the failure is not recorded yet after %g s", RECORD_S)

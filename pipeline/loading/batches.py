@@ -1,0 +1,91 @@
+"""What a worker makes of the rows that reach it: batches whose every row's place is checked, and whole images to evaluate."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.config.config import Config
+from pipeline.data.shards import Manifest
+from pipeline.images import resize
+from pipeline.loading.feed import Batch, Feed, decode
+from pipeline.loading.sampler import Plan, share
+from pipeline.loading.samples import SampleError, open_samples
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+class TrainingBatch(NamedTuple):
+    """One rank's part of a global batch."""
+
+    step: int
+    image: torch.Tensor
+    """uint8[b, 3, h, w], channels last; b rows are the rank's share."""
+    label: torch.Tensor
+    """uint8[b, h, w]."""
+    replaced: int
+    """Samples that could not be read and were replaced by another."""
+
+
+def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Feed, rank: int) -> Iterator[TrainingBatch]:
+    """The batches of one rank from its part of the training data; `feed.first_step` is of no account, the data decides.
+
+    Raises what `planned_batches` raises.
+    """
+    rows = data.iter_batches(batch_size=feed.rows_per_step, batch_format="numpy", prefetch_batches=2)
+    return planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=rank, workers=feed.workers)
+
+
+def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
+    """The batches of one rank, every row's place checked and padding left out; the first says at which step the feed starts.
+
+    Raises RuntimeError when a row is not the one the plan puts there, or when the rows end before step `steps`.
+    """
+    step, num_rows = -1, share(plan.global_batch, rank, workers)[1]
+    for batch in rows:
+        step = step + 1 if step >= 0 else int(batch["step"][0])
+        for name, expected in _places(plan, step, rank, workers).items():
+            if not np.array_equal(batch[name], expected):
+                raise RuntimeError(
+                    f"data order broken at step {step}, rank {rank}: expected {name} {expected.tolist()}, got "
+                    f"{batch[name].tolist()}; resume from the last checkpoint"
+                )
+        image = torch.from_numpy(np.ascontiguousarray(batch["image"][:num_rows])).permute(0, 3, 1, 2)  # [b, 3, h, w]
+        label = torch.from_numpy(np.ascontiguousarray(batch["label"][:num_rows]))  # [b, h, w]
+        yield TrainingBatch(step, image, label, int(batch["replaced"].sum()))
+    if step + 1 != steps:
+        raise RuntimeError(
+            f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint"
+        )
+
+
+def _places(plan: Plan, step: int, rank: int, workers: int) -> Batch:
+    positions = plan.positions(step, step + 1, rank, workers)
+    return {"rank": np.full_like(positions, rank), "step": np.full_like(positions, step), "position": positions}
+
+
+class Sample(NamedTuple):
+    """One evaluation sample: image uint8[h, w, 3] RGB at evaluation scale, label uint8[H, W] at its own resolution."""
+
+    number: int
+    """Position in the split; -1 for one that pads a rank's share and is not counted."""
+    sample_id: str
+    image: resize.UInt8
+    label: resize.UInt8
+
+
+def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: list[int], scale: float) -> Iterator[Sample]:
+    """The samples at `indices` of a split, one at a time, whole images, labels untouched but for the label map.
+
+    Index -1 pads: an image of the split whose label is all ignored. Raises SampleError for one that cannot be read: an
+    evaluation never leaves an image out.
+    """
+    samples, label_map = open_samples(config, manifest, split), manifest.label_lookup()
+    for index, row in zip(indices, samples.ahead([max(index, 0) for index in indices]), strict=True):
+        if isinstance(row, SampleError):
+            raise row
+        image, label = decode(row)
+        truth = label_map[label] if index >= 0 else np.full_like(label, resize.IGNORE)
+        yield Sample(index, row.sample_id, resize.resize_image(image, scale), truth)

@@ -1,0 +1,133 @@
+"""From block numbers to augmented crops: what a Ray Data task, or any other process, runs to execute the plan.
+
+Imports neither torch nor Ray: a fresh task worker is ready in a second.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.checkpoints.retention import latest_step
+from pipeline.config.config import Config
+from pipeline.data.shards import Manifest, Row
+from pipeline.images import resize
+from pipeline.images.augment import Recipe, augment
+from pipeline.loading.sampler import PADDING, Picks, Plan, block, largest_share, oversampled
+from pipeline.loading.samples import SampleError, Samples, open_samples
+from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, npt.NDArray[Any]]
+Int64 = npt.NDArray[np.int64]
+
+
+class Feed(NamedTuple):
+    """All that a task needs to turn block numbers into augmented crops; pickles small."""
+
+    config: Config
+    manifest: Manifest
+    first_step: int
+    workers: int
+    """Training processes that share a global batch."""
+
+    @property
+    def plan(self) -> Plan:
+        """The order of the training split."""
+        config, split = self.config, self.manifest.splits["train"]
+        labels = {name: label for label, name in enumerate(self.manifest.class_names)}
+        # By class, for a configuration whose keys stand in another order is the same run.
+        weights = dict(sorted((labels[name], weight) for name, weight in config.data.oversample.items()))
+        streams = oversampled(split.num_images, dict(enumerate(split.images)), weights)
+        return Plan(split.num_images, config.train.global_batch, config.seed, streams)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of each worker in each step, padding included."""
+        return largest_share(self.config.train.global_batch, self.workers)
+
+    def rows(self, blocks: Batch) -> Batch:
+        """Rows of the blocks `id`: image uint8[n, h, w, 3], label uint8[n, h, w]; position, step, rank int64[n]; replaced."""
+        rows = [self._block(int(index)) for index in blocks["id"]]
+        return rows[0] if len(rows) == 1 else {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
+
+    def _block(self, index: int) -> Batch:
+        config, workers = self.config, self.workers
+        place = block(
+            index, self.first_step, config.train.steps, steps_per_block=config.steps_per_block(workers), workers=workers
+        )
+        positions = self.plan.positions(place.first_step, place.last_step, place.rank, workers)
+        image, label, replaced = self.crops(positions)
+        steps = np.repeat(np.arange(place.first_step, place.last_step), self.rows_per_step)
+        rank = np.full_like(steps, place.rank)
+        return {"image": image, "label": label, "position": positions, "step": steps, "rank": rank, "replaced": replaced}
+
+    def crops(self, positions: Int64) -> tuple[resize.UInt8, resize.UInt8, npt.NDArray[np.bool_]]:
+        """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], both 0 at PADDING, and which of them stand for a sample that
+        cannot be read.
+
+        Raises SampleError for a sample that is missing or corrupt, unless `data.max_skipped` lets it be replaced.
+        """
+        crop, seed = self.config.data.crop, self.config.seed
+        samples, label_map = open_samples(self.config, self.manifest, "train"), self.manifest.label_lookup()
+        rows = np.flatnonzero(positions != PADDING)
+        picks, recipe = self.plan.picks(positions[rows]), self.recipe
+        numbers = self.samples_of(picks, samples)
+        image = np.zeros((len(positions), *crop, 3), np.uint8)
+        label = np.zeros((len(positions), *crop), np.uint8)
+        replaced = np.zeros(len(positions), bool)
+        for i, (sample, pixels, ids) in enumerate(self._decoded(samples, numbers)):
+            row = rows[i]
+            replaced[row] = sample != numbers[i]
+            image[row], label[row] = augment(
+                pixels, ids, label_map, recipe,
+                seed=seed, epoch=int(picks.epoch[i]), sample=sample, stream=int(picks.stream[i]),
+            )  # fmt: skip
+        return image, label, replaced
+
+    @property
+    def recipe(self) -> Recipe:
+        """How this configuration augments."""
+        data = self.config.data
+        return Recipe(data.crop, data.scale, data.scale_step, data.short_sides, data.flip, data.cat_max, data.photometric)
+
+    def samples_of(self, picks: Picks, samples: Samples) -> Int64:
+        """Positions int64[n] in the split of what was picked."""
+        numbers = picks.place.copy()
+        for number, stream in enumerate(self.plan.oversampled, start=1):
+            mine = picks.stream == number
+            assert stream.label is not None
+            numbers[mine] = samples.index.members(stream.label, picks.place[mine])
+        return numbers
+
+    def _decoded(self, samples: Samples, numbers: Int64) -> Iterator[tuple[int, resize.UInt8, resize.UInt8]]:
+        """(number, image, label) for each of `numbers`; a sample that cannot be read is replaced by the next that can."""
+        for number, row in zip(numbers.tolist(), samples.ahead(numbers.tolist()), strict=True):
+            for following in range(self.config.data.max_skipped + 1):
+                stand_in = (number + following) % samples.index.num_images
+                found = row if following == 0 else samples.try_read([stand_in])[0]
+                try:
+                    if isinstance(found, SampleError):
+                        raise found
+                    yield stand_in, *decode(found)
+                    break
+                except SampleError as error:
+                    if following == self.config.data.max_skipped:
+                        raise
+                    logger.warning("replaced by the next sample: %s", error)
+
+
+def resumed(config: Config, manifest: Manifest, checkpoints: Store, workers: int) -> Feed:
+    """The training data of `workers` processes from the newest checkpoint on; the one place that decides where a start begins."""
+    return Feed(config, manifest, latest_step(checkpoints), workers)
+
+
+def decode(row: Row) -> tuple[resize.UInt8, resize.UInt8]:
+    """Image uint8[H, W, 3] and label uint8[H, W] of stored ids. Raises SampleError naming the sample."""
+    try:
+        return resize.decode_image(row.image), resize.decode_label(row.label)
+    except ValueError as error:
+        raise SampleError(f"sample {row.sample_id}: {error}; run python -m jobs.prepare CONFIG again") from error

@@ -1,0 +1,97 @@
+"""What a network starts from: random weights, or a published checkpoint, also one for other classes."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccnet import CCNet
+from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
+from pipeline.config.config import Config
+from pipeline.config.load import ConfigError
+from pipeline.storage.store import open_store
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
+"""The layers that know the classes."""
+EMBEDDING = "embedding."
+"""The layer of the category-consistent loss, which no published checkpoint has."""
+
+
+def _as_it_is(state: State) -> State:
+    return state
+
+
+CONVERTERS: dict[str, Callable[[State], State]] = {
+    "official": from_official,
+    "mmseg": from_mmseg,
+    "torchvision": from_torchvision,
+    "ccnet": _as_it_is,
+}
+
+
+class Initial(NamedTuple):
+    """A published checkpoint under our names."""
+
+    state: State
+    sha256: str
+    """Of the file."""
+
+
+def read_initial(config: Config) -> Initial | None:
+    """The checkpoint at `model.weights`; None when there is none.
+
+    Raises ConfigError naming what does not fit, StorageError when the store refuses.
+    """
+    model = config.model
+    if model.weights is None:
+        return None
+    folder, _, name = model.weights.rpartition("/")
+    try:
+        data = open_store(folder, config.storage).read(name)
+    except FileNotFoundError as error:
+        raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
+    with tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
+        file = Path(scratch, name)
+        file.write_bytes(data)
+        try:
+            state = CONVERTERS[model.weights_format](read_state(file))
+        except ValueError as error:
+            words = str(error).replace(f"{file}: ", "")
+            raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
+    _refuse_another_network(config, architecture(state))
+    return Initial(state, hashlib.sha256(data).hexdigest())
+
+
+def start_from(net: CCNet, initial: Initial, num_classes: int) -> None:
+    """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes, and the
+    embedding when the checkpoint has none like it. ValueError lists what else does not fit.
+    """
+    ours, theirs = net.state_dict(), architecture(initial.state).get("num_classes", num_classes)
+    fresh: tuple[str, ...] = CLASSIFIERS if theirs != num_classes else ()
+    if _shape(ours, EMBEDDING) != _shape(initial.state, EMBEDDING):
+        fresh += (EMBEDDING,)
+    state = {name: tensor for name, tensor in initial.state.items() if not name.startswith(fresh)}
+    load(net, state, keep=[prefix for prefix in fresh if any(name.startswith(prefix) for name in ours)])
+    if theirs != num_classes:
+        logger.info("model.weights is for %d classes, the data have %d: the classifiers start anew", theirs, num_classes)
+
+
+def _shape(state: State, prefix: str) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)]
+
+
+def _refuse_another_network(config: Config, found: dict[str, Any]) -> None:
+    wanted = {"backbone": config.model.backbone, "variant": config.model.variant, "stem": config.model.stem}
+    if wanted["stem"] is None:
+        wanted["stem"] = "slim" if config.model.variant == "mmseg" else "deep"
+    differing = [
+        f"model.{key} = {value!r}: model.weights is of {found[key]!r} (set model.{key}={found[key]})"
+        for key, value in wanted.items()
+        if key in found and found[key] != value
+    ]
+    if differing:
+        raise ConfigError(differing)

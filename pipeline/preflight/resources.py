@@ -1,0 +1,51 @@
+"""What a run needs: CPUs, bytes of crops on the way to the workers, bytes of a checkpoint."""
+
+import math
+
+import torch
+
+from ccnet import build_ccnet, freeze_batch_norm
+from pipeline.config.config import Config
+from pipeline.model.learner import network_arguments
+
+DATA_TASKS = 2
+"""Ray Data tasks that must have CPUs beside the workers; with fewer it may wait for ever without a word."""
+
+
+def cpus_needed(config: Config, workers: int) -> float:
+    """Logical CPUs of a run of so many workers, those of its data and of a validation apart included."""
+    return workers * config.train.cpus_per_worker + cpus_beside(config)
+
+
+def cpus_beside(config: Config) -> float:
+    """Logical CPUs that must be left beside the workers: of the data, and of a validation apart, which takes a worker's."""
+    return DATA_TASKS * config.data.cpus_per_task + config.evaluate.apart * config.train.cpus_per_worker
+
+
+def workers_started(config: Config, available_cpus: float, available_gpus: float) -> int:
+    """Workers that Ray Train starts on a cluster, at most `train.workers`: it leaves nothing for the data by itself."""
+    train = config.train
+    by_cpu = math.floor(available_cpus / train.cpus_per_worker + 1e-9)
+    by_gpu = math.floor(available_gpus) if available_gpus >= train.fewest_workers else train.most_workers
+    return min(train.most_workers, by_cpu, by_gpu)
+
+
+def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
+    """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
+    train, data = config.train, config.data
+    held = (workers + config.evaluate.apart) * train.cpus_per_worker
+    tasks = max(1, math.floor((available_cpus - held) / data.cpus_per_task + 1e-9))
+    step_bytes = workers * config.block_bytes(workers) // config.steps_per_block(workers)
+    return min((2 * tasks + 2 * workers) * config.block_bytes(workers), train.steps * step_bytes)
+
+
+def checkpoint_bytes(config: Config, num_classes: int) -> int:
+    """Bytes of one checkpoint: the state dict, that of the average where one is kept, and SGD's momentum of every trainable
+    parameter."""
+    with torch.device("meta"):
+        net = build_ccnet(**network_arguments(config, num_classes))
+        if config.train.freeze_norm:
+            freeze_batch_norm(net.backbone)
+    state = sum(tensor.nbytes for tensor in net.state_dict().values())
+    momentum = sum(p.nbytes for p in net.parameters() if p.requires_grad) if config.train.momentum else 0
+    return int((2 if config.train.ema_decay else 1) * state + momentum)

@@ -1,0 +1,113 @@
+"""What is wrong or doubtful in how a run starts, trains and ends, each with its fix."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+
+from ccnet import build_ccnet
+from pipeline.config.config import Config
+from pipeline.config.load import ConfigError
+from pipeline.data.shards import Manifest
+from pipeline.loading.sampler import largest_share
+from pipeline.model.learner import network_arguments, objective
+from pipeline.model.pretrained import read_initial, start_from
+from pipeline.preflight.findings import Finding
+from pipeline.storage.store import StorageError
+
+
+def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
+    """Every finding but those of `weights`."""
+    return [
+        *losses(config, manifest),
+        *precision(config, cluster.get("GPU", 0)),
+        *compiler(config),
+        *frozen(config),
+        *passes(config),
+        *without_effect(config),
+    ]
+
+
+def losses(config: Config, manifest: Manifest) -> list[Finding]:
+    """Class weights of another number, and hard-pixel mining that keeps every pixel. In workers warnings are silent."""
+    found, weights, number = [], config.loss.class_weights, len(manifest.class_names)
+    if weights is not None and len(weights) != number:
+        what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
+        found.append(Finding("error", what, "give one each"))
+    hard = objective(config.loss).ohem
+    if problem := hard and hard.problem(config.train.global_batch, *config.data.crop):
+        what, _, fix = problem.rpartition("; ")
+        found.append(Finding("warning", f"loss.ohem.{what}", fix))
+    return found
+
+
+def precision(config: Config, gpus: float) -> list[Finding]:
+    """A narrow precision on CPUs that may have no instructions for it."""
+    train, kind = config.train, config.train.precision
+    if kind == "float32" or gpus >= train.fewest_workers:
+        return []
+    cpus = "CPUs without AVX512-BF16 or AMX" if kind == "bf16" else "CPUs"
+    what = f"train.precision = {kind}: the run is on CPUs, and on {cpus} a step takes many times as long as in float32"
+    return [Finding("warning", what, "train.precision=float32")]
+
+
+def compiler(config: Config) -> list[Finding]:
+    """`train.compile` without the compiler that torch.compile calls by default."""
+    name = os.environ.get("CXX", "g++")
+    if not config.train.compile or shutil.which(name):
+        return []
+    what = f"train.compile: no C++ compiler `{name}` on this machine, and the machine of each worker needs one"
+    return [Finding("warning", what, "install it, name another in CXX, or train.compile=false")]
+
+
+def frozen(config: Config) -> list[Finding]:
+    """Batch norm frozen as a random network has it, which normalises nothing."""
+    if not config.train.freeze_norm or config.model.weights:
+        return []
+    what = "train.freeze_norm: without model.weights the backbone has statistics of 0 and 1, and keeps them"
+    return [Finding("warning", what, "model.weights=..., or leave train.freeze_norm out")]
+
+
+def passes(config: Config) -> list[Finding]:
+    """Batch norm over passes whose images depend on the number of workers."""
+    train = config.train
+    elastic = train.fewest_workers < train.most_workers
+    if not (elastic and train.micro_batch and train.micro_batch < largest_share(train.global_batch, train.fewest_workers)):
+        return []
+    if train.freeze_norm:
+        return []
+    what = f"train.micro_batch = {train.micro_batch}: batch norm sees other images with each number of workers"
+    return [Finding("warning", what, "train.freeze_norm=true, or leave it out")]
+
+
+def without_effect(config: Config) -> list[Finding]:
+    """Settings that change nothing beside the others."""
+    found, train, stop = [], config.train, config.stop
+    largest = largest_share(train.global_batch, train.fewest_workers)
+    if train.micro_batch and train.micro_batch > largest:
+        what = f"train.micro_batch = {train.micro_batch}: no effect, a worker has {largest} images a step at most"
+        found.append(Finding("warning", what, "fewer, or leave it out"))
+    reached = train.steps / (train.steps + 9)  # of ccnet.Average at the last step
+    if train.ema_decay and train.ema_decay > reached:
+        what = f"train.ema_decay = {train.ema_decay:g}: never reached, it rises to {reached:.4g} in {train.steps} steps"
+        found.append(Finding("warning", what, f"at most train.ema_decay={math.floor(1000 * reached) / 1000}, or leave it out"))
+    validations = math.ceil(train.steps / train.validate_every)
+    if stop.patience and stop.patience >= validations - 1:  # the first is always the best so far
+        what = f"stop.patience = {stop.patience}: no effect, the run validates {validations} times"
+        found.append(Finding("warning", what, "fewer, or validate more often: train.validate_every"))
+    if stop.cost_per_worker_hour and stop.cost is None:
+        what = f"stop.cost_per_worker_hour = {stop.cost_per_worker_hour:g}: no effect without stop.cost"
+        found.append(Finding("warning", what, "add stop.cost, or leave it out"))
+    return found
+
+
+def weights(config: Config, num_classes: int) -> list[Finding]:
+    """Whether a run can start from `model.weights`, by doing it: reads the file, some seconds from a bucket."""
+    try:
+        if initial := read_initial(config):
+            start_from(build_ccnet(**network_arguments(config, num_classes)), initial, num_classes)
+    except ConfigError as error:
+        return [Finding("error", mistake) for mistake in error.mistakes]
+    except (StorageError, ValueError) as error:
+        return [Finding("error", f"model.weights = {config.model.weights}: {error}")]
+    return []

@@ -1,0 +1,95 @@
+"""The door to MLflow's registry: checkpoints by reference.
+
+MLflow holds the URL, the SHA-256 and the protocol of the mIoU, never the weights.
+"""
+
+import json
+import logging
+import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.tracking.runs import TrackingError, connect
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_URL = "ccnet.checkpoint_url"
+CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
+MIOU = "ccnet.miou"
+PROTOCOL = "ccnet.protocol"
+ALIAS = "best"
+
+
+def log_best(
+    uri: str, run_id: str, *, checkpoint_url: str, sha256: str, step: int, miou: float, protocol: Mapping[str, Any]
+) -> None:
+    """Names the run's best checkpoint so far, by reference: tags, and best_checkpoint.json. Replaces the one before."""
+    from mlflow.entities import RunTag
+
+    client = connect(uri)
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol) | {"ccnet.step": str(step)}
+    entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
+    client.log_text(run_id, json.dumps(entry, indent=2, sort_keys=True) + "\n", "best_checkpoint.json")
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any]) -> dict[str, str]:
+    # Two models compare when all but the model is the same, so the checkpoint's own hash is no part of what is compared.
+    rest = {key: value for key, value in protocol.items() if value != sha256}
+    return {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
+
+
+def register(
+    uri: str, run_id: str, name: str, *, checkpoint_url: str, sha256: str, miou: float, protocol: Mapping[str, Any]
+) -> str:
+    """The version of registered model `name` that stands for this checkpoint; made once, however often it is asked for.
+
+    Its source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
+    checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
+    The alias `best` moves to it when its mIoU is higher than the holder's under the same protocol.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol)
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((v for v in versions if v.run_id == run_id and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
+    if version is None:
+        remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
+        source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
+        version = client.create_model_version(name, source, run_id, tags=tags)
+    holder = next((v for v in versions if ALIAS in client.get_model_version(name, v.version).aliases), None)
+    if holder is None or (holder.tags.get(PROTOCOL) == tags[PROTOCOL] and miou > float(holder.tags[MIOU])):
+        client.set_registered_model_alias(name, ALIAS, version.version)
+    elif holder.tags.get(PROTOCOL) != tags[PROTOCOL]:
+        log.warning("models:/%s@%s stays at version %s: its mIoU has another protocol", name, ALIAS, holder.version)
+    return str(version.version)
+
+
+def find_checkpoint(uri: str, reference: str) -> str:
+    """URL of the checkpoint behind a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        if match := re.fullmatch(r"models:/([^@/]+)@([^@/]+)", reference):
+            tags = client.get_model_version_by_alias(*match.groups()).tags
+        elif match := re.fullmatch(r"models:/([^@/]+)/([0-9]+)", reference):
+            tags = client.get_model_version(*match.groups()).tags
+        elif re.fullmatch(r"[0-9a-f]{32}", reference):
+            tags = client.get_run(reference).data.tags
+        else:
+            raise TrackingError(f"checkpoint {reference!r}: must be a run id, models:/NAME@ALIAS or models:/NAME/VERSION")
+    except MlflowException as error:
+        raise TrackingError(f"checkpoint {reference!r}: {error.message}") from error
+    if CHECKPOINT_URL not in tags:
+        raise TrackingError(
+            f"checkpoint {reference!r}: names no checkpoint: a run has one when it has ended, until then give its folder"
+        )
+    return str(tags[CHECKPOINT_URL])

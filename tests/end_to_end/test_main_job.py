@@ -1,0 +1,228 @@
+"""The whole chain as users run it: real commands, a real cluster, a real tracking server and object store."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.config.config import Config
+from pipeline.config.load import load
+from pipeline.images import resize
+from pipeline.storage.store import open_store
+from tests.support import browser
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "jobs/configs/demo.yaml"
+STEPS = 20
+TINY = [
+    "train.learning_rate=0.01",
+    "train.warmup_steps=200",
+    "model.zero_init_residual=true",
+    "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
+    f"train.steps={STEPS}", "train.validate_every=5", "train.log_every=1", "tracking.experiment=tests",
+    "tracking.register_as=tiny",
+]  # fmt: skip
+
+ALONE = ("train.workers=1", "name=alone")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Finished = dict[str, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def command(stack: dict[str, str]) -> Command:
+    """command("train", "key=value", ...): runs the verb on the tiny demo and returns it finished."""
+
+    def run(verb: str, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", *(f"jobs.{word}" if i == 0 else word for i, word in enumerate(verb.split())), CONFIG]
+        environment = os.environ | stack | variables
+        return subprocess.run([*words, *TINY, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def client(stack: dict[str, str]) -> MlflowClient:
+    return MlflowClient(stack["MLFLOW_TRACKING_URI"])
+
+
+@pytest.fixture(scope="module")
+def prepared(command: Command) -> str:
+    """What jobs.prepare printed."""
+    done = command("prepare")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: str, stack: dict[str, str]) -> str:
+    """The log of two workers trained by Ray's own submit command."""
+    ray = Path(sys.executable).with_name("ray")
+    words = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", CONFIG, *TINY]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(trained: str, command: Command, client: MlflowClient) -> Finished:
+    """Verb -> its command after the training; all are started at once, for most of each is starting.
+
+    `alone` trains with one worker.
+    """
+    words = {
+        "train": (),
+        "evaluate": (f"evaluate.checkpoint={only_run(client, tiny()).info.run_id}",),
+        "predict": ("predict.limit=2",),
+        "export": (),
+    }
+    with ThreadPoolExecutor(len(words) + 1) as pool:
+        running = {verb: pool.submit(command, verb, *overrides) for verb, overrides in words.items()}
+        running["alone"] = pool.submit(command, "train", *ALONE, "tracking.register_as=null")
+        return {verb: done.result() for verb, done in running.items()}
+
+
+@pytest.fixture
+def access(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process reaches the stack's store."""
+    for key, value in stack.items():
+        monkeypatch.setenv(key, value)
+
+
+def tiny(*overrides: str) -> Config:
+    return load(ROOT / CONFIG, [*TINY, *overrides])
+
+
+def only_run(client: MlflowClient, config: Config) -> Run:
+    """The one MLflow run of a configuration."""
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`ccnet.run_key` = '{config.run_key}'")
+    return run
+
+
+def history(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
+    """step -> value; fails on a repeated step."""
+    points = client.get_metric_history(run.info.run_id, key)
+    assert len({point.step for point in points}) == len(points), f"{key}: a repeated point"
+    return {point.step: point.value for point in points}
+
+
+def test_preparing_again_does_nothing_twice(prepared: str, command: Command) -> None:
+    assert "train" in prepared
+    assert "already prepared" in command("prepare").stderr
+
+
+def test_ray_job_submit_trains_and_ends_with_the_table(trained: str, access: None) -> None:
+    assert f"step {STEPS}/{STEPS}" in trained
+    assert "data wait" in trained
+    assert "mIoU" in trained
+    assert "10 images" in trained
+    assert "sha256" in trained
+    config = tiny()
+    assert re.search(rf"best checkpoint +step \d+  {config.storage.path}/runs/{config.run_key}/step-0000", trained)
+
+
+def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
+    run = only_run(client, tiny())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.recurrence"] == "2"
+    assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
+    assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
+    assert any(key.startswith("val/iou/") for key in run.data.metrics)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "best_checkpoint.json", "panel.png", "attention.png", "confusion_matrix.png"} <= names
+    assert (
+        run.data.tags["ccnet.checkpoint_sha256"]
+        == client.get_model_version_by_alias("tiny", "best").tags["ccnet.checkpoint_sha256"]
+    )
+
+
+def test_one_worker_has_the_loss_curve_of_two(followed: Finished, client: MlflowClient) -> None:
+    """At a learning rate at which float32's rounding stays small; tests/ccnet holds the mathematics to 1e-9 in float64."""
+    assert followed["alone"].returncode == 0, followed["alone"].stderr
+    two, one = (history(client, only_run(client, config), "train/loss") for config in (tiny(), tiny(*ALONE)))
+    np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again(followed: Finished) -> None:
+    done = followed["train"]
+    assert done.returncode == 0, done.stderr
+    assert "step 1/" not in done.stderr
+    assert "training worker group" not in done.stderr
+    assert "mIoU" in done.stdout
+
+
+def test_evaluate_by_run_id_gives_the_miou_of_training(followed: Finished, client: MlflowClient) -> None:
+    done = followed["evaluate"]
+    assert done.returncode == 0, done.stderr
+    best = max(history(client, only_run(client, tiny()), "val/miou").values())
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
+    assert float(line.split()[1]) == pytest.approx(best, abs=1e-4)
+    assert '"checkpoint_sha256"' in done.stdout
+
+
+def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None) -> None:
+    assert followed["predict"].returncode == 0, followed["predict"].stderr
+    config = tiny()
+    store = open_store(f"{config.storage.path}/predictions/{config.run_key}", config.storage)
+    mask = resize.decode_label(store.read("val-000000.png"))
+    assert mask.shape == (49, 49)
+    assert mask.max() < 6
+    assert resize.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
+
+
+def test_export_delivers_a_checked_file_and_its_record(followed: Finished, access: None) -> None:
+    assert followed["export"].returncode == 0, followed["export"].stderr
+    config = tiny()
+    store = open_store(f"{config.storage.path}/exports", config.storage)
+    record = json.loads(store.read(f"{config.run_key}-logits.json"))
+    assert record["sha256"] == hashlib.sha256(store.read(f"{config.run_key}-logits.onnx")).hexdigest()
+    assert record["largest_difference"] <= 1e-4
+
+
+def test_a_search_is_one_parent_with_its_children(prepared: str, command: Command, client: MlflowClient) -> None:
+    dimensions = [
+        "train.learning_rate: {log: [0.00001, 0.1]}",
+        "data.crop_size: {choice: [41, 49]}",
+        "model.recurrence: {choice: [1, 2]}",
+    ]
+    space = f"tune.space={{{', '.join(dimensions)}}}"
+    done = command("tune", space, "tune.trials=2", "tune.grace_steps=5", "train.workers=1", "name=search", "train.warmup_steps=0")
+    assert done.returncode == 0, done.stderr
+    experiment = client.get_experiment_by_name("tests")
+    (parent,) = client.search_runs(
+        [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
+    )
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert len(children) == 2
+    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["ccnet.checkpoint_url"]
+    assert all("ccnet.checkpoint_url" in child.data.tags for child in children if child.info.status == "FINISHED")
+    assert "KILLED" in {child.info.status for child in children}, "no trial was stopped early"
+    assert "reproduce the best: " in done.stdout
+    assert "\ntrain.learning_rate=" in done.stdout
+
+
+@pytest.mark.skipif(
+    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): the run's page not looked at"
+)
+def test_the_page_of_the_run_shows_its_charts_and_panel(
+    trained: str, stack: dict[str, str], client: MlflowClient, tmp_path: Path
+) -> None:
+    run = only_run(client, tiny())
+    uri = stack["MLFLOW_TRACKING_URI"]
+    shots = browser.screenshot(uri, run.info.run_id, run.info.experiment_id, tmp_path, ("train/loss", "val/miou"))
+    assert all(shot.stat().st_size > 20_000 for shot in shots)

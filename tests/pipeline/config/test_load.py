@@ -1,0 +1,287 @@
+"""Every mistake at once, each naming the key, what came, what is legal and the nearest fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.base import JOB_MARK
+from pipeline.config.config import NOT_SHAPING, Config, changed_settings, shaping, without_password
+from pipeline.config.load import ConfigError, load, override, parse
+
+CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
+
+
+def tree(**change: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "t",
+        "storage": {"path": "s3://bucket"},
+        "data": {"name": "g", "layout": "generated", "crop_size": 65},
+        "model": {"backbone": "resnet18", "recurrence": 2},
+        "train": {"workers": 2, "global_batch": 8, "steps": 10},
+    }
+    for key, value in change.items():
+        section, _, field = key.partition("__")
+        if field:
+            base[section] = base.get(section, {}) | {field: value}
+        else:
+            base[section] = value
+    return base
+
+
+def mistakes(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    return caught.value.mistakes
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_legal(path: Path) -> None:
+    assert load(path).name
+
+
+def test_a_crop_off_the_grid_names_its_neighbours() -> None:
+    assert mistakes(tree(data__crop_size=700)) == ["data.crop_size = 700: must be 8k + 1 and at least 17 (try 697 or 705)"]
+
+
+def test_recurrence_has_no_default() -> None:
+    (line,) = mistakes(tree(model={"backbone": "resnet18"}))
+    assert line.startswith("model.recurrence: missing; R, passes of the criss-cross attention; the paper uses 2")
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    (line,) = mistakes(tree(train__lerning_rate=0.1))
+    assert "train.lerning_rate = 0.1: no such setting (did you mean train.learning_rate?)" in line
+
+
+def test_a_key_in_the_wrong_section_is_shown_home() -> None:
+    (line,) = mistakes(tree(recurrence=2))
+    assert "(did you mean model.recurrence?)" in line
+
+
+def test_a_wrong_word_names_the_legal_ones() -> None:
+    (line,) = mistakes(tree(model__backbone="resnet19"))
+    assert line == "model.backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101 (try resnet18)"
+
+
+def test_a_wrong_type_names_what_came() -> None:
+    (line,) = mistakes(tree(train__steps="many"))
+    assert line.startswith("train.steps = 'many': ")
+    assert "integer" in line
+
+
+def test_more_workers_than_images_a_step_and_a_range_upside_down_are_refused() -> None:
+    assert mistakes(tree(train__global_batch=1)) == [
+        "train.workers = 2: more than global_batch = 1 images a step (try 1 workers, or a larger global_batch)"
+    ]
+    assert mistakes(tree(train__workers=[3, 2])) == [
+        "train.workers = (3, 2): must be a number from 1, or [min, max] with 1 <= min <= max"
+    ]
+
+
+def test_all_mistakes_come_at_once() -> None:
+    assert len(mistakes(tree(data__crop_size=700, model__backbone="vgg", train__steps="many", colour="red"))) == 4
+
+
+def test_a_search_space_is_checked_value_by_value() -> None:
+    lines = mistakes(tree(tune={"space": {"data.crop_size": {"choice": [65, 70]}, "train.lerning_rate": {"log": [0.1, 0.2]}}}))
+    assert lines[0] == "tune.space: data.crop_size = 70: must be 8k + 1 and at least 17 (try 65 or 73)"
+    assert "did you mean train.learning_rate?" in lines[1]
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("name: demo")
+    with pytest.raises(ConfigError, match=r"dem\.yaml: No such file.*did you mean .*demo\.yaml"):
+        load(tmp_path / "dem.yaml")
+
+
+def test_overrides_are_yaml_and_checked() -> None:
+    config = load(CONFIGS / "demo.yaml", ["train.steps=7", "data.crop_size=[65, 73]", "train.learning_rate=1e-2"])
+    assert (config.train.steps, config.data.crop, config.train.learning_rate) == (7, (65, 73), 0.01)
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["train.steps", "train.step=3"])
+    assert len(caught.value.mistakes) == 2
+
+
+def test_the_run_key_follows_what_shapes_the_result() -> None:
+    base = parse(tree())
+    assert override(base, {"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
+    assert override(base, {"train.learning_rate": 0.5}).run_key != base.run_key
+    assert override(base, {"seed": 1}).run_key != base.run_key
+
+
+SHAPING = {
+    "data": {"name", "layout", "crop_size", "scale", "scale_step", "short_sides", "flip", "cat_max", "photometric", "oversample",
+             "generated"},
+    "model": {"backbone", "recurrence", "init", "zero_init_residual", "variant", "stem", "weights", "weights_format"},
+    "train": {"global_batch", "steps", "learning_rate", "momentum", "weight_decay", "power", "warmup_steps", "precision",
+              "compile", "micro_batch", "clip_norm", "ema_decay", "freeze_norm"},
+    "loss": {"aux_weight", "class_weights", "ohem", "consistency", "dice_weight", "lovasz_weight"},
+}  # fmt: skip
+
+
+def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> None:
+    """A new one belongs in SHAPING here, or in NOT_SHAPING: forgotten, it would give every run another key."""
+    record = parse(tree()).record()
+    assert {name: set(record[name]) & set(kept) for name, kept in NOT_SHAPING.items()} == {
+        name: set(record[name]) - SHAPING[name] for name in NOT_SHAPING
+    }
+    kept = shaping(record)
+    assert kept.pop("seed") == 0
+    assert {name: set(settings) for name, settings in kept.items()} == SHAPING
+    assert set(record) - set(SHAPING) - {"seed"} == {
+        "name", "storage", "faults", "stop", "evaluate", "predict", "export", "tracking", "tune", "benchmark"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.micro_batch": 2},  # batch norm sees a pass at a time
+        {"train.precision": "bf16"},
+        {"train.compile": True},
+        {"train.ema_decay": 0.9},
+        {"train.freeze_norm": True},
+        {"train.clip_norm": 1.0},
+        {"model.weights": "s3://bucket/net.pth"},
+    ],
+    ids=str,
+)
+def test_another_way_of_training_is_another_run(change: dict[str, Any]) -> None:
+    assert override(parse(tree()), change).run_key != parse(tree()).run_key
+
+
+def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
+    base = parse(tree())
+    ways = {"train.workers": [1, 4], "train.validate_every": 7, "stop.hours": 3, "faults.hang_s": 9, "evaluate.apart": True}
+    assert override(base, ways).run_key == base.run_key
+
+
+def test_an_earlier_run_is_named_by_its_key() -> None:
+    assert override(parse(tree()), {"train.resume": "t-0123abcd", "seed": 3}).run_key == "t-0123abcd"
+
+
+# Options of which each must be used by a shipped configuration: none is there for nothing.
+USED = {
+    "elastic workers": lambda c: c.train.fewest_workers < c.train.most_workers,
+    "bf16": lambda c: c.train.precision == "bf16",
+    "fp16": lambda c: c.train.precision == "fp16",
+    "torch.compile": lambda c: c.train.compile,
+    "gradient accumulation": lambda c: c.train.micro_batch,
+    "clipping": lambda c: c.train.clip_norm,
+    "average of the weights": lambda c: c.train.ema_decay,
+    "frozen batch norm": lambda c: c.train.freeze_norm,
+    "fine-tuning": lambda c: c.model.weights,
+    "validation apart": lambda c: c.evaluate.apart,
+    "warm-up": lambda c: c.train.warmup_steps,
+    "early stop": lambda c: c.stop.patience,
+    "time budget": lambda c: c.stop.hours,
+    "cost budget": lambda c: c.stop.cost,
+}
+
+
+@pytest.mark.parametrize("option", USED)
+def test_a_shipped_configuration_uses(option: str) -> None:
+    assert any(USED[option](load(path)) for path in CONFIGS.glob("*.yaml"))
+
+
+def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_MARK, "{}")
+    (line,) = mistakes(tree(storage={"path": "outputs"}))
+    assert line.startswith("storage.path = 'outputs': a relative folder of a submitted job is lost")
+
+
+def test_what_is_recorded_has_no_password() -> None:
+    config = parse(tree(tracking={"uri": "postgresql://me:secret@db:5432/mlflow"}))
+    assert config.record()["tracking"]["uri"] == "postgresql://db:5432/mlflow"
+    assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+
+
+def test_a_range_that_the_setting_refuses_is_a_mistake() -> None:
+    (line, *_) = mistakes(tree(tune={"space": {"train.global_batch": {"log": [4, 32]}}}))
+    assert line.startswith("tune.space: train.global_batch = 11.3")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config: Config = parse(tree())
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5  # type: ignore[misc]
+
+
+def test_losses_come_with_the_published_values() -> None:
+    config = parse(tree(loss={"ohem": {}, "consistency": {}}))
+    assert (config.loss.ohem.thresh, config.loss.ohem.min_kept, config.loss.ohem.factor) == (0.7, 100_000, 8)
+    assert (config.loss.consistency.weight, config.loss.consistency.channels) == (1.0, 16)
+
+
+def test_a_loss_shapes_the_run() -> None:
+    assert parse(tree(loss={"ohem": {}})).run_key != parse(tree()).run_key
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("loss.ohem.thresh=2", "loss.ohem.thresh = 2: input should be less than or equal to 1"),
+        ("evaluate.window=700", "evaluate.window = 700: must be 8k + 1 and at least 17 (try 697 or 705)"),
+        ("evaluate.scales=[1.0, -1]", "evaluate.scales.1 = -1: input should be greater than 0"),
+        ("data.scale_step=0.2", "data.scale_step = 0.2: must divide scale [0.75, 2.0] (try [0.75, 1.95])"),
+        ("evaluate.window=0", "evaluate.window = 0: must be 8k + 1 and at least 17 (try 17 or 25)"),
+        (
+            "loss.class_weights=[0, 0]",
+            "loss.class_weights = [0, 0]: must have a weight above 0 (try null, which weighs all alike)",
+        ),
+        (
+            "loss.ohem.tresh=0.6",
+            "loss.ohem.tresh = 0.6: no such setting (did you mean loss.ohem.thresh?); legal here: thresh, min_kept, factor",
+        ),
+        (
+            "loss.consistency.layer=rcca_out",
+            "loss.consistency.layer = 'rcca_out': must be one of rcca_output, rcca_input (try rcca_output)",
+        ),
+        ("evaluate.recurrence=true", "evaluate.recurrence = True: input should be a valid integer"),
+    ],
+)
+def test_bad_loss_and_inference_settings_are_explained(setting: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["data.scale=[0.75, 2.0]", setting])
+    assert caught.value.mistakes == [line]
+
+
+def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
+    space = {"loss.ohem.thresh": {"choice": [0.6, 0.7]}}
+    assert override(parse(tree(tune={"space": space})), {"loss.ohem.thresh": 0.6}).loss.ohem.thresh == 0.6
+    with pytest.raises(ConfigError, match=r"seed.x: `seed` is a setting, not a section"):
+        override(parse(tree()), {"seed.x": 1})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_can_be_searched_over(path: Path) -> None:
+    """An override reads the whole configuration again, defaults included."""
+    assert override(load(path), {"train.learning_rate": 0.02}).train.learning_rate == 0.02
+
+
+def test_changes_name_each_setting_with_both_values() -> None:
+    before = {"seed": 1, "train": {"global_batch": 8, "gone": 1}, "loss": {"ohem": None}, "data": {"oversample": {"Car": 2}}}
+    after = {"seed": 1, "train": {"global_batch": 16, "added": 3}, "loss": {"ohem": {"threshold": 0.7}},
+             "data": {"oversample": {"Car": 2, "Bus": 3}}}  # fmt: skip
+    assert changed_settings(before, before) == []
+    assert changed_settings(before, after) == [
+        "train.global_batch was 8 and is 16",
+        "train.gone was 1 and is no setting any more",
+        "loss.ohem was None and is {'threshold': 0.7}",
+        "data.oversample was {'Car': 2} and is {'Car': 2, 'Bus': 3}",
+    ]
+    assert changed_settings(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"
+
+
+def test_a_setting_that_was_not_recorded_counts_as_its_default() -> None:
+    assert changed_settings({"train": {}}, {"train": {"clip_norm": None, "precision": "float32"}}) == []
+    assert changed_settings({"train": {}}, {"train": {"precision": "fp16"}}) == ["train.precision was 'float32' and is 'fp16'"]
+
+
+def test_patience_needs_scores_in_time() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(tree(stop={"patience": 3}, evaluate={"apart": True}))
+    assert raised.value.mistakes == [
+        "evaluate.apart = true: its scores come too late for stop.patience = 3 (try evaluate.apart=false or stop.patience=null)"
+    ]

@@ -1,0 +1,141 @@
+"""The classes of each layout, and what is said of class files with mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.classes import CITYSCAPES, VOC, palette
+from pipeline.data.layouts import CAMVID, CITYSCAPES_LABEL_MAP, LayoutError, classes
+from pipeline.storage.store import Store
+from tests.support.sources import ADE, make, object_info
+
+
+def class_faults(source: Store, text: str) -> list[str]:
+    source.write("classes.yaml", text.encode())
+    with pytest.raises(LayoutError) as caught:
+        classes("folders", source)
+    assert all(fault.startswith(source.url("classes.yaml")) for fault in caught.value.faults)
+    return [fault.removeprefix(f"{source.url('classes.yaml')}: ") for fault in caught.value.faults]
+
+
+def test_classes_of_camvid(tmp_path: Path) -> None:
+    known = classes("camvid", Store(str(tmp_path)))
+    assert known == classes("camvid", None) == CAMVID
+    assert len(known.names) == len(known.colors) == 11
+    assert (known.label_map[8], known.names[8], known.label_map[11], 12 in known.label_map) == (8, "Car", 255, False)
+
+
+def test_classes_json_takes_precedence_and_ignored_ids_leave_no_gap(tmp_path: Path) -> None:
+    entries = [
+        {"id": 7, "name": "road", "color": [1, 2, 3]},
+        {"id": 0, "name": "void", "color": [0, 0, 0], "ignore": True},
+        {"id": 3, "name": "sky", "color": [4, 5, 6]},
+    ]
+    known = classes("camvid", make(tmp_path, classes__json=json.dumps({"classes": entries, "note": "ours"})))
+    assert (known.names, known.colors) == (("sky", "road"), ((4, 5, 6), (1, 2, 3)))
+    assert known.label_map == {0: 255, 3: 0, 7: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "not valid JSON: "),
+        ("[]", r"expected \{classes: "),
+        ('{"classes": [{"id": 1}]}', "entry 1: name = None: must be a text"),
+        (
+            '{"classes": [{"id": 300, "name": "a", "color": [1, 2, 3]}]}',
+            "entry 1: id = 300: must be a whole number from 0 to 255",
+        ),
+        ('{"classes": []}', "0 classes that are not ignored"),
+    ],
+)
+def test_broken_classes_json_is_named(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(LayoutError, match=rf"{tmp_path}/classes.json: {fault}"):
+        classes("camvid", make(tmp_path, classes__json=text))
+
+
+def test_classes_of_cityscapes() -> None:
+    assert classes("cityscapes", None) == CITYSCAPES
+    assert len(CITYSCAPES.names) == len(CITYSCAPES.colors) == 19
+    named = dict(zip(CITYSCAPES.names, CITYSCAPES.colors, strict=True))
+    stored = {7: "road", 19: "traffic light", 26: "car", 33: "bicycle"}
+    assert {i: CITYSCAPES.names[CITYSCAPES_LABEL_MAP[i]] for i in stored} == stored
+    assert (named["road"], named["car"], named["bicycle"]) == ((128, 64, 128), (0, 0, 142), (119, 11, 32))
+    assert [i for i in range(256) if i not in CITYSCAPES_LABEL_MAP] == list(range(34, 255))
+
+
+def test_a_missing_or_broken_list_of_ade20k_classes(tmp_path: Path) -> None:
+    source = make(tmp_path, *ADE)
+    with pytest.raises(LayoutError, match=r"objectInfo150.txt: no such file: .* copy it there from ADEChallengeData2016.zip"):
+        classes("ade20k", source)
+    for text in ("", "no table", object_info(lines=149)):
+        source.write("objectInfo150.txt", text.encode())
+        with pytest.raises(LayoutError, match=r"objectInfo150.txt: expected a heading and the lines 1 to 150"):
+            classes("ade20k", source)
+    with pytest.raises(LayoutError, match=r"data.source is missing: layout `ade20k`"):
+        classes("ade20k", None)
+
+
+def test_classes_and_palette_of_voc() -> None:
+    assert classes("voc", None) == VOC
+    assert (len(VOC.names), VOC.names[15], VOC.colors[15], VOC.label_map[255]) == (21, "person", (192, 128, 128), 255)
+    # PASCAL VOC 2012 development kit, VOClabelcolormap: background, aeroplane, bicycle, tvmonitor, void.
+    assert [palette(i) for i in (0, 1, 2, 20, 255)] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 64, 128), (224, 224, 192)]
+    assert len({palette(i) for i in range(256)}) == 256
+
+
+def test_a_plain_list_of_names_counts_from_0(tmp_path: Path) -> None:
+    known = classes("folders", make(tmp_path, classes__yaml="- wall\n- door\n"))
+    assert known.names == ("wall", "door")
+    assert known.colors == ((0, 0, 0), (128, 0, 0))
+    assert known.label_map == {0: 0, 1: 1, 255: 255}
+
+
+def test_classes_yaml_with_ids_colours_and_ignored_ones(tmp_path: Path) -> None:
+    text = """
+    classes:
+      - {id: 9, name: door}
+      - {id: 0, ignore: true}
+      - {id: 255, name: wall, color: [1, 2, 3]}
+    """
+    known = classes("folders", make(tmp_path, classes__yaml=text))
+    assert (known.names, known.colors) == (("door", "wall"), (palette(9), (1, 2, 3)))
+    assert known.label_map == {0: 255, 9: 0, 255: 1}
+
+
+def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
+    text = """
+    classes:
+      - {id: 1, name: wall, colour: [1, 2, 3]}
+      - {id: true, name: no, color: [1, 2, 300], ignore: 1}
+      - door
+      - {id: 2, name: sky}
+      - {id: 2, name: sky}
+    """
+    assert class_faults(Store(str(tmp_path)), text) == [
+        "entry 1: colour = [1, 2, 3]: no such key; legal: id, name, color, ignore",
+        "entry 2: id = True: must be a whole number from 0 to 255, the value of the class in the labels",
+        "entry 2: ignore = 1: must be true or false",
+        "entry 2: name = False: must be a text (YAML reads a bare no, on or 1 as something else: put it in quotes)",
+        "entry 2: color = [1, 2, 300]: must be [red, green, blue], each 0 to 255 (or leave it out)",
+        "entry 3: 'door': expected {id: 0..255, name: NAME}, and if need be color: [r, g, b] or ignore: true",
+        "entry 5: id = 2: entry 4 has it too (give each class an id of its own)",
+        "entry 5: name = 'sky': entry 4 has it too (rename one)",
+    ]
+
+
+def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
+    source = Store(str(tmp_path))
+    form = "a list of names, or `classes:` and a list of {id, name, color, ignore}"
+    with pytest.raises(LayoutError, match=r"classes.yaml: no such file: layout `folders` reads its classes from there"):
+        classes("folders", source)
+    assert class_faults(source, "wall") == [f"expected {form}; found str"]
+    assert class_faults(source, "names: [wall]") == [f"expected {form}; found the keys names"]
+    assert class_faults(source, "[wall")[0].startswith("not valid YAML: ")
+    assert class_faults(source, "[]") == ["0 classes that are not ignored: must be 1 to 255, for 255 means ignored"]
+    many = "\n".join(f"- c{i}" for i in range(256))
+    assert class_faults(source, many) == ["256 classes that are not ignored: must be 1 to 255, for 255 means ignored"]
+    (tmp_path / "classes.yaml").write_bytes(b"- \xff")
+    with pytest.raises(LayoutError, match=r"classes.yaml: not UTF-8 text \(invalid start byte at byte 2\): save it as UTF-8"):
+        classes("folders", source)

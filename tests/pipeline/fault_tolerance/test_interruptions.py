@@ -1,0 +1,25 @@
+"""Budgets: time and money of all attempts together."""
+
+import pytest
+
+from pipeline.config.train import Stop
+from pipeline.fault_tolerance.interruptions import Spent
+
+
+def test_attempts_add_up_whatever_their_number_of_workers() -> None:
+    spent = Spent().plus(1800, 2).plus(3600, 4)
+    assert spent == Spent(hours=1.5, worker_hours=5.0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (Stop(), None),
+        (Stop(hours=1.6), None),
+        (Stop(hours=1.5), "stop.hours = 1.5 are spent: a larger value goes on from here"),
+        (Stop(cost=10.1, cost_per_worker_hour=2), None),
+        (Stop(cost=10, cost_per_worker_hour=2), "stop.cost = 10 is spent (5.00 worker hours): a larger value goes on from here"),
+    ],
+)
+def test_a_budget_is_spent_when_it_is_reached(stop: Stop, said: str | None) -> None:
+    assert Spent(hours=1.5, worker_hours=5.0).over(stop) == said

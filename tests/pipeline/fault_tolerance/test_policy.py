@@ -1,0 +1,162 @@
+"""Whether a run goes on after its workers failed: by kind, by budget, and what is recorded of it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from ray.train import Checkpoint
+
+from pipeline.config.train import Faults
+from pipeline.fault_tolerance import policy
+from pipeline.fault_tolerance.failures import MemoryShort, Moved, NotFinite, RunFailed
+from pipeline.fault_tolerance.policy import Judge
+from pipeline.storage.store import StorageError
+from tests.support.worker_faults import GLOO, died, sent
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def judging(**faults: Any) -> tuple[Judge, list[dict[str, Any]], Callable[..., None]]:
+    """A judge, what it records, and a call that shows it the exceptions of workers 0, 1, ... of one attempt."""
+    events: list[dict[str, Any]] = []
+    made = Judge(Faults(**faults), events.append)
+    return made, events, lambda *errors: made.after_exception(None, dict(enumerate(errors)))
+
+
+CHECKPOINT = Checkpoint("/somewhere")
+
+
+def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    _, events, fail = judging()
+    with pytest.raises(RunFailed) as caught, caplog.at_level(logging.WARNING, "pipeline.fault_tolerance.policy"):
+        fail(sent(ValueError("negative label")))
+    assert str(caught.value).startswith("worker 0: ValueError: negative label  [tests/support/worker_faults.py line ")
+    assert str(caught.value).endswith(" in sent]\nnot retried: it would repeat")
+    assert [message.split("  [")[0] for message in caplog.messages] == ["worker 0: ValueError: negative label"]
+    assert caplog.messages[0].endswith("]: not retried: it would repeat")
+    (event,) = events
+    assert set(event) == {"time", "kind", "what", "did"}
+    assert event["kind"] == "deterministic"
+    assert abs(event["time"] - time.time()) < 600
+
+
+@pytest.mark.parametrize(
+    "collateral", [GLOO, died(), StorageError("s3://b: cannot be reached"), MemoryShort("small", smaller=True)]
+)
+def test_of_workers_that_fail_together_the_deterministic_one_decides(collateral: Exception) -> None:
+    _, _, fail = judging()
+    with pytest.raises(RunFailed, match=r"worker 1 \(and 1 more\): KeyError: 'image'"):
+        fail(collateral, sent(KeyError("image")))
+
+
+def test_a_death_is_named_before_the_connections_that_it_broke() -> None:
+    _, events, fail = judging()
+    fail(GLOO, died(), GLOO)
+    assert events[0]["what"].startswith("worker 1 (and 2 more): died (pid 4711, ip 10.0.0.2)")
+
+
+def test_more_failures_in_a_row_than_allowed_end_the_run_and_all_are_listed() -> None:
+    _, events, fail = judging(max_failures=2)
+    fail(died("a"))
+    fail(sent(ConnectionError("reset")))
+    with pytest.raises(RunFailed) as caught:
+        fail(sent(GLOO))
+    assert [event["did"] for event in events[:2]] == [
+        f"retried from the last checkpoint, failure {n} in a row of at most 2 (faults.max_failures)" for n in (1, 2)
+    ]
+    what, did, title, *listed = str(caught.value).splitlines()
+    assert what.startswith("worker 0: RuntimeError: [third_party/gloo")
+    assert did.startswith("not retried: failure 3 in a row without a checkpoint, faults.max_failures = 2; mend")
+    assert title == "since the last checkpoint:"
+    assert all(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in listed)
+    words = ("died (pid 4711", "ConnectionError: reset", "RuntimeError: [third_party/gloo")
+    assert all(line[19:].startswith(f"  worker 0: {word}") for line, word in zip(listed, words, strict=True))
+
+
+def test_a_checkpoint_ends_the_row_and_a_report_without_one_does_not() -> None:
+    made, events, fail = judging(max_failures=1)
+    for actor in "abc":
+        fail(died(actor))
+        made.after_report(None, [{}], CHECKPOINT)
+    fail(died("d"))
+    made.after_report(None, [{}], None)
+    with pytest.raises(RunFailed, match="failure 2 in a row"):
+        fail(died("e"))
+    assert len(events) == 5
+
+
+def test_the_same_error_of_code_twice_in_a_row_would_repeat_unless_a_checkpoint_or_another_failure_came_in_between() -> None:
+    made, _, fail = judging(max_failures=9)
+    full = partial(OSError, 28, "No space left on device")
+    fail(sent(full()))
+    made.after_report(None, [{}], CHECKPOINT)
+    fail(sent(full()))
+    fail(died())
+    fail(sent(full()))
+    with pytest.raises(RunFailed, match="not retried: the same as before, and no checkpoint in between"):
+        fail(sent(full()))
+
+
+def test_deaths_and_broken_connections_of_the_same_words_are_accidents_each_time() -> None:
+    _, events, fail = judging(max_failures=9)
+    for actor in "ab":
+        fail(died(actor))
+    for _ in range(3):
+        fail(sent(GLOO))
+    assert len(events) == 5
+
+
+def test_a_run_goes_back_so_many_times_and_ends_with_the_diagnosis() -> None:
+    made, events, fail = judging(max_rollbacks=2, max_failures=0)
+    for _ in range(2):
+        fail(sent(NotFinite("the loss is nan since step 7")), sent(NotFinite("the loss is nan since step 7")))
+        made.after_report(None, [{}], CHECKPOINT)
+    with pytest.raises(RunFailed, match=r"step 7\nnot retried: it went back .* as faults.max_rollbacks = 2 allows"):
+        fail(sent(NotFinite("the loss is nan since step 7")))
+    assert events[1]["did"] == "back to the last checkpoint, time 2 of 2 (faults.max_rollbacks)"
+
+
+def test_short_memory_goes_on_in_smaller_passes_or_ends_the_run() -> None:
+    _, events, fail = judging(max_failures=0)
+    for _ in range(3):
+        fail(sent(MemoryShort("4 images do not fit", smaller=True)), GLOO)
+    assert [event["did"] for event in events] == ["goes on in smaller passes"] * 3
+    with pytest.raises(RunFailed, match=r"one image does not fit: lower data.crop_size.*\nnot retried: no smaller pass"):
+        fail(sent(MemoryShort("one image does not fit: lower data.crop_size")))
+
+
+def test_workers_that_moved_are_never_counted() -> None:
+    _, events, fail = judging(max_failures=0)
+    for _ in range(5):
+        fail(sent(Moved("node 12ab is about to be taken away")), GLOO)
+    assert {event["kind"] for event in events} == {"moved"}
+
+
+def test_the_dead_of_a_node_taken_away_are_judged_once_however_often_they_are_shown() -> None:
+    _, events, fail = judging(max_failures=0)
+    for _ in range(5):
+        fail(died("a", preempted=True))
+    fail(died("b", preempted=True))
+    assert [event["kind"] for event in events] == ["moved", "moved"]
+    ended = sent(ConnectionError("reset"))
+    _, events, fail = judging(max_failures=1)
+    for _ in range(3):
+        fail(ended)
+    assert len(events) == 1
+
+
+def test_a_record_that_fails_or_hangs_holds_nothing_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(event: dict[str, Any]) -> None:
+        raise ConnectionError("MLflow is down")
+
+    Judge(Faults(), failing).after_exception(None, {0: died()})
+    assert caplog.messages[-1] == "the failure could not be recorded: ConnectionError: MLflow is down"
+    monkeypatch.setattr(policy, "RECORD_S", 0.1)
+    answered = threading.Event()
+    Judge(Faults(), lambda event: answered.wait(60) and None).after_exception(None, {0: died()})
+    assert caplog.messages[-1] == "the failure is not recorded yet after 0.1 s"
+    answered.set()

@@ -1,0 +1,60 @@
+"""The configured losses reach the training step, and what learns on several workers can go on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ccnet.losses import Objective, Ohem
+from pipeline.config.base import Loss
+from pipeline.config.load import load
+from pipeline.model.learner import Learner, network_arguments, objective
+
+EVERY_LOSS = [
+    "loss.ohem={thresh: 0.6, min_kept: 64, factor: 2}",
+    "loss.consistency={channels: 4, layer: rcca_input}",
+    "loss.dice_weight=0.5",
+    "loss.lovasz_weight=0.25",
+    "loss.class_weights=[1, 2, 3]",
+]
+
+
+def learner(*overrides: str) -> Learner:
+    config = load("jobs/configs/demo.yaml", ["train.workers=1", *overrides])
+    return Learner(config, num_classes=3, device=torch.device("cpu"))
+
+
+def test_the_published_loss_is_the_default() -> None:
+    assert objective(Loss()) == Objective()
+    assert objective(Loss.model_validate({"ohem": {}})) == Objective(ohem=Ohem())
+
+
+def test_every_configured_loss_is_a_term_of_the_step() -> None:
+    image = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    label = torch.randint(0, 3, (2, 33, 33), dtype=torch.uint8)
+    losses = learner(*EVERY_LOSS).step(image, label, step=0, learning_rate=0.01).losses
+    assert list(losses) == ["loss", "main", "dice", "lovasz", "aux", "consistency"]
+    weights = {"main": 1, "dice": 0.5, "lovasz": 0.25, "aux": 0.4, "consistency": 1}
+    assert float(losses["loss"]) == pytest.approx(sum(weight * float(losses[name]) for name, weight in weights.items()))
+    assert list(learner().step(image, label, step=0, learning_rate=0.01).losses) == ["loss", "main", "aux"]
+
+
+def test_the_embedding_is_recorded_with_the_network() -> None:
+    arguments = network_arguments(learner(*EVERY_LOSS).config, num_classes=3)
+    assert (arguments["embedding_channels"], arguments["embedding_layer"]) == (4, "rcca_input")
+    assert "embedding_channels" not in network_arguments(learner().config, num_classes=3)
+
+
+def test_the_backbone_starts_as_configured() -> None:
+    stem = "backbone.conv1.weight"
+    kaiming, published = (learner(f"model.init={init}").net.state_dict()[stem].abs().max() for init in ("kaiming", "published"))
+    assert published <= 27**-0.5 < kaiming  # PyTorch's default is uniform within 1 / sqrt(fan in)
+
+
+def test_three_workers_that_go_on_have_the_bits_of_three_that_were_not_interrupted(tmp_path) -> None:
+    """Of two gradients the order does not matter, of three the sum depends on where DDP's buckets have them."""
+    command = [sys.executable, "-m", "tests.support.going_on", str(tmp_path / "same")]
+    subprocess.run(command, cwd=Path(__file__).parents[3], check=True, timeout=300)
+    assert (tmp_path / "same").read_text() == "True"

@@ -1,0 +1,92 @@
+"""What a network starts from is the checkpoint that was named, or a mistake that is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ccnet import build_ccnet
+from pipeline.config.load import ConfigError, load
+from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Initial, read_initial, start_from
+from pipeline.storage.store import Store
+
+
+def config(weights: Path | str | None, form: str = "ccnet", *overrides: str) -> Any:
+    named = [] if weights is None else [f"model.weights={weights}", f"model.weights_format={form}"]
+    return load("jobs/configs/demo.yaml", [*named, *overrides])
+
+
+def net(num_classes: int = 6, **others: Any) -> Any:
+    return build_ccnet(backbone="resnet18", num_classes=num_classes, recurrence=2, **others)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in names)
+
+
+def mistakes(settings: Any) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        read_initial(settings)
+    return raised.value.mistakes
+
+
+def test_random_weights_are_nothing_to_read() -> None:
+    assert read_initial(config(None)) is None
+
+
+def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_path: Path) -> None:
+    """From a bucket, as on a cluster."""
+    store, source = Store("s3://weights", endpoint), net()
+    store._fs().mkdir("weights")
+    torch.save(source.state_dict(), tmp_path / "net.pt")
+    store.write("published/net.pt", (tmp_path / "net.pt").read_bytes())
+    initial = read_initial(config("s3://weights/published/net.pt", "ccnet", f"storage.endpoint={endpoint}"))
+    assert initial is not None
+    learner = net()
+    start_from(learner, initial, 6)
+    assert equal(learner.state_dict(), source.state_dict(), set(source.state_dict()))
+
+
+def test_other_classes_start_the_classifiers_anew() -> None:
+    source, learner = net(19), net(6)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    start_from(learner, Initial(source.state_dict(), ""), 6)
+    fresh = {name for name in before if name.startswith(CLASSIFIERS)}
+    assert len(fresh) == 4
+    assert equal(learner.state_dict(), before, fresh)
+    assert equal(learner.state_dict(), source.state_dict(), set(before) - fresh)
+
+
+def test_the_embedding_of_the_consistent_loss_starts_anew_where_there_is_none_like_it() -> None:
+    for theirs, mine in (({}, {"embedding_channels": 4}), ({"embedding_channels": 4}, {}), ({"embedding_channels": 8},) * 2):
+        source, learner = net(**theirs), net(**mine)
+        start_from(learner, Initial(source.state_dict(), ""), 6)
+        taken = {name for name in learner.state_dict() if theirs == mine or not name.startswith(EMBEDDING)}
+        assert equal(learner.state_dict(), source.state_dict(), taken)
+
+
+def test_a_backbone_leaves_the_heads_as_they_are() -> None:
+    source, learner = net(), net()
+    backbone = {name: tensor for name, tensor in source.state_dict().items() if name.startswith(("backbone.", "pixel_"))}
+    head = learner.head.conva[0].weight.clone()
+    start_from(learner, Initial(backbone, ""), 6)
+    assert equal(learner.state_dict(), source.state_dict(), set(backbone))
+    assert torch.equal(learner.head.conva[0].weight, head)
+
+
+def test_what_is_wrong_is_named_with_the_setting(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    assert mistakes(config(file)) == [f"model.weights = {file}: no such file"]
+    file.write_text("no checkpoint")
+    (line,) = mistakes(config(file))
+    assert line.startswith(f"model.weights = {file} (weights_format=ccnet): holds more than tensors and plain values")
+    torch.save(net().state_dict(), file)
+    (line,) = mistakes(config(file, "mmseg"))
+    assert "from_mmseg: not such a checkpoint" in line
+    torch.save(net(stem="plain").state_dict(), file)
+    assert mistakes(config(file, "ccnet", "model.backbone=resnet50")) == [
+        "model.backbone = 'resnet50': model.weights is of 'resnet18' (set model.backbone=resnet18)",
+        "model.stem = 'deep': model.weights is of 'plain' (set model.stem=plain)",
+    ]

@@ -1,0 +1,190 @@
+"""Runs, checkpoints by reference and the registry, against a real MLflow server."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import load
+from pipeline.config.base import Tracking
+from pipeline.config.config import Config
+from pipeline.tracking import registry, runs
+from pipeline.tracking.provenance import environment
+from tests.support.mlflow_server import MlflowServer
+
+TREE = {
+    "name": "tiny",
+    "storage": {"path": "s3://ccnet"},
+    "data": {"name": "toy", "layout": "generated", "crop_size": 65},
+    "model": {"recurrence": 2},
+    "tune": {"space": {"train.learning_rate": {"log": [0.001, 0.1]}}},
+}
+PROTOCOL = {"data": "toy", "split": "val", "scales": [1.0], "flip": False, "images": 48}
+ENVIRONMENT = {"commit": "abc", "devices": "cpu"}
+
+
+def settings(uri: str | None, **overrides: object) -> Config:
+    return load.override(load.parse(TREE), {"tracking.uri": uri, **overrides})
+
+
+def test_address_is_the_setting_then_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert runs.tracking_uri(Tracking(uri="http://other:1")) == "http://other:1"
+    assert runs.tracking_uri(Tracking()) == "http://127.0.0.1:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert runs.tracking_uri(Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["file:/data/mlruns", "file:///data/mlruns", "/data/mlruns"])
+def test_file_store_is_refused_with_the_fix(uri: str) -> None:
+    with pytest.raises(runs.TrackingError, match=r"try sqlite:////data/mlruns/mlflow\.db"):
+        runs.tracking_uri(Tracking(uri=uri))
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(runs.TrackingError, match=r"ftp://x.*must start with http://"):
+        runs.tracking_uri(Tracking(uri="ftp://x"))
+
+
+def test_refused_connection_is_an_error_with_address_and_fix() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(runs.TrackingError, match=rf"{uri}: no MLflow server answers.*infra\.stack up"):
+            runs.check(uri)
+
+
+def test_hanging_server_is_an_error_within_ten_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        start = time.monotonic()
+        with pytest.raises(runs.TrackingError, match="timed out"):
+            runs.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("user", ["ada:secret", "ada"])
+def test_user_and_password_in_the_address_of_a_server_are_refused_and_not_printed(user: str) -> None:
+    with pytest.raises(runs.TrackingError, match=r"'https://mlflow:5000'.*set MLFLOW_TRACKING_USERNAME") as caught:
+        runs.tracking_uri(Tracking(uri=f"https://{user}@mlflow:5000"))
+    assert "secret" not in str(caught.value)
+    assert "ada" not in str(caught.value)
+
+
+def test_password_of_a_database_is_not_printed() -> None:
+    with pytest.raises(runs.TrackingError) as caught:
+        runs.check("postgresql://me:secret@127.0.0.1:1/mlflow")
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1:1" in str(caught.value)
+
+
+def test_missing_folder_of_a_database_file_is_an_error() -> None:
+    with pytest.raises(runs.TrackingError, match="folder /nowhere does not exist"):
+        runs.check("sqlite:////nowhere/mlflow.db")
+
+
+def test_environment_names_commit_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCNET_COMMIT", "0123abc")
+    found = environment()
+    assert found["commit"] == "0123abc"
+    assert found["mlflow"].startswith("3.")
+    assert set(found) == {"commit", "python", "torch", "ray", "mlflow", "opencv", "numpy", "devices", "cpus"}
+
+
+def test_settings_become_dotted_text() -> None:
+    assert runs.flatten({"a": {"b": 1, "c": {}}, "d": None, "e": [1, 2], "f": "x"}) == {
+        "a.b": "1",
+        "a.c": "{}",
+        "d": "null",
+        "e": "[1, 2]",
+        "f": "x",
+    }
+
+
+@pytest.mark.slow
+def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    runs.check(mlflow_server.uri)
+    first = settings(mlflow_server.uri)
+    run_id = runs.open_run(first, environment=ENVIRONMENT)
+    runs.finish_run(mlflow_server.uri, run_id, "FAILED")
+    client = runs.connect(mlflow_server.uri)
+    assert client.get_run(run_id).info.status == "FAILED"
+
+    second = settings(mlflow_server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
+    assert runs.open_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["ccnet.run_key"] == first.run_key
+    assert run.data.tags["ccnet.devices"] == "1 x H100"
+    assert run.data.params["train.workers"] == "2"
+    assert run.data.params["tune.space.train.learning_rate.log"] == "[0.001, 0.1]"
+    latest = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
+    assert load.parse(yaml.safe_load(latest.read_text())) == second
+
+
+@pytest.mark.slow
+def test_trial_is_a_child_found_by_its_own_key(mlflow_server: MlflowServer) -> None:
+    trial = settings(mlflow_server.uri)
+    parent = runs.open_run(trial, environment=ENVIRONMENT, run_key="search")
+    children = [
+        runs.open_run(trial, environment=ENVIRONMENT, run_key=f"search/{i}", parent_run_id=parent, run_name=f"trial {i}")
+        for i in (0, 1, 0)
+    ]
+    assert children[0] == children[2] != children[1]
+    client = runs.connect(mlflow_server.uri)
+    experiment = client.get_experiment_by_name("ccnet")
+    found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.info.run_id for run in found} == set(children)
+
+
+@pytest.mark.slow
+def test_deleted_experiment_is_an_error_with_the_fix(mlflow_server: MlflowServer) -> None:
+    client = runs.connect(mlflow_server.uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(runs.TrackingError, match="'gone': was deleted; restore it"):
+        runs.open_run(settings(mlflow_server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["s3://ccnet/runs/tiny/{}", "/data/runs/tiny/{}"])
+def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: MlflowServer, checkpoint: str) -> None:
+    uri = mlflow_server.uri
+    name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
+    run_id = runs.open_run(settings(uri), environment=ENVIRONMENT, run_key=name)
+    with pytest.raises(runs.TrackingError, match="names no checkpoint"):
+        registry.find_checkpoint(uri, run_id)
+    versions = []
+    for step, miou in ((100, 0.5), (200, 0.7), (300, 0.6), (200, 0.7)):
+        url, sha256 = checkpoint.format(step), f"{step:064d}"
+        protocol = PROTOCOL | {"checkpoint": sha256}
+        registry.log_best(uri, run_id, checkpoint_url=url, sha256=sha256, step=step, miou=miou, protocol=protocol)
+        assert registry.find_checkpoint(uri, run_id) == url
+        registered = {"checkpoint_url": url, "sha256": sha256, "miou": miou, "protocol": protocol}
+        versions.append(registry.register(uri, run_id, name, **registered))
+    assert versions == ["1", "2", "3", "2"]
+    assert registry.find_checkpoint(uri, f"models:/{name}@best") == checkpoint.format(200)
+    assert registry.find_checkpoint(uri, f"models:/{name}/3") == checkpoint.format(300)
+
+    half = {"checkpoint_url": checkpoint.format("half"), "sha256": "0", "miou": 0.99, "protocol": PROTOCOL | {"images": 2}}
+    assert registry.register(uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
+    assert registry.find_checkpoint(uri, f"models:/{name}@best") == checkpoint.format(200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
+def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: str) -> None:
+    with pytest.raises(runs.TrackingError, match=f"checkpoint '{reference}'"):
+        registry.find_checkpoint(mlflow_server.uri, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's, of its own queries
+def test_database_file_without_a_server_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    runs.check(uri)
+    run_id = runs.open_run(settings(uri), environment=ENVIRONMENT)
+    assert (tmp_path / "mlartifacts" / "ccnet" / run_id / "artifacts" / "config.yaml").is_file()

@@ -1,0 +1,44 @@
+"""Exceptions of workers as Ray Train shows them to its callbacks."""
+
+import pickle
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from pipeline.fault_tolerance.failures import WorkerFault, explained
+
+DEATH = """The actor died unexpectedly before finishing this task.
+	class_name: RayTrainWorker
+	actor_id: {actor}
+	pid: 4711
+	ip: 10.0.0.2
+The actor is dead because its worker process has died. Worker exit detail: Worker unexpectedly exits. Some common causes \
+include: (1) the process was killed"""
+
+
+def died(actor: str = "a1", *, preempted: bool = False) -> Exception:
+    """What Ray Train hands on for a worker whose process is gone."""
+    death = RayActorError(actor, DEATH.format(actor=actor), preempted=preempted)
+    return WorkerHealthCheckFailedError("A worker health check failed.", failure=death)
+
+
+def sent(error: Exception) -> Exception:
+    """As a worker sends its exception to the controller."""
+    with pytest.raises(WorkerFault) as caught, explained():
+        raise error
+    received: Exception = pickle.loads(pickle.dumps(caught.value))
+    return received
+
+
+def from_task(error: Exception) -> Exception:
+    """As `ray.get` raises what a task has raised."""
+    return RayTaskError("f", "Traceback", error).as_instanceof_cause()
+
+
+def caused(error: Exception, by: Exception) -> Exception:
+    error.__cause__ = by
+    return error
+
+
+GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.1.1]:40321")
