@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import ENVIRONMENT, LOOPBACK, SINGLE_NODE
-from pipeline.cluster.connect import OBJECT_STORE_BYTES
+from pipeline import ENVIRONMENT, LOOPBACK, OBJECT_STORE_BYTES, SINGLE_NODE
 
 HOST = "127.0.0.1"
 BUCKET = "ccnet"

@@ -6,17 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 
-from pipeline.checkpoints.files import CheckpointError
+from pipeline.cluster.connect import show_own_lines
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError, load
-from pipeline.data.shards import ShardError
-from pipeline.fault_tolerance.failures import RunFailed
-from pipeline.storage.store import StorageError
-from pipeline.tracking.runs import TrackingError
-from pipeline.training.throughput import show_own_lines
-
-# Faults that a user can mend: the message says how, a traceback would bury it.
-KNOWN_FAULTS = (RunFailed, ConfigError, StorageError, ShardError, TrackingError, CheckpointError)
+from pipeline.config.load import load
+from pipeline.errors import ConfigError
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
@@ -36,6 +29,6 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
         return 2
     try:
         return verb(config)
-    except KNOWN_FAULTS as error:
+    except PipelineError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,19 +9,18 @@ from collections.abc import Callable
 from functools import partial
 
 from jobs.cli import main
-from jobs.prepare import class_table, split_table
 from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.config.train import Train
-from pipeline.data.layouts import LayoutError
-from pipeline.data.prepare import PrepareError, survey
-from pipeline.data.shards import Manifest, ShardError, open_data
+from pipeline.data.manifest import Manifest, open_data
+from pipeline.data.prepare import survey
+from pipeline.data.statistics import class_table, split_table
+from pipeline.errors import ShardError, SourceError, StorageError
 from pipeline.formatting import percent, size
 from pipeline.loading.feed import Feed
-from pipeline.preflight import data_checks, training_checks
+from pipeline.preflight import checks, cluster_checks, data_checks, storage_checks, training_checks
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import checkpoint_bytes, cpus_needed
-from pipeline.storage.store import StorageError
 
 STRICT = "--strict"
 SHOWN = 20
@@ -38,11 +37,11 @@ def run(config: Config, *, strict: bool = False) -> int:
     resources = connect.resources()
     manifest, origin, found = look(config)
     print(f"{'data':<16}{origin}")
-    found += data_checks.buckets(config, checked=[config.storage.path])
+    found += storage_checks.buckets(config, checked=[config.storage.path])
     if manifest is None:
-        found += data_checks.resources(config, resources)
+        found += cluster_checks.resources(config, resources)
     else:
-        found += data_checks.examine(config, manifest, resources)
+        found += checks.examine(config, manifest, resources)
         found += training_checks.weights(config, len(manifest.class_names))
         print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}\n\n{run_table(config, manifest, resources)}")
     print(f"\n{verdict(found)}")
@@ -67,7 +66,7 @@ def look(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
         return survey(config), origin, []
     except StorageError as error:
         return None, origin, [Finding("error", f"data.source: {error}")]
-    except (LayoutError, PrepareError) as error:
+    except SourceError as error:
         return None, origin, [Finding("error", fault) for fault in error.faults]
 
 

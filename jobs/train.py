@@ -5,6 +5,7 @@ import sys
 from jobs.cli import main
 from pipeline.config.config import Config
 from pipeline.tracking import runs
+from pipeline.tracking.client import tracking_uri
 from pipeline.training.train import train
 
 
@@ -16,7 +17,7 @@ def run(config: Config) -> int:
     print(f"time              {outcome.seconds:.0f} s")
     if outcome.left_off:
         print(f"left off          {outcome.left_off}")
-    print(f"MLflow run        {runs.page(runs.tracking_uri(config.tracking), outcome.run_id)}")
+    print(f"MLflow run        {runs.page(tracking_uri(config.tracking), outcome.run_id)}")
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 from jobs.cli import main
 from pipeline.config.config import Config
 from pipeline.tracking import runs
+from pipeline.tracking.client import tracking_uri
 from pipeline.tuning.tune import search
 
 
@@ -13,7 +14,7 @@ def run(config: Config) -> int:
     result = search(config)
     print(result.table())
     print(f"\n{result.score.table()}")
-    print(f"\nMLflow run        {runs.page(runs.tracking_uri(config.tracking), result.run_id)}")
+    print(f"\nMLflow run        {runs.page(tracking_uri(config.tracking), result.run_id)}")
     return 0
 
 

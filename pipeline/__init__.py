@@ -37,3 +37,4 @@ for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOO
 
 # Imports leave no garbage; by default Python looks for some after every 700 objects, an eighth of the CPU time of all imports.
 gc.set_threshold(50_000)
+OBJECT_STORE_BYTES = 600 * 2**20

@@ -27,7 +27,7 @@ import ray  # noqa: E402
 
 from infra.stack_env import environment  # noqa: E402
 from pipeline.cluster import connect  # noqa: E402
-from pipeline.storage import store  # noqa: E402
+from pipeline.storage import s3  # noqa: E402
 from tests.support.mlflow_server import MlflowServer  # noqa: E402
 
 ORDER = ("chaos", "own", "local_ray", "stack")
@@ -128,4 +128,4 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
-    store._S3.clear_instance_cache()
+    s3._S3.clear_instance_cache()

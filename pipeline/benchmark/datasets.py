@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from pipeline.config.base import Pictures
+from pipeline.config.benchmark import Pictures
 from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.index import PAGE_ROWS, page_key, write_index
-from pipeline.data.layouts import classes
+from pipeline.data.classes import classes
+from pipeline.data.manifest import Manifest, open_data
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import Manifest, open_data
-from pipeline.images import resize
+from pipeline.images import codec, resize
 from pipeline.loading.samples import open_samples
 from pipeline.storage.store import Store, open_store
 
@@ -69,18 +69,18 @@ def make_pictures(store: Store, made: Pictures) -> None:
         return
     logger.info("making %s", store.root)
     end = {"png": "png", "jpeg": "jpg"}[made.format]
-    encode = {"png": resize.encode_png, "jpeg": resize.encode_jpeg}[made.format]
+    encode = {"png": codec.encode_png, "jpeg": codec.encode_jpeg}[made.format]
     for split, number in NUM_PICTURES.items():
         for position in range(number):
             image, label = picture(synthetic.split_index(split, position), (made.height, made.width))
             store.write(f"images/{split}/{position:04d}.{end}", encode(image))
-            store.write(f"masks/{split}/{position:04d}.png", resize.encode_png(label))
+            store.write(f"masks/{split}/{position:04d}.png", codec.encode_png(label))
     names = classes("generated", None).names
     # Last: where it lies, all pictures do.
     store.write("classes.yaml", yaml.safe_dump(list(names)).encode())
 
 
-def picture(index: int, size: tuple[int, int]) -> tuple[resize.UInt8, resize.UInt8]:
+def picture(index: int, size: tuple[int, int]) -> tuple[codec.UInt8, codec.UInt8]:
     """Image uint8[H, W, 3] and label uint8[H, W]: a generated one enlarged, as hard to compress as a photograph."""
     image, label = synthetic.sample(index, synthetic.SEED, SIDE)
     random = np.random.default_rng(index)

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import torch.utils.data
 
-from pipeline.benchmark.processes import PeakMemory, family
+from pipeline.benchmark.processes import SPAWN, PeakMemory, family
 from pipeline.benchmark.workload import Share, Steps, decode_share, feed_share, join
 from pipeline.loading.batches import training_batches
 from pipeline.loading.feed import Feed
 from pipeline.loading.ray_dataset import in_plan_order, training_data
 
-SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
 LOAD = 0.8
 """Rate of the paced consumer, as a share of the bare loop's."""
 

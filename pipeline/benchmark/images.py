@@ -13,12 +13,15 @@ import numpy as np
 import ray
 
 from pipeline.benchmark.datasets import Target, find_targets, repeated
-from pipeline.benchmark.feeds import SPAWN, Length, Measured, first_steps, one_round, ray_data
-from pipeline.benchmark.workload import Opening, open_feed, training_steps
+from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, ray_data
+from pipeline.benchmark.network import training_steps
+from pipeline.benchmark.processes import SPAWN
+from pipeline.benchmark.workload import Opening, open_feed
 from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.images.augment import Recipe, apply, augment, draw
-from pipeline.images.resize import UInt8, resize_label_to, resize_to
+from pipeline.images.codec import UInt8
+from pipeline.images.resize import resize_label_to, resize_to
 from pipeline.loading.feed import Feed, Int64, decode
 from pipeline.loading.samples import open_samples
 

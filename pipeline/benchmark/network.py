@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
@@ -12,8 +13,7 @@ import torch
 from ccnet.step import DTYPES, StepResult
 from pipeline.benchmark.baselines import PublishedCrissCross
 from pipeline.benchmark.device import gflop, own_device, peak_gflops, seconds
-from pipeline.benchmark.feeds import SPAWN
-from pipeline.benchmark.processes import own_peak
+from pipeline.benchmark.processes import SPAWN, own_peak
 from pipeline.config.config import Config
 from pipeline.model.learner import Learner
 
@@ -124,3 +124,18 @@ def _figure(name: str, config: Config, turns: dict[str, list[Turn]]) -> NetworkF
         max(turn.peak_mib for turn in mine), mine[0].gflop,
         statistics.median(turn.gflop / turn.seconds / turn.peak_gflops for turn in mine), max(differences),
     )  # fmt: skip
+
+
+def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
+    """Images per second of the configured model on random pixels, on all cores or the GPU; a first step warms up."""
+    from pipeline.benchmark.device import own_device
+    from pipeline.benchmark.network import drawn_batch
+    from pipeline.model.learner import Learner
+
+    learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
+    image, label = drawn_batch(batch, config.data.crop, num_classes)
+    start = 0.0
+    for step in range(num_steps + 1):
+        float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device
+        start = start or time.perf_counter()
+    return num_steps * batch / (time.perf_counter() - start)

@@ -14,8 +14,7 @@ from ccnet import CrissCrossAttention, criss_cross
 from ccnet.step import DTYPES, Precision
 from pipeline.benchmark.baselines import AllPixels, NonLocal, PublishedCrissCross
 from pipeline.benchmark.device import bandwidth, gflop, own_device, seconds, wait
-from pipeline.benchmark.feeds import SPAWN
-from pipeline.benchmark.processes import own_peak
+from pipeline.benchmark.processes import SPAWN, own_peak
 from pipeline.config.config import Config
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Peak memory of a group of processes, pages that they share counted once."""
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -69,3 +70,6 @@ def family(pid: int) -> list[int]:
         new = {child for child, parent in parents.items() if parent in new}
         members += sorted(new)
     return members
+
+
+SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang

@@ -6,7 +6,6 @@ from threading import Barrier
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.benchmark.processes import own_peak
-from pipeline.config.config import Config
 from pipeline.loading.feed import Feed, Int64, decode
 from pipeline.loading.samples import open_samples
 
@@ -106,18 +105,3 @@ def open_feed(feed: Feed, num_steps: int) -> Opening:
         times.append(time.perf_counter())
     rate = (num_steps - 1) * feed.config.train.global_batch / (times[-1] - times[1])
     return Opening(times[1] - times[0], rate, own_peak())
-
-
-def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
-    """Images per second of the configured model on random pixels, on all cores or the GPU; a first step warms up."""
-    from pipeline.benchmark.device import own_device
-    from pipeline.benchmark.network import drawn_batch
-    from pipeline.model.learner import Learner
-
-    learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
-    image, label = drawn_batch(batch, config.data.crop, num_classes)
-    start = 0.0
-    for step in range(num_steps + 1):
-        float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device
-        start = start or time.perf_counter()
-    return num_steps * batch / (time.perf_counter() - start)

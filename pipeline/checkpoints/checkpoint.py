@@ -21,7 +21,6 @@ from pipeline.checkpoints.files import (
     MODEL,
     OPTIMIZER,
     PROGRESS,
-    CheckpointError,
     Entry,
     in_safetensors,
     read_manifest,
@@ -44,6 +43,7 @@ from pipeline.checkpoints.retention import (
     recorded,
     unscored,
 )
+from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 
 __all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 
+from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
@@ -21,10 +22,6 @@ PIECE_BYTES = 16 * 2**20
 
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, torn or corrupt; the message names the file."""
 
 
 class Entry(NamedTuple):

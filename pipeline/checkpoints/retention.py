@@ -13,7 +13,6 @@ import safetensors
 from pipeline.checkpoints.files import (
     MANIFEST,
     PROGRESS,
-    CheckpointError,
     Entry,
     in_safetensors,
     parse,
@@ -22,7 +21,8 @@ from pipeline.checkpoints.files import (
     verify,
     with_score,
 )
-from pipeline.storage.store import StorageError, Store
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,11 +9,9 @@ from typing import Any
 import ray
 from ray._private.utils import get_num_cpus  # knows the limits of containers
 
-from pipeline import ENVIRONMENT, SINGLE_NODE
+from pipeline import ENVIRONMENT, OBJECT_STORE_BYTES, SINGLE_NODE
 
 logger = logging.getLogger(__name__)
-
-OBJECT_STORE_BYTES = 600 * 2**20
 
 
 def connect(num_cpus: int | None = None) -> None:
@@ -80,3 +78,9 @@ def gpus_for(num_workers: int) -> bool:
             "%d workers share %g GPUs: they run on CPUs; set train.workers=%d to use the GPUs", num_workers, gpus, gpus
         )
     return bool(gpus >= num_workers)
+
+
+def show_own_lines(level: int = logging.INFO) -> None:
+    """Shows the pipeline's lines from `level` on, and of every other package only warnings."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("pipeline").setLevel(level)

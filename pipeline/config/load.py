@@ -11,14 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.config import Config
-
-
-class ConfigError(ValueError):
-    """All mistakes of a configuration; `.mistakes` holds one line each."""
-
-    def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+from pipeline.errors import ConfigError
 
 
 def override(config: Config, values: dict[str, Any]) -> Config:

@@ -9,20 +9,12 @@ from typing import Any
 import yaml
 
 from pipeline.data import synthetic
+from pipeline.errors import SourceError
 from pipeline.storage.store import Store
 
 IGNORE = 255
 
 Color = tuple[int, int, int]
-
-
-class LayoutError(ValueError):
-    """Faults of a source; `.faults` holds one line each."""
-
-    def __init__(self, faults: list[str]) -> None:
-        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        super().__init__("\n".join(shown))
-        self.faults = faults
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ ADE20K_INFO = "objectInfo150.txt"
 
 
 def classes(layout: str, source: Store | None) -> Classes:
-    """Classes of a layout. Raises LayoutError with every fault of the file that lists them.
+    """Classes of a layout. Raises SourceError with every fault of the file that lists them.
 
     Files in the source: `classes.json` for `camvid` (optional), `objectInfo150.txt` for `ade20k`, `classes.yaml` for `folders`.
     """
@@ -98,16 +90,16 @@ def classes(layout: str, source: Store | None) -> Classes:
     if layout in fixed:
         return fixed[layout]
     if source is None:
-        raise LayoutError([f"data.source is missing: layout `{layout}` reads its classes from there; add data.source=FOLDER"])
+        raise SourceError([f"data.source is missing: layout `{layout}` reads its classes from there; add data.source=FOLDER"])
     return _ade20k(source) if layout == "ade20k" else _folders(source)
 
 
 def read_text(source: Store, key: str) -> str:
-    """A text file of the source; a byte order mark is dropped. Raises LayoutError."""
+    """A text file of the source; a byte order mark is dropped. Raises SourceError."""
     try:
         return source.read(key).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LayoutError(
+        raise SourceError(
             [f"{source.url(key)}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"]
         ) from error
 
@@ -117,9 +109,9 @@ def _camvid(source: Store) -> Classes:
     try:
         tree = json.loads(read_text(source, "classes.json"))
     except json.JSONDecodeError as error:
-        raise LayoutError([f"{where}: not valid JSON: {error}"]) from error
+        raise SourceError([f"{where}: not valid JSON: {error}"]) from error
     if not isinstance(tree, dict) or not isinstance(tree.get("classes"), list):
-        raise LayoutError([f"{where}: expected {{classes: [{{id, name, color: [r, g, b], ignore}}, ...]}}"])
+        raise SourceError([f"{where}: expected {{classes: [{{id, name, color: [r, g, b], ignore}}, ...]}}"])
     return _from_entries(tree["classes"], where)
 
 
@@ -128,7 +120,7 @@ def _ade20k(source: Store) -> Classes:
     key = next((base + ADE20K_INFO for base in ADE20K_BASES if source.exists(base + ADE20K_INFO)), None)
     if key is None:
         where = source.url(ADE20K_INFO)
-        raise LayoutError([f"{where}: no such file: it names the 150 classes; copy it there from ADEChallengeData2016.zip"])
+        raise SourceError([f"{where}: no such file: it names the 150 classes; copy it there from ADEChallengeData2016.zip"])
     header, *lines = read_text(source, key).splitlines() or [""]
     # The file of the archive has tabs and `a, b c`; that of github.com/CSAILVision/sceneparsing's sampleData commas and `a;b;c`.
     separator = "\t" if "\t" in header else ","
@@ -136,7 +128,7 @@ def _ade20k(source: Store) -> Classes:
     names = [re.split("[,;]", row[-1])[0].strip() for row in rows]
     if [row[0].strip() for row in rows] != [str(i) for i in range(1, 151)] or not all(names):
         fault = f"{source.url(key)}: expected a heading and the lines 1 to 150, `Idx Ratio Train Val Name` separated by tabs"
-        raise LayoutError([f"{fault}: take the file of ADEChallengeData2016.zip"])
+        raise SourceError([f"{fault}: take the file of ADEChallengeData2016.zip"])
     # The `;` of that second form also stand for blanks: `screen door` and `screen` read alike, and scores go by name.
     unique = (name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names, 1))
     colors = tuple(palette(i) for i in range(1, 151))
@@ -146,24 +138,24 @@ def _ade20k(source: Store) -> Classes:
 def _folders(source: Store) -> Classes:
     where, form = source.url("classes.yaml"), "a list of names, or `classes:` and a list of {id, name, color, ignore}"
     if not source.exists("classes.yaml"):
-        raise LayoutError([f"{where}: no such file: layout `folders` reads its classes from there; write {form}"])
+        raise SourceError([f"{where}: no such file: layout `folders` reads its classes from there; write {form}"])
     try:
         tree = yaml.safe_load(read_text(source, "classes.yaml"))
     except yaml.YAMLError as error:
-        raise LayoutError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
+        raise SourceError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
     if isinstance(tree, list):
         entries: list[object] = [{"id": i, "name": name} for i, name in enumerate(tree)]
     elif isinstance(tree, dict) and set(tree) == {"classes"} and isinstance(tree["classes"], list):
         entries = tree["classes"]
     else:
         found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else type(tree).__name__
-        raise LayoutError([f"{where}: expected {form}; found {found}"])
+        raise SourceError([f"{where}: expected {form}; found {found}"])
     known = _from_entries(entries, where)
     return Classes(known.names, known.colors, {IGNORE: IGNORE, **known.label_map})
 
 
 def _from_entries(entries: list[object], where: str) -> Classes:
-    """Classes in the order of their ids; ignored ids leave no gap. Raises LayoutError with the faults of all entries."""
+    """Classes in the order of their ids; ignored ids leave no gap. Raises SourceError with the faults of all entries."""
     faults: list[str] = []
     ids: dict[int, tuple[int, dict[str, Any]]] = {}
     names: dict[str, int] = {}
@@ -186,7 +178,7 @@ def _from_entries(entries: list[object], where: str) -> Classes:
     if not faults and not 0 < len(scored) <= IGNORE:
         faults.append(f"{where}: {len(scored)} classes that are not ignored: must be 1 to 255, for 255 means ignored")
     if faults:
-        raise LayoutError(faults)
+        raise SourceError(faults)
     index = {entry["id"]: i for i, entry in enumerate(scored)}
     return Classes(
         names=tuple(entry["name"] for entry in scored),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.errors import ShardError
 from pipeline.storage.store import Store
 
 Int64 = npt.NDArray[np.int64]
@@ -31,10 +32,6 @@ SCHEMA = pa.schema(
         ("height", pa.int32()), ("width", pa.int32()),
     ]
 )  # fmt: skip
-
-
-class ShardError(ValueError):
-    """A manifest, index or shard that is missing, of another version or damaged: names the file and the fix."""
 
 
 class Entry(NamedTuple):

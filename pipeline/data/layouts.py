@@ -10,22 +10,10 @@ from itertools import pairwise
 
 from pipeline.data.classes import (
     ADE20K_BASES,
-    CAMVID,
-    CITYSCAPES_LABEL_MAP,
-    GENERATED,
-    IGNORE,
-    Classes,
-    Color,
-    LayoutError,
-    classes,
     read_text,
 )
-from pipeline.storage.store import StorageError, Store
-
-__all__ = [
-    "CAMVID", "CITYSCAPES_LABEL_MAP", "GENERATED", "IGNORE", "SPLITS", "Classes", "Color", "LayoutError", "Pair", "classes",
-    "find_splits",
-]  # fmt: skip
+from pipeline.errors import SourceError, StorageError
+from pipeline.storage.store import Store
 
 SPLITS = ("train", "val", "test")
 """`train` and `val` are required; `test` is taken when the source has labels of it."""
@@ -115,7 +103,7 @@ class Listing:
 
 
 def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:
-    """Pairs of each split, sorted by sample id. Raises LayoutError with every fault (address, fix), StorageError.
+    """Pairs of each split, sorted by sample id. Raises SourceError with every fault (address, fix), StorageError.
 
     `lists` (split -> key of a text file of `IMAGE LABEL` lines) replaces the layout's own way for the splits it names.
 
@@ -129,33 +117,33 @@ def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[st
     - `folders`: `images/<split>/ID.png|jpg`, `masks/<split>/ID.png`; or `images/ID.png|jpg`, `masks/ID.png`, `<split>.txt`.
     """
     if layout not in LAYOUTS:
-        raise LayoutError([f"data.layout = {layout!r}: has no pairs of files; legal: {', '.join(LAYOUTS)}"])
+        raise SourceError([f"data.layout = {layout!r}: has no pairs of files; legal: {', '.join(LAYOUTS)}"])
     listing = list_source(source)
     splits: dict[str, list[Pair]] = {}
     faults: list[str] = []
     for split in SPLITS:
         try:
             pairs = _by_list(listing, split, lists[split], faults) if split in lists else _own(layout, split, listing, faults)
-        except LayoutError as error:
+        except SourceError as error:
             faults += error.faults
             continue
         if pairs is not None:
             splits[split] = sorted(pairs, key=lambda pair: (pair.sample_id, pair.image))
             faults += _shared_ids(source, splits[split])
     if faults:
-        raise LayoutError(list(dict.fromkeys(faults)))
+        raise SourceError(list(dict.fromkeys(faults)))
     return splits
 
 
 def list_source(source: Store) -> Listing:
-    """All keys of a source. Raises LayoutError for none, StorageError for a store that fails."""
+    """All keys of a source. Raises SourceError for none, StorageError for a store that fails."""
     try:
         keys = source.list()
     except StorageError as error:
         raise StorageError(f"data.source: {error}") from error
     if not keys or keys == [""]:
         state = "no such folder, or an empty one" if not source.is_s3 else "nothing below this prefix"
-        raise LayoutError([f"data.source = {source.root}: {state}: correct data.source"])
+        raise SourceError([f"data.source = {source.root}: {state}: correct data.source"])
     return Listing(source, tuple(keys))
 
 

@@ -25,28 +25,19 @@ import numpy.typing as npt
 from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.data import synthetic
-from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, ShardError, digest, members_key, page_key, write_index
+from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
 from pipeline.data.inspection import inspect
-from pipeline.data.layouts import Classes, Pair, classes, find_splits
-from pipeline.data.shards import VERSION, Manifest, Row, read_manifest, write_manifest, write_shard
+from pipeline.data.classes import Classes, classes
+from pipeline.data.layouts import Pair, find_splits
+from pipeline.data.manifest import VERSION, Manifest, read_manifest, write_manifest
+from pipeline.data.shards import Row, write_shard
 from pipeline.data.statistics import Done, entries_of, manifest_of, members_of, of_split
-from pipeline.images import resize
-from pipeline.storage.store import Object, Store, check, check_readable, open_store
+from pipeline.errors import ShardError, SourceError
+from pipeline.images import codec
+from pipeline.storage.probe import check, check_readable
+from pipeline.storage.store import Object, Store, open_store
 
 logger = logging.getLogger(__name__)
-
-SHOWN_FAULTS = 20
-
-
-class PrepareError(ValueError):
-    """Faults of the source's files; `.faults` holds all of them, one `file: fault` each, the message the first 20."""
-
-    def __init__(self, faults: list[str]) -> None:
-        more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-        super().__init__(
-            "\n".join([*faults[:SHOWN_FAULTS], *more, "nothing was written: mend the source and run jobs.prepare again"])
-        )
-        self.faults = faults
 
 
 Item = Pair | int
@@ -82,7 +73,7 @@ class Work:
 def prepare(config: Config) -> Manifest:
     """The data set's manifest, prepared now or found already prepared from the same source and settings.
 
-    Raises StorageError, LayoutError or PrepareError, and then leaves nothing half written: the data set that was there
+    Raises StorageError or SourceError, and then leaves nothing half written: the data set that was there
     before, if any, stays valid, because new shards and index lie beside it and the manifest is replaced last.
     """
     check(open_store(config.storage.path, config.storage))
@@ -114,7 +105,7 @@ def prepare(config: Config) -> Manifest:
 def survey(config: Config) -> Manifest:
     """The manifest that preparation would write: every file is read and checked, nothing is written.
 
-    Raises StorageError, LayoutError or PrepareError.
+    Raises StorageError or SourceError.
     """
     source = find_source(config)
     jobs = list(_work(config, source, None, ""))
@@ -123,7 +114,7 @@ def survey(config: Config) -> Manifest:
 
 
 def find_source(config: Config) -> Source:
-    """The pairs of the configured source. Raises StorageError, LayoutError with every fault of the layout."""
+    """The pairs of the configured source. Raises StorageError, SourceError with every fault of the layout."""
     data = config.data
     if data.layout == "generated":
         made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
@@ -182,7 +173,7 @@ def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> 
 
 
 def _run(jobs: list[Work], config: Config) -> list[Done]:
-    """The jobs' outcomes, in the order of the jobs; logs progress. Raises PrepareError with all faults."""
+    """The jobs' outcomes, in the order of the jobs; logs progress. Raises SourceError with all faults."""
     outcomes = _by_ray_data(jobs, config) if connect.joined() else _in_threads(jobs)
     done: dict[int, Done] = {}
     start = last_line = time.monotonic()
@@ -193,7 +184,7 @@ def _run(jobs: list[Work], config: Config) -> list[Done]:
             logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), last_line - start)
     faults = [fault for outcome in done.values() for fault in outcome.faults]
     if faults:
-        raise PrepareError(sorted(faults))
+        raise SourceError(sorted(faults), "nothing was written: fix the source and run jobs.prepare again")
     return [done[number] for number in range(len(jobs))]
 
 
@@ -255,7 +246,7 @@ def _load(item: Item, job: Work) -> tuple[Row, npt.NDArray[np.int64], list[str]]
     if isinstance(item, int):
         index = synthetic.split_index(job.split, item)
         image, label = synthetic.sample(index, synthetic.SEED, job.size)
-        encoded = resize.encode_png(image), resize.encode_png(label)
+        encoded = codec.encode_png(image), codec.encode_png(label)
         return Row(f"{job.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
     assert job.source is not None
     try:

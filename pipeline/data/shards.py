@@ -5,25 +5,15 @@ The manifest is written last and stays small for any number of images: where eac
 fetches both.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.config import Config
 from pipeline.data.index import Entry, digest
-from pipeline.data.index import ShardError as ShardError
-from pipeline.data.layouts import IGNORE, Color
-from pipeline.storage.store import Store, check, open_store
+from pipeline.storage.store import Store
 
-VERSION = 2
-MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [("sample_id", pa.string()), ("image", pa.binary()), ("label", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
 )
@@ -37,123 +27,6 @@ class Row(NamedTuple):
     label: bytes
     height: int
     width: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """What is in a split, and where its index lies."""
-
-    num_images: int
-    index: str
-    """Folder of the index pages, below the data set's store."""
-    content: str
-    """sha256 over sample ids, digests of the files and sizes, in order."""
-    bytes: int
-    """Encoded images and labels together."""
-    pixels: tuple[int, ...]
-    """Pixels of each class."""
-    images: tuple[int, ...]
-    """Images that contain each class."""
-    ignored: int
-    """Pixels of no class."""
-    smallest: tuple[int, int]
-    """Smallest height and smallest width."""
-    largest: tuple[int, int]
-    """Largest height and largest width."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A prepared data set."""
-
-    name: str
-    layout: str
-    class_names: tuple[str, ...]
-    colors: tuple[Color, ...]
-    label_map: dict[int, int]
-    """Stored label id -> class or 255."""
-    splits: dict[str, Split]
-    packed: bool
-    """Whether the bytes are in shards beside the manifest, or in the original objects of `data.source`."""
-    source: str
-    """sha256 of the source's listing and of the settings it was prepared with."""
-    num_duplicates: int = 0
-    """Images that occur in more than one split, byte for byte."""
-    duplicates: tuple[tuple[str, str], ...] = ()
-    """The first of them: ("train/ID", "val/ID")."""
-    version: int = VERSION
-    fingerprint: str = ""
-    """sha256 of what the data are, wherever they lie: packed or in place, the same."""
-
-    def num_images(self, split: str) -> int:
-        """Images of a split; 0 when the data set has no such split."""
-        return self.splits[split].num_images if split in self.splits else 0
-
-    def label_lookup(self) -> npt.NDArray[np.uint8]:
-        """uint8[256]: stored label id -> class; ids outside the map, which preparation refuses, are 255."""
-        table = np.full(256, IGNORE, np.uint8)
-        table[list(self.label_map)] = list(self.label_map.values())
-        return table
-
-    def sealed(self) -> "Manifest":
-        """This manifest with its fingerprint."""
-        content = asdict(replace(self, fingerprint=""))
-        for key in ("packed", "source"):
-            del content[key]
-        for split in content["splits"].values():
-            del split["index"]
-        return replace(self, fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
-
-
-def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Seals and writes; call it when every shard and index page is written. Returns the sealed manifest."""
-    sealed = manifest.sealed()
-    store.write(MANIFEST, json.dumps(asdict(sealed), indent=1).encode())
-    return sealed
-
-
-def open_data(config: Config) -> Manifest:
-    """The prepared data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
-    check(open_store(config.storage.path, config.storage))
-    manifest, data = read_manifest(open_store(config.data_url, config.storage)), config.data
-    for setting, prepared, wanted in (("layout", manifest.layout, data.layout), ("packed", manifest.packed, data.packed)):
-        if prepared != wanted:
-            raise ShardError(
-                f"{config.data_url}: was prepared with data.{setting}={prepared}, the configuration says {wanted}: set it so, or "
-                "run python -m jobs.prepare CONFIG again"
-            )
-    return manifest
-
-
-def read_manifest(store: Store) -> Manifest:
-    """Raises ShardError when there is none, or one of another version or damaged."""
-    where = store.url(MANIFEST)
-    again = "run python -m jobs.prepare CONFIG"
-    try:
-        tree = json.loads(store.read(MANIFEST))
-    except FileNotFoundError as error:
-        raise ShardError(f"{where}: no such data set: {again} first") from error
-    except ValueError as error:
-        raise ShardError(f"{where}: not valid JSON ({error}): {again} again") from error
-    if not isinstance(tree, dict) or tree.get("version") != VERSION:
-        found = tree.get("version") if isinstance(tree, dict) else None
-        raise ShardError(f"{where}: version {found!r}, this code reads {VERSION}: {again} again")
-    try:
-        manifest = _from_json(tree)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{where}: damaged ({error!r}): {again} again") from error
-    if manifest.sealed() != manifest:
-        raise ShardError(f"{where}: its fingerprint does not match its content: {again} again")
-    return manifest
-
-
-def _from_json(tree: dict[str, Any]) -> Manifest:
-    def tuples(value: Any) -> Any:
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    splits = {name: Split(**{key: tuples(value) for key, value in split.items()}) for name, split in tree["splits"].items()}
-    label_map = {int(i): c for i, c in tree["label_map"].items()}
-    return Manifest(**{key: tuples(value) for key, value in tree.items()} | {"splits": splits, "label_map": label_map})
 
 
 def write_shard(store: Store, key: str, rows: Sequence[Row]) -> list[Entry]:

@@ -7,8 +7,10 @@ import numpy.typing as npt
 
 from pipeline.config.config import Config
 from pipeline.data.index import Entry, content
-from pipeline.data.layouts import IGNORE, Classes
-from pipeline.data.shards import Manifest, Split
+from pipeline.data.classes import Classes
+from pipeline.images.codec import IGNORE
+from pipeline.data.manifest import Manifest, Split
+from pipeline.formatting import percent, size
 
 SHOWN_DUPLICATES = 20
 
@@ -85,3 +87,25 @@ def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
             if seen[0] != split:
                 twins.append(("/".join(seen), f"{split}/{entry.sample_id}"))
     return twins
+
+
+def split_table(manifest: Manifest) -> str:
+    """Images, their sizes, bytes and share of ignored pixels of each split."""
+    lines = [f"{'split':<16}{'images':>10}{'height':>14}{'width':>14}{'bytes':>12}{'ignored':>10}"]
+    for name, split in manifest.splits.items():
+        spans = zip(split.smallest, split.largest, strict=True)
+        height, width = (str(low) if low == high else f"{low} to {high}" for low, high in spans)
+        ignored = percent(split.ignored / max(1, split.ignored + sum(split.pixels)))
+        lines.append(f"{name:<16}{split.num_images:>10,}{height:>14}{width:>14}{size(split.bytes):>12}{ignored:>10}")
+    return "\n".join(lines)
+
+
+def class_table(manifest: Manifest) -> str:
+    """Each class's share of the labelled pixels, and the images that contain it."""
+    width = max(16, *(len(name) + 2 for name in manifest.class_names))
+    splits = manifest.splits.items()
+    lines = [f"{'class':<{width}}" + "".join(f"{name + ' %':>10}{'images':>10}" for name, _ in splits)]
+    for k, label in enumerate(manifest.class_names):
+        shares = ((100 * split.pixels[k] / max(1, sum(split.pixels)), split.images[k]) for _, split in splits)
+        lines.append(f"{label:<{width}}" + "".join(f"{share:>10.2f}{images:>10,}" for share, images in shares))
+    return "\n".join(lines)

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from ccnet.export import SIZES, ExportError, Size, check_onnx, export_onnx
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError
-from pipeline.data.shards import open_data
-from pipeline.evaluation.evaluate import load_network
-from pipeline.storage.store import StorageError, Store, check, open_store
+from pipeline.data.manifest import open_data
+from pipeline.errors import ConfigError, StorageError
+from pipeline.evaluation.inference import load_network
+from pipeline.storage.probe import check
+from pipeline.storage.store import Store, open_store
 from pipeline.tracking.provenance import environment
 
 __all__ = ["ExportError", "Exported", "export"]

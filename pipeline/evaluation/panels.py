@@ -5,8 +5,9 @@ import torch
 from ccnet import CCNet, attention_maps
 from ccnet.inference import predict_classes
 from pipeline.evaluation import figures
-from pipeline.evaluation.evaluate import as_batch
-from pipeline.images.resize import UInt8, resize_to
+from pipeline.evaluation.inference import as_batch
+from pipeline.images.codec import UInt8
+from pipeline.images.resize import resize_to
 from pipeline.loading.batches import evaluation_samples
 from pipeline.training.run import Job
 

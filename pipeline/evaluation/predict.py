@@ -9,13 +9,14 @@ import torch
 from ccnet import CCNet
 from pipeline.cluster.tasks import in_shares
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError
-from pipeline.data.shards import Manifest, open_data
+from pipeline.data.manifest import Manifest, open_data
+from pipeline.errors import ConfigError
 from pipeline.evaluation import figures
-from pipeline.evaluation.evaluate import known_split, load_network, predict_image
-from pipeline.images import resize
+from pipeline.evaluation.inference import known_split, load_network, predict_image
+from pipeline.images import codec, resize
 from pipeline.loading.batches import evaluation_samples
-from pipeline.storage.store import Store, check, open_store
+from pipeline.storage.probe import check
+from pipeline.storage.store import Store, open_store
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -67,12 +68,12 @@ def _predict_share(
     for name, image in _images(config, manifest, [names[number] for number in numbers]):
         scaled = resize.resize_image(image, config.evaluate.scale)
         mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
-        output.write(f"{name}.png", resize.encode_png(mask))
-        output.write(f"{name}_overlay.png", resize.encode_png(figures.overlay(image, mask, manifest.colors)))
+        output.write(f"{name}.png", codec.encode_png(mask))
+        output.write(f"{name}_overlay.png", codec.encode_png(figures.overlay(image, mask, manifest.colors)))
         yield Prediction(output.url(f"{name}.png"), output.url(f"{name}_overlay.png"))
 
 
-def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, resize.UInt8]]:
+def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, codec.UInt8]]:
     """(name without suffix, image uint8[H, W, 3]) of each. Raises ValueError naming an image that does not decode."""
     if config.predict.images is None:
         for sample in evaluation_samples(config, manifest, config.evaluate.split, [int(n) for n in names], scale=1.0):
@@ -81,6 +82,6 @@ def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tu
     source = open_store(config.predict.images, config.storage)
     for name in names:
         try:
-            yield name.rsplit(".", 1)[0], resize.decode_image(source.read(name))
+            yield name.rsplit(".", 1)[0], codec.decode_image(source.read(name))
         except ValueError as error:
             raise ValueError(f"{source.url(name)}: {error}") from error

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 
+from pipeline.errors import RunFailed
+
 WORDS = 300
 """Characters of an exception's words that are shown."""
 
@@ -46,10 +48,6 @@ class MemoryShort(RuntimeError):
 
 class Moved(RuntimeError):
     """The workers left off on purpose, after a checkpoint, because a node is about to be taken away."""
-
-
-class RunFailed(RuntimeError):
-    """The end of a run: what failed, why it is not tried again, and the fix."""
 
 
 class Kind(StrEnum):

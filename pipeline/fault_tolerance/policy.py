@@ -13,7 +13,8 @@ from typing import Any
 from ray.train import UserCallback
 
 from pipeline.config.train import Faults
-from pipeline.fault_tolerance.failures import Fault, Kind, RunFailed, fault_of
+from pipeline.errors import RunFailed
+from pipeline.fault_tolerance.failures import Fault, Kind, fault_of
 
 logger = logging.getLogger(__name__)
 

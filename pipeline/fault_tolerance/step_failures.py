@@ -1,9 +1,11 @@
 """Steps that were left out because loss or gradient was not finite: said, counted, and too many in a row refused."""
 
+import json
 import logging
 
 from ccnet.step import StepResult
 from pipeline.fault_tolerance.failures import NotFinite
+from pipeline.training.run import Job
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +41,14 @@ class LeftOut:
             f"{self.in_a_row} steps in a row without a finite loss and gradient; the last one: {what}. What helps as a rule: a "
             "lower train.learning_rate, train.warmup_steps, train.clip_norm, or bf16 instead of fp16"
         )
+
+
+MICRO_BATCH = "micro-batch.json"
+"""In the run's folder once memory ran short: the images of one pass that later attempts start with."""
+
+
+def noted_micro_batch(job: Job) -> int | None:
+    """Images a pass that an earlier attempt noted when memory ran short."""
+    if not job.checkpoints.exists(MICRO_BATCH):
+        return None
+    return int(json.loads(job.checkpoints.read(MICRO_BATCH))["micro_batch"])

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images.resize import IGNORE, UInt8, as_uint8, cut_image, cut_label
+from pipeline.images.codec import IGNORE, UInt8, as_uint8
+from pipeline.images.resize import cut_image, cut_label
 
 # RGB mean of the published recipe, rounded to uint8: what lies outside an image is within half a grey level of zero.
 MEAN_COLOUR = np.array([123, 117, 104], np.uint8)

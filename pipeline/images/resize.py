@@ -1,99 +1,16 @@
 """Decode, encode and resize images, whole or only the part that a crop needs: with augment.py the one place that knows OpenCV."""
 
 import math
-import struct
-import zlib
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-UInt8 = npt.NDArray[np.uint8]
+from pipeline.images.codec import UInt8, as_uint8
 
-IGNORE = 255
 # OpenCV's own threads slow each other down across worker processes and hang after a fork.
 cv2.setNumThreads(0)
-
-PNG = b"\x89PNG\r\n\x1a\n"
-ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
-PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
-
-
-def decode_image(data: bytes) -> UInt8:
-    """uint8[H, W, 3] RGB from an encoded image: grey, palette or colour, alpha dropped. Raises ValueError if it does not decode.
-
-    Pixels stay where they are stored: an EXIF orientation is not applied, as labels, which carry none, lie on the stored pixels.
-    """
-    return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-
-
-def decode_label(data: bytes) -> UInt8:
-    """uint8[H, W] from an image of one channel of 8 bits or fewer, or a palette PNG: stored values or indices, untouched.
-
-    Raises ValueError otherwise, or when it does not decode.
-    """
-    depth = 8
-    if data.startswith(PNG):
-        data, depth = _grey_png(data)
-    label = _decode(data, cv2.IMREAD_UNCHANGED)
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise ValueError(f"{ONE_CHANNEL}, found {label.dtype} of shape {label.shape}")
-    # OpenCV stretches 1, 2 and 4 bits to 0..255.
-    return label if depth == 8 else label // np.uint8(255 // (2**depth - 1))
-
-
-def _grey_png(data: bytes) -> tuple[bytes, int]:
-    """The PNG with its palette taken away, so that its indices are its pixels, and its bit depth (1, 2, 4 or 8).
-
-    Only the header, the pixels and the end are kept (PNG specification, sections 5.3 and 11.2). Raises ValueError.
-    """
-    chunks: dict[bytes, list[bytes]] = {b"IDAT": [], b"IEND": []}
-    start = len(PNG)
-    while start + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, start)
-        chunks.get(kind, []).append(data[start : start + 12 + length])
-        start += 12 + length
-    # The checksum of the header is made anew below, and so has to be looked at here; libpng looks at the others.
-    if not all(chunks.values()) or struct.pack(">I", zlib.crc32(data[12:29])) != data[29:33]:
-        raise ValueError(f"not a readable image (PNG of {len(data)} bytes, cut off or with a broken header)")
-    depth, colour = data[24], data[25]
-    if colour not in (0, 3) or depth > 8:
-        raise ValueError(
-            f"{ONE_CHANNEL}, found {PNG_COLOURS.get(colour, colour)} of {depth} bits a channel; store class ids instead"
-        )
-    # Kind, width, height and depth stay; then colour type 0, compression, filter and interlacing.
-    header = data[12:25] + b"\0" + data[26:29]
-    header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"".join([PNG, header, *chunks[b"IDAT"], *chunks[b"IEND"]]), depth
-
-
-def _decode(data: bytes, flags: int) -> UInt8:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if len(data) else None
-    if image is None:
-        raise ValueError(f"not a readable image ({len(data)} bytes)")
-    return as_uint8(image)
-
-
-def as_uint8(image: cv2.typing.MatLike) -> UInt8:
-    """The same array; OpenCV's stubs do not know that 8 bits stay 8 bits."""
-    return image  # type: ignore[return-value]
-
-
-def encode_png(image: UInt8) -> bytes:
-    """PNG bytes of uint8[H, W, 3] RGB or uint8[H, W]."""
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image)
-    if not done:
-        raise ValueError(f"cannot encode an image of shape {image.shape} as PNG")
-    return data.tobytes()
-
-
-def encode_jpeg(image: UInt8, quality: int = 95) -> bytes:
-    """JPEG bytes of uint8[H, W, 3] RGB."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"cannot encode an image of shape {image.shape} as JPEG")
-    return data.tobytes()
 
 
 def resize_image(image: UInt8, scale: float) -> UInt8:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from pipeline.config.config import Config
-from pipeline.data.shards import Manifest
-from pipeline.images import resize
+from pipeline.data.manifest import Manifest
+from pipeline.errors import SampleError
+from pipeline.images import codec, resize
 from pipeline.loading.feed import Batch, Feed, decode
 from pipeline.loading.sampler import Plan, share
-from pipeline.loading.samples import SampleError, open_samples
+from pipeline.loading.samples import open_samples
 
 if TYPE_CHECKING:
     import ray.data
@@ -72,8 +73,8 @@ class Sample(NamedTuple):
     number: int
     """Position in the split; -1 for one that pads a rank's share and is not counted."""
     sample_id: str
-    image: resize.UInt8
-    label: resize.UInt8
+    image: codec.UInt8
+    label: codec.UInt8
 
 
 def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: list[int], scale: float) -> Iterator[Sample]:
@@ -87,5 +88,5 @@ def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: 
         if isinstance(row, SampleError):
             raise row
         image, label = decode(row)
-        truth = label_map[label] if index >= 0 else np.full_like(label, resize.IGNORE)
+        truth = label_map[label] if index >= 0 else np.full_like(label, codec.IGNORE)
         yield Sample(index, row.sample_id, resize.resize_image(image, scale), truth)

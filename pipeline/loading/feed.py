@@ -12,11 +12,14 @@ import numpy.typing as npt
 
 from pipeline.checkpoints.retention import latest_step
 from pipeline.config.config import Config
-from pipeline.data.shards import Manifest, Row
-from pipeline.images import resize
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import Row
+from pipeline.errors import SampleError
+from pipeline.images import codec
 from pipeline.images.augment import Recipe, augment
-from pipeline.loading.sampler import PADDING, Picks, Plan, block, largest_share, oversampled
-from pipeline.loading.samples import SampleError, Samples, open_samples
+from pipeline.loading.blocks import block
+from pipeline.loading.sampler import PADDING, Picks, Plan, largest_share, oversampled
+from pipeline.loading.samples import Samples, open_samples
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ class Feed(NamedTuple):
         rank = np.full_like(steps, place.rank)
         return {"image": image, "label": label, "position": positions, "step": steps, "rank": rank, "replaced": replaced}
 
-    def crops(self, positions: Int64) -> tuple[resize.UInt8, resize.UInt8, npt.NDArray[np.bool_]]:
+    def crops(self, positions: Int64) -> tuple[codec.UInt8, codec.UInt8, npt.NDArray[np.bool_]]:
         """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], both 0 at PADDING, and which of them stand for a sample that
         cannot be read.
 
@@ -103,7 +106,7 @@ class Feed(NamedTuple):
             numbers[mine] = samples.index.members(stream.label, picks.place[mine])
         return numbers
 
-    def _decoded(self, samples: Samples, numbers: Int64) -> Iterator[tuple[int, resize.UInt8, resize.UInt8]]:
+    def _decoded(self, samples: Samples, numbers: Int64) -> Iterator[tuple[int, codec.UInt8, codec.UInt8]]:
         """(number, image, label) for each of `numbers`; a sample that cannot be read is replaced by the next that can."""
         for number, row in zip(numbers.tolist(), samples.ahead(numbers.tolist()), strict=True):
             for following in range(self.config.data.max_skipped + 1):
@@ -125,9 +128,9 @@ def resumed(config: Config, manifest: Manifest, checkpoints: Store, workers: int
     return Feed(config, manifest, latest_step(checkpoints), workers)
 
 
-def decode(row: Row) -> tuple[resize.UInt8, resize.UInt8]:
+def decode(row: Row) -> tuple[codec.UInt8, codec.UInt8]:
     """Image uint8[H, W, 3] and label uint8[H, W] of stored ids. Raises SampleError naming the sample."""
     try:
-        return resize.decode_image(row.image), resize.decode_label(row.label)
+        return codec.decode_image(row.image), codec.decode_label(row.label)
     except ValueError as error:
         raise SampleError(f"sample {row.sample_id}: {error}; run python -m jobs.prepare CONFIG again") from error

@@ -11,8 +11,8 @@ from ray.data import ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
+from pipeline.loading.blocks import num_blocks
 from pipeline.loading.feed import Feed
-from pipeline.loading.sampler import num_blocks
 from pipeline.loading.throttle import Unhurried
 
 

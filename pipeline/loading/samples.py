@@ -5,16 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.config.config import Config
-from pipeline.data.index import Entry, Index, ShardError, digest
-from pipeline.data.shards import Manifest, Row
+from pipeline.data.index import Entry, Index, digest
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import Row
+from pipeline.errors import SampleError
 from pipeline.storage.store import Store, open_store
 
 READ_AHEAD = 8
 """Samples of one request; the next request runs while these are decoded."""
-
-
-class SampleError(ShardError):
-    """A sample that is missing or corrupt: names the object, the sample, what is wrong and the fix."""
 
 
 @dataclass(frozen=True)

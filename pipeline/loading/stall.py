@@ -9,8 +9,9 @@ from typing import TypeVar
 import ray
 
 from pipeline.config.config import Config
-from pipeline.data.shards import Manifest
-from pipeline.loading.samples import SampleError, open_samples
+from pipeline.data.manifest import Manifest
+from pipeline.errors import SampleError
+from pipeline.loading.samples import open_samples
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

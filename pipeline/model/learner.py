@@ -12,8 +12,8 @@ from ccnet.optim import build_optimizer
 from ccnet.step import StepResult, train_step
 from pipeline.checkpoints.checkpoint import Checkpoint, restore
 from pipeline.cluster import distributed
-from pipeline.config.base import Loss
 from pipeline.config.config import Config
+from pipeline.config.model import Loss
 from pipeline.model.pretrained import Initial, start_from
 
 

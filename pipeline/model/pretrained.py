@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ccnet import CCNet
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)

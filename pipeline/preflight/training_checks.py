@@ -7,13 +7,12 @@ from collections.abc import Mapping
 
 from ccnet import build_ccnet
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
+from pipeline.errors import ConfigError, StorageError
 from pipeline.loading.sampler import largest_share
 from pipeline.model.learner import network_arguments, objective
 from pipeline.model.pretrained import read_initial, start_from
 from pipeline.preflight.findings import Finding
-from pipeline.storage.store import StorageError
 
 
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:

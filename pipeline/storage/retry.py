@@ -13,12 +13,6 @@ FIRST_PAUSE_S = 0.1
 """Longest first pause; each further one may be twice as long."""
 LONGEST_PAUSE_S = 5.0
 
-# Codes of S3 and its relatives for "not now". RequestTimeTooSkewed is not one: a wrong clock stays wrong.
-_NOT_NOW = {
-    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "Throttling",
-    "ThrottlingException", "ThrottledException", "TooManyRequests", "TooManyRequestsException", "RequestThrottled",
-    "RequestLimitExceeded", "BandwidthLimitExceeded",
-}  # fmt: skip
 
 R = TypeVar("R")
 
@@ -32,11 +26,6 @@ class Failed(Exception):
         self.tries = tries
         self.seconds = seconds
         self.final = final
-
-
-def is_transient_reply(status: int, code: str) -> bool:
-    """Whether a request that was answered with this HTTP status and S3 error code may succeed when sent again as it is."""
-    return code in _NOT_NOW or status == 429 or (status >= 500 and status != 501)
 
 
 def draw_pause_s(tries: int, draw: Callable[[float, float], float]) -> float:

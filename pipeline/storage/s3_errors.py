@@ -6,7 +6,8 @@ in storage.py alone.
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage.retry import Failed, is_transient_reply
+from pipeline.errors import StorageError
+from pipeline.storage.retry import Failed
 
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
@@ -16,10 +17,6 @@ _UNREACHABLE = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "
 _TORN = {"ClientPayloadError", "IncompleteReadError", "ResponseParserError", "ShortBody"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "AuthFailure"}
-
-
-class StorageError(ValueError):
-    """A store that cannot be used: names the bucket or folder, and the key where there is one, what failed and the fix."""
 
 
 class ShortBody(OSError):
@@ -108,3 +105,16 @@ def _reply(error: BaseException) -> tuple[int, str]:
 
 def _one_line(*words: object) -> str:
     return " ".join(" ".join(str(word) for word in words).split())
+
+
+# Codes of S3 and its relatives for "not now". RequestTimeTooSkewed is not one: a wrong clock stays wrong.
+_NOT_NOW = {
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "Throttling",
+    "ThrottlingException", "ThrottledException", "TooManyRequests", "TooManyRequestsException", "RequestThrottled",
+    "RequestLimitExceeded", "BandwidthLimitExceeded",
+}  # fmt: skip
+
+
+def is_transient_reply(status: int, code: str) -> bool:
+    """Whether a request that was answered with this HTTP status and S3 error code may succeed when sent again as it is."""
+    return code in _NOT_NOW or status == 429 or (status >= 500 and status != 501)

@@ -10,9 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
-import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,26 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow.fs
-import s3fs
-from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
-from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
 from pipeline.config.base import Storage
+from pipeline.errors import StorageError
 from pipeline.storage.local import files_below, replace_file
 from pipeline.storage.retry import Failed, outcome, retried
-from pipeline.storage.s3_errors import ShortBody, StorageError, codes, describe, explain, is_transient
+from pipeline.storage.s3 import _S3, CHECKSUMS, PART_BYTES, RETRIED, _OneTry
+from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
 
-# Without these two, pyarrow and botocore send trailing checksums which older stores answer with 411; pyarrow.fs.copy_files
-# then returns normally and stores nothing: checkpoints lost in silence.
-CHECKSUMS = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
-PART_BYTES = 8 * 2**20
-"""Part of a multipart upload, and read-ahead of `Store.arrow`'s files."""
-RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
-"""botocore's own budget behind `Store.arrow`, whose calls come from Ray and pyarrow and not through our retries."""
-PROBED = (4.0, 2.0)
-"""patience_s and read_timeout_s of the first request of a check: an unreachable endpoint is reported within 15 s."""
-
-__all__ = ["Object", "StorageError", "Store", "check", "check_readable", "explain", "open_store"]
 R = TypeVar("R")
 Range = tuple[str, int, int | None]  # key, first byte, byte behind the last; None: to the object's end
 logger = logging.getLogger(__name__)
@@ -50,27 +35,6 @@ class Object(NamedTuple):
     size: int
     version: str
     """S3's ETag without quotes, or a file's modification time in ns."""
-
-
-class _OneTry(AIOHTTPSession):  # type: ignore[misc]
-    async def _get_session(self, proxy_url: Any) -> Any:
-        session = await super()._get_session(proxy_url)
-        # aiohttp sends an idempotent request whose connection was reset once more, unseen: a fault would be missing in the log.
-        session._retry_connection = False
-        return session
-
-
-class _S3(s3fs.S3FileSystem):  # type: ignore[misc]
-    @property
-    def retries(self) -> int:
-        # s3fs tries each request so often besides botocore. 2 leaves `Store.arrow` the reads cut off in the body.
-        return 1 if self.config_kwargs["retries"]["total_max_attempts"] == 1 else 2
-
-    async def set_session(self, *args: Any, **kwargs: Any) -> Any:
-        client = await super().set_session(*args, **kwargs)
-        # aiohttp waits without any limit for the answer to `Expect: 100-continue`: a PUT to a silent server hangs for ever.
-        client.meta.events.unregister("before-call.s3", add_expect_header)
-        return client
 
 
 @dataclass(frozen=True)
@@ -235,63 +199,3 @@ def open_store(url: str, storage: Storage) -> Store:
     if "://" in url:
         raise StorageError(f"{url}: must be s3://BUCKET/PREFIX or a folder")
     return Store(str(Path(url).expanduser().absolute()))
-
-
-def check(store: Store) -> None:
-    """Writes, reads back and deletes two files the way Ray Train does, one of them in several parts.
-
-    Raises StorageError that names the bucket or folder, what failed and the fix.
-    """
-    name = f".check-{uuid.uuid4().hex}"
-    try:
-        if store.is_s3:
-            Store(store.root, store.endpoint, *PROBED).write(f"{name}/probe", b"probe")
-        try:
-            equal = _round_trip(store, name)
-        finally:
-            store.delete(name)
-    except Exception as error:
-        raise explain(store, error, setting="storage.path") from error
-    if not equal:
-        raise StorageError(
-            f"{store.root}: what was written did not come back: the store loses data without an error; "
-            f"set {' and '.join(f'{k}={v}' for k, v in CHECKSUMS.items())} for driver and workers, or use another store"
-        )
-
-
-def check_readable(store: Store, setting: str = "data.source") -> None:
-    """Lists a little of a bucket's prefix or a folder that is only read; `setting` is where its address was given.
-
-    Raises StorageError that names the bucket or folder and the fix, also where nothing lies there.
-    """
-    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
-    where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 100}
-    try:
-        if store.is_s3:
-            probe = Store(store.root, store.endpoint, *PROBED)
-            reply = probe._request("", lambda fs, _: fs.call_s3("list_objects_v2", **where))
-            empty = all(found["Key"].endswith("/") for found in reply.get("Contents", []))
-        else:
-            with os.scandir(store.root) as entries:
-                empty = next(entries, None) is None
-    except Exception as error:
-        raise explain(store, error, setting=setting) from error
-    if empty:
-        raise StorageError(
-            f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: nothing lies there: correct {setting}"
-        )
-
-
-def _round_trip(store: Store, name: str) -> bool:
-    files = {"small": secrets.token_bytes(300_000), "parts": secrets.token_bytes(PART_BYTES + 300_000)}
-    fs, path = store.arrow()
-    with tempfile.TemporaryDirectory() as folder:
-        up, down = Path(folder, "up"), Path(folder, "down")
-        up.mkdir()
-        down.mkdir()
-        for file, data in files.items():
-            (up / file).write_bytes(data)
-        fs.create_dir(f"{path}/{name}")
-        pyarrow.fs.copy_files(str(up), f"{path}/{name}", destination_filesystem=fs)
-        pyarrow.fs.copy_files(f"{path}/{name}", str(down), source_filesystem=fs)
-        return all((down / file).is_file() and (down / file).read_bytes() == data for file, data in files.items())

@@ -13,18 +13,19 @@ import logging
 import math
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracking import runs
+from pipeline.tracking.client import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,8 +135,8 @@ class MetricLog:
                 return True
             return False
         if self._client is None:
-            client = runs.connect(self._uri)
-            self._steps.update(runs.logged_steps(client, self._run_id))
+            client = connect(self._uri)
+            self._steps.update(logged_steps(client, self._run_id))
             self._client = client
         os.fsync(self._file)
         if "picture" in records[0]:
@@ -146,21 +147,21 @@ class MetricLog:
         return True
 
     def _send_points(self, client: "MlflowClient", records: list[dict[str, Any]]) -> None:
-        fresh: dict[tuple[str, int], runs.Point] = {}
+        fresh: dict[tuple[str, int], Point] = {}
         for record in records:
             for key, value in record["metrics"].items():
                 if record["step"] not in self._steps[key]:
-                    fresh.setdefault((key, record["step"]), runs.Point(key, value, record["time"], record["step"]))
+                    fresh.setdefault((key, record["step"]), Point(key, value, record["time"], record["step"]))
         points = list(fresh.values())
         for first in range(0, len(points), BATCH):
-            runs.send_points(client, self._run_id, points[first : first + BATCH])
+            send_points(client, self._run_id, points[first : first + BATCH])
         for key, step in fresh:
             self._steps[key].add(step)
 
     def _send_picture(self, client: "MlflowClient", record: dict[str, Any]) -> None:
         png = self._folder / record["file"]
         if png.exists():  # else it was sent, and only the offset was not written
-            runs.send_picture(client, self._run_id, record["picture"], png, record["step"])
+            send_picture(client, self._run_id, record["picture"], png, record["step"])
             png.unlink()
 
     def _tidy(self) -> None:
@@ -218,3 +219,36 @@ def _remove(journal: Path) -> None:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+class Point(NamedTuple):
+    key: str
+    value: float
+    timestamp: int
+    """Milliseconds since 1970; part of a point's identity in MLflow, so a repeated point repeats it."""
+    step: int
+
+
+def logged_steps(client: "MlflowClient", run_id: str) -> dict[str, set[int]]:
+    """Steps the server already has, by metric."""
+    keys = client.get_run(run_id).data.metrics
+    return {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
+
+
+def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
+    """Sends at most 1000 points in one request. Sending the same points again changes nothing."""
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+
+def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step: int) -> None:
+    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sent again, it replaces itself.
+
+    Not MlflowClient.log_image: a random part of its names shows a picture sent again twice, and MLflow's page of charts
+    covers such pictures with the text of a run's many parameters.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
+            copy = shutil.copyfile(png, Path(folder, path.name))
+            client.log_artifact(run_id, str(copy), str(path.parent) if path.parent != Path() else None)

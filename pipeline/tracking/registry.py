@@ -10,7 +10,8 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.tracking.runs import TrackingError, connect
+from pipeline.errors import TrackingError
+from pipeline.tracking.client import connect
 
 log = logging.getLogger(__name__)
 

@@ -2,22 +2,16 @@
 
 import json
 import logging
-import os
-import shutil
-import socket
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from pipeline.config.base import JOB_MARK, Tracking
 from pipeline.config.config import Config, without_password
+from pipeline.errors import TrackingError
+from pipeline.tracking.client import connect, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,100 +20,6 @@ log = logging.getLogger(__name__)
 
 RUN_KEY = "ccnet.run_key"
 LEFT_OFF = "ccnet.left_off"
-START = "try: python -m infra.stack up, or: mlflow server --host 127.0.0.1 --port 5000; then tracking.uri=http://127.0.0.1:5000"
-
-
-class TrackingError(RuntimeError):
-    """MLflow cannot be used as asked; the message names the address and the fix."""
-
-
-class Point(NamedTuple):
-    key: str
-    value: float
-    timestamp: int
-    """Milliseconds since 1970; part of a point's identity in MLflow, so a repeated point repeats it."""
-    step: int
-
-
-def tracking_uri(tracking: Tracking) -> str:
-    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store, and
-    for an http address with a user, password or not."""
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        if os.environ.get(JOB_MARK):
-            raise TrackingError(
-                f"tracking.uri = {uri!r}: a database in the folder of a submitted job is lost with the job; set tracking.uri or "
-                "MLFLOW_TRACKING_URI to the http:// address of a server"
-            )
-        uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
-    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
-    scheme = parts.scheme.split("+")[0]
-    if scheme.startswith("http") and parts.username is not None:
-        raise TrackingError(
-            f"tracking.uri = {shown!r}: was given with a user, which MLflow's messages would show; leave the user out and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the nodes as well"
-        )
-    if scheme in ("", "file"):
-        folder = uri.removeprefix("file:")
-        folder = "/" + folder.lstrip("/") if uri.startswith("file:/") else folder
-        raise TrackingError(
-            f"tracking.uri = {uri!r}: MLflow no longer writes plain folders (try sqlite:///{Path(folder).absolute()}/mlflow.db "
-            "or the http:// address of a server)"
-        )
-    if scheme not in ("http", "https", "sqlite", "postgresql", "mysql"):
-        raise TrackingError(f"tracking.uri = {shown!r}: must start with http://, https://, sqlite:///, postgresql:// or mysql://")
-    return uri
-
-
-def check(uri: str, timeout_s: float = 5.0) -> None:
-    """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
-    parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
-    try:
-        if parts.scheme in ("http", "https"):
-            request = urllib.request.Request(uri.rstrip("/") + "/health")
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                answer = reply.read(100).decode(errors="replace").strip()
-            if answer != "OK":
-                raise TrackingError(f"tracking.uri = {shown}: answers, but not as an MLflow server does; {START}")
-            return
-        if parts.hostname:
-            socket.create_connection((parts.hostname, parts.port or 5432), timeout=timeout_s).close()
-        elif not (folder := Path(parts.path.removeprefix("/")).absolute().parent).is_dir():
-            raise TrackingError(f"tracking.uri = {shown}: folder {folder} does not exist; create it or choose another file")
-    except OSError as error:  # URLError and HTTPError included
-        reason = getattr(error, "reason", None) or error
-        raise TrackingError(f"tracking.uri = {shown}: no MLflow server answers there ({reason}); {START}") from error
-
-
-def import_mlflow() -> None:
-    """Imports MLflow, which takes seconds: in a thread beforehand, or by the first client. Settings of the environment win."""
-    for key, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "2"), ("BACKOFF_FACTOR", "1")):
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the cluster unasked
-    import mlflow  # noqa: F401
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client of the server and its registry that gives up in a minute."""
-    import_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@contextmanager
-def reached(uri: str) -> Iterator[None]:
-    """Raises TrackingError with the fix in place of what MLflow raises when it does not answer."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        reason = str(error).splitlines()[0].replace(uri, without_password(uri))
-        raise TrackingError(
-            f"tracking.uri = {without_password(uri)}: the result could not be recorded ({reason}): submit the same again when "
-            "MLflow answers"
-        ) from error
 
 
 def open_run(
@@ -209,31 +109,6 @@ def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KIL
     if left_off:
         client.set_tag(run_id, LEFT_OFF, left_off)
     client.set_terminated(run_id, status)
-
-
-def logged_steps(client: "MlflowClient", run_id: str) -> dict[str, set[int]]:
-    """Steps the server already has, by metric."""
-    keys = client.get_run(run_id).data.metrics
-    return {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
-
-
-def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
-    """Sends at most 1000 points in one request. Sending the same points again changes nothing."""
-    from mlflow.entities import Metric
-
-    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
-
-
-def send_picture(client: "MlflowClient", run_id: str, name: str, png: Path, step: int) -> None:
-    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sent again, it replaces itself.
-
-    Not MlflowClient.log_image: a random part of its names shows a picture sent again twice, and MLflow's page of charts
-    covers such pictures with the text of a run's many parameters.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
-            copy = shutil.copyfile(png, Path(folder, path.name))
-            client.log_artifact(run_id, str(copy), str(path.parent) if path.parent != Path() else None)
 
 
 def log_text(uri: str, run_id: str, name: str, text: str) -> None:

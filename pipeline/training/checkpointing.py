@@ -15,8 +15,8 @@ import ray.train.collective
 from ray.train import CheckpointUploadMode
 
 from pipeline.checkpoints import checkpoint
-from pipeline.evaluation import evaluate
 from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import explained
 from pipeline.fault_tolerance.interruptions import Spent
 from pipeline.model.learner import Learner
@@ -90,7 +90,7 @@ class Saver:
                 "class_names": self.job.manifest.class_names,
                 "metrics": metrics,
                 "config": self.job.config.record(),
-                "protocol": evaluate.describe(self.job.config, self.job.manifest),
+                "protocol": validation_protocol(self.job.config, self.job.manifest),
                 "scaler": learner.scaler.state_dict() if learner.scaler else {},
                 "initial_sha256": learner.initial_sha256,
                 "score": score and score._asdict(),

@@ -18,29 +18,27 @@ from ccnet.optim import poly_learning_rate
 from ccnet.step import StepResult
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import distributed
+from pipeline.cluster.connect import show_own_lines
 from pipeline.config.config import Config
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.fault_tolerance.failures import MemoryShort, Moved, explained, is_memory_short
 from pipeline.fault_tolerance.hang import StepWatch
 from pipeline.fault_tolerance.interruptions import Interruption, Lookout
-from pipeline.fault_tolerance.step_failures import LeftOut
+from pipeline.fault_tolerance.step_failures import MICRO_BATCH, LeftOut, noted_micro_batch
 from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
 from pipeline.loading.stall import Watchdog, stall_reason
 from pipeline.model.learner import Learner
 from pipeline.model.pretrained import read_initial
-from pipeline.storage.store import StorageError
 from pipeline.tracking import runs
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.agenda import Agenda
 from pipeline.training.checkpointing import Record, Saver, remove_left_over, score_metrics
 from pipeline.training.run import Job
-from pipeline.training.throughput import Progress, show_own_lines
+from pipeline.training.throughput import Progress
 from pipeline.training.validation import validate
 
 logger = logging.getLogger(__name__)
-
-MICRO_BATCH = "micro-batch.json"
-"""In the run's folder once memory ran short: the images of one pass that later attempts start with."""
 
 
 def train_worker(job: Job) -> None:
@@ -155,7 +153,7 @@ def _load(job: Job, step: int) -> checkpoint.Checkpoint:
     """The checkpoint with which the feed goes on. Raises StorageError, so that the next attempt looks again which ones verify."""
     try:
         return checkpoint.load(job.checkpoints, checkpoint.folder_name(step))
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise StorageError(f"{error}; it verified when this attempt began") from error
 
 
@@ -191,13 +189,6 @@ def _step(job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, 
             f"same global batch ({error})",
             smaller=True,
         ) from error
-
-
-def noted_micro_batch(job: Job) -> int | None:
-    """Images a pass that an earlier attempt noted when memory ran short."""
-    if not job.checkpoints.exists(MICRO_BATCH):
-        return None
-    return int(json.loads(job.checkpoints.read(MICRO_BATCH))["micro_batch"])
 
 
 def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:

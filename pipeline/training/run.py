@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 
 import ray
 
+from pipeline import errors
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import connect
-from pipeline.config.config import Config, changed_settings, shaping
-from pipeline.config.load import ConfigError
-from pipeline.data.shards import Manifest, open_data
-from pipeline.evaluation import evaluate
-from pipeline.preflight import data_checks, training_checks
+from pipeline.config.config import Config
+from pipeline.config.run_key import changed_settings, shaping
+from pipeline.data.manifest import Manifest, open_data
+from pipeline.errors import ConfigError
+from pipeline.evaluation.protocol import validation_protocol
+from pipeline.preflight import checks, storage_checks, training_checks
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
+from pipeline.tracking.client import check_server, import_mlflow, tracking_uri
 from pipeline.tracking.provenance import environment
 
 logger = logging.getLogger(__name__)
@@ -57,17 +60,17 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
         manifest = open_data(config)
     except (ValueError, OSError) as error:
         mistakes.append(str(error))
-    mistakes += _errors(data_checks.buckets(config, checked=[config.storage.path]))
+    mistakes += _errors(storage_checks.buckets(config, checked=[config.storage.path]))
     try:
-        uri = runs.tracking_uri(config.tracking)
-        runs.check(uri)
-    except runs.TrackingError as error:
+        uri = tracking_uri(config.tracking)
+        check_server(uri)
+    except errors.TrackingError as error:
         mistakes.append(str(error))
     if mistakes or manifest is None:
         raise ConfigError(mistakes)
-    threading.Thread(target=runs.import_mlflow).start()  # meanwhile
+    threading.Thread(target=import_mlflow).start()  # meanwhile
     connect.connect()
-    mistakes = _errors(data_checks.examine(config, manifest, ray.cluster_resources()))
+    mistakes = _errors(checks.examine(config, manifest, ray.cluster_resources()))
     newest = checkpoint.newest_progress(checkpoints)
     if newest is None:  # a run that goes on has its weights
         mistakes += _errors(training_checks.weights(config, len(manifest.class_names)))
@@ -75,7 +78,7 @@ def open_job(config: Config, run_key: str | None = None) -> Job:
         mistakes.append(
             f"train.resume = {config.train.resume}: no checkpoint in {checkpoints.url('')}: correct it or leave it out"
         )
-    if newest and (changed := changes(newest, config, evaluate.describe(config, manifest))):
+    if newest and (changed := changes(newest, config, validation_protocol(config, manifest))):
         mistakes.append(f"{checkpoints.url('')}: {changed}")
     if mistakes:
         raise ConfigError(mistakes)

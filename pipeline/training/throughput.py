@@ -1,17 +1,10 @@
 """The progress line of a run: speed, share of time spent waiting for data, time left."""
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-
-
-def show_own_lines(level: int = logging.INFO) -> None:
-    """Shows the pipeline's lines from `level` on, and of every other package only warnings."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("pipeline").setLevel(level)
 
 
 class Progress:

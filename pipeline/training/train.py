@@ -17,13 +17,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
+from pipeline.errors import CheckpointError, RunFailed
 from pipeline.evaluation.metrics import Score
-from pipeline.fault_tolerance.failures import Kind, RunFailed, cause, fault_of
+from pipeline.fault_tolerance.failures import Kind, cause, fault_of
 from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.fault_tolerance.policy import Judge
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import PlannedData, placeholder
 from pipeline.tracking import registry, runs
+from pipeline.tracking.client import reached
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import Record
 from pipeline.training.loop import train_worker
@@ -151,7 +153,7 @@ def best_of(job: Job) -> tuple[checkpoint.Checkpoint, Score]:
     """The run's best checkpoint and its score."""
     best = checkpoint.load_best(job.checkpoints)
     if best is None:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{job.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again, its end validates it"
         )
     return best, Score(**best.progress["score"])
@@ -173,7 +175,7 @@ def train(config: Config) -> Outcome:
             raise SystemExit(143)
         make_up(job)
         best, score = best_of(job)
-        with runs.reached(job.tracking_uri):
+        with reached(job.tracking_uri):
             record_best(job, best, score)
             runs.finish_run(job.tracking_uri, job.run_id, "FINISHED", reason)
     except BaseException as error:

@@ -19,8 +19,11 @@ from ray.train import Checkpoint, ValidationConfig
 from ccnet import CCNet, build_ccnet
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import distributed
+from pipeline.cluster.connect import show_own_lines
+from pipeline.errors import CheckpointError
 from pipeline.evaluation import evaluate, figures, panels
 from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import cause
 from pipeline.fault_tolerance.hang import StepWatch
 from pipeline.fault_tolerance.interruptions import asked
@@ -29,7 +32,6 @@ from pipeline.loading.sampler import evaluation_share
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import score_metrics
 from pipeline.training.run import Job
-from pipeline.training.throughput import show_own_lines
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def validate(job: Job, net: CCNet, device: torch.device, step: int, log: MetricL
     indices = evaluation_share(job.manifest.num_images("val"), distributed.rank(), distributed.world_size())
     samples = _told(evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale), progress)
     counts, num_images = evaluate.evaluate_samples(net, samples, len(job.manifest.class_names), device)
-    protocol = evaluate.describe(job.config, job.manifest)
+    protocol = validation_protocol(job.config, job.manifest)
     score = evaluate.reduced_score(counts, num_images, job.manifest, "val", protocol, device)
     if log:
         log.metrics(score.metrics(), step)
@@ -112,7 +114,7 @@ def validate_owed(job: Job, step: int) -> None:
             for each in owed(job, step):
                 try:
                     _score(job, each, device, log, watch.progress)
-                except checkpoint.CheckpointError as error:
+                except CheckpointError as error:
                     logger.warning("not validated: %s", error)
     finally:
         log.close()

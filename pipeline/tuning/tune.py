@@ -2,45 +2,28 @@
 
 import json
 import logging
-import math
 import shlex
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import connect
-from pipeline.config.base import Dimension
 from pipeline.config.config import Config
-from pipeline.config.load import ConfigError, override
+from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.evaluation.metrics import Score
-from pipeline.fault_tolerance.failures import RunFailed, cause
-from pipeline.preflight.resources import cpus_needed
-from pipeline.storage.store import Store, open_store
-from pipeline.tracking import registry, runs
-from pipeline.tracking.metric_log import MetricLog
-from pipeline.tracking.provenance import environment
+from pipeline.fault_tolerance.failures import cause
+from pipeline.storage.store import open_store
+from pipeline.tracking import runs
 from pipeline.training.run import Job, open_job
-from pipeline.training.train import best_facts, best_of, build_trainer, end_run, record_best
+from pipeline.training.train import best_of, end_run, record_best
+from pipeline.tuning.trials import Trial, _checkpoints, _domain, _end_trial, _Lines, concurrent_trials, run_trial
 
 logger = logging.getLogger(__name__)
-
-
-class Trial(NamedTuple):
-    """One trial as it ended."""
-
-    number: str
-    overrides: dict[str, Any]
-    miou: float
-    step: int
-    stopped_early: bool
-    run_id: str
 
 
 class SearchResult(NamedTuple):
@@ -122,72 +105,6 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
     return grid
 
 
-def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
-    """One trial: the training of `jobs.train` under its overrides, reporting the global mIoU of every validation to Tune."""
-    job = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
-    try:
-        build_trainer(job, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        end_run(job, error)
-        raise
-
-
-def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> Job:
-    """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
-    config = trial_config(parent.config, overrides)
-    run_id = runs.open_run(
-        config,
-        environment=environment(),
-        run_key=f"{key}-{number}",
-        parent_run_id=parent.run_id,
-        run_name=f"{key}-{number}",
-    )
-    return parent._replace(
-        config=config,
-        checkpoints=_checkpoints(config, key, number),
-        run_id=run_id,
-        on_gpus=connect.gpus_for(config.train.fewest_workers),
-    )
-
-
-def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
-    """A trial's settings, with the fewest workers that may be: those fit the cluster, and elastic trials would take one another's
-    CPUs. The global batches, and so what is learnt, are the same for any number. Validated in place: ASHA waits for scores."""
-    config = override(config, overrides)
-    return override(config, {"train.workers": config.train.fewest_workers, "evaluate.apart": False})
-
-
-def _checkpoints(config: Config, key: str, number: str) -> Store:
-    return open_store(f"{config.runs_url}/{key}-{number}", config.storage)
-
-
-def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
-    """Trials that the cluster's CPUs, Ray Data's share included, and its GPUs hold at a time; at least one."""
-    workers = config.train.fewest_workers
-    by_gpu = resources.get("GPU", 0) // workers or math.inf  # too few GPUs for one trial: all run on CPUs
-    return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config, workers), by_gpu)))
-
-
-def _domain(dimension: Dimension) -> Any:
-    return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
-
-
-def _end_trial(parent: Job, key: str, result: Any) -> Trial:
-    """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
-    run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
-    config = override(parent.config, dict(result.config))
-    stopped_early = step < config.train.steps
-    MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
-    job = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
-    miou = float(result.metrics["miou"])
-    if checkpoint.best(job.checkpoints):
-        best, score = best_of(job)
-        registry.log_best(job.tracking_uri, run_id, **best_facts(best, score))
-        miou = max(miou, score.miou)
-    runs.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
-    return Trial(number, dict(result.config), miou, step, stopped_early, run_id)
-
-
 def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
     """Records the best checkpoint of the best trial that has one, in the parent's run and in the registry.
 
@@ -200,26 +117,4 @@ def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
             record_best(job, best, score)
             return score
         logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
-    raise checkpoint.CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")
-
-
-class TuneScoreCallback(TuneReportCallback):
-    """Leaves out the checkpoint of a trial that left off before its validation: Tune demands a score of every report."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if "miou" in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
-
-
-class _Lines(tune.Callback):
-    """A line for each result and each end of a trial."""
-
-    def __init__(self) -> None:
-        self.ended: set[str] = set()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        logger.info("trial %s  step %d  mIoU %.4f  %s", trial.trial_id, result["step"], result["miou"], trial.config)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended.add(trial.trial_id)
-        logger.info("trial %s  ended at step %s", trial.trial_id, trial.last_result.get("step"))
+    raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")

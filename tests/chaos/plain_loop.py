@@ -16,7 +16,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.cluster import distributed
 from pipeline.config.config import Config
 from pipeline.config.load import load
-from pipeline.data.shards import open_data
+from pipeline.data.manifest import open_data
 from pipeline.loading.feed import Feed
 from pipeline.model.learner import Learner
 

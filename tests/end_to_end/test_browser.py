@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.evaluation import figures
 from pipeline.tracking import runs
+from pipeline.tracking.client import connect
 from pipeline.tracking.metric_log import MetricLog
 from tests.pipeline.tracking.test_runs import ENVIRONMENT, settings
 from tests.support import browser
@@ -33,7 +34,7 @@ def test_pages_of_a_run_show_charts_and_panel(mlflow_server: MlflowServer, tmp_p
         log.metrics({"val/miou": step / 400}, step)
         log.picture("panel", step, figures.panel([(image, truth, np.roll(truth, 1200 // step, 1))] * 2, COLORS, NAMES))
     assert log.close() == 0
-    experiment_id = runs.connect(uri).get_run(run_id).info.experiment_id
+    experiment_id = connect(uri).get_run(run_id).info.experiment_id
     shots = browser.screenshot(uri, run_id, experiment_id, tmp_path / "shots", ("train/loss", "val/miou"))
     assert [shot.name for shot in shots] == ["charts.png", "picture.png", "runs.png"]
     assert all(shot.stat().st_size > 20_000 for shot in shots)

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from pipeline.config.config import Config
 from pipeline.config.load import load
-from pipeline.images import resize
+from pipeline.images import codec
 from pipeline.storage.store import open_store
 from tests.support import browser
 
@@ -177,10 +177,10 @@ def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None
     assert followed["predict"].returncode == 0, followed["predict"].stderr
     config = tiny()
     store = open_store(f"{config.storage.path}/predictions/{config.run_key}", config.storage)
-    mask = resize.decode_label(store.read("val-000000.png"))
+    mask = codec.decode_label(store.read("val-000000.png"))
     assert mask.shape == (49, 49)
     assert mask.max() < 6
-    assert resize.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
+    assert codec.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
 
 
 def test_export_delivers_a_checked_file_and_its_record(followed: Finished, access: None) -> None:

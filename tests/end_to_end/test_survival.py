@@ -26,8 +26,8 @@ from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.data.prepare import prepare
+from pipeline.fault_tolerance.step_failures import MICRO_BATCH
 from pipeline.storage.store import Store, open_store
-from pipeline.training.loop import MICRO_BATCH
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 

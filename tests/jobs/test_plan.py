@@ -11,9 +11,9 @@ import pytest
 from jobs import plan
 from pipeline.config.config import Config
 from pipeline.config.load import parse
+from pipeline.data.manifest import Manifest, Split
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import Manifest, Split
-from pipeline.images import resize
+from pipeline.images import codec
 from pipeline.preflight.findings import Finding
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def source(root: Path) -> Path:
             (root / f"{split}{kind}").mkdir(parents=True)
             for i in range(2):
                 size = (32, 24) if (split, kind, i) == ("train", "annot", 1) else shape
-                (root / f"{split}{kind}" / f"{i}.png").write_bytes(resize.encode_png(np.full(size, i, np.uint8)))
+                (root / f"{split}{kind}" / f"{i}.png").write_bytes(codec.encode_png(np.full(size, i, np.uint8)))
     return root
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.config import Config
-from pipeline.data.shards import open_data
+from pipeline.data.manifest import open_data
 from pipeline.data.synthetic import NAMES, SEED, sample
-from pipeline.images.resize import encode_png
+from pipeline.images.codec import encode_png
+from pipeline.loading.blocks import num_blocks
 from pipeline.loading.feed import Batch, Feed
-from pipeline.loading.sampler import PADDING, num_blocks
+from pipeline.loading.sampler import PADDING
 
 NUM_TRAIN, STEPS, GLOBAL_BATCH = 30, 9, 12
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.layouts import LayoutError, find_splits
+from pipeline.data.layouts import find_splits
+from pipeline.errors import SourceError
 from pipeline.storage.store import Store
 
 
@@ -20,7 +21,7 @@ def make(root: Path, *files: str, **texts: str) -> Store:
 
 def faults(layout: str, source: Store, lists: dict[str, str] | None = None) -> list[str]:
     """The faults, with the source's address cut off."""
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         find_splits(layout, source, lists or {})
     return [fault.replace(f"{source.root}/", "") for fault in caught.value.faults]
 

@@ -20,11 +20,11 @@ from pipeline.benchmark.images import Figure, benchmark, whole_then_crop
 from pipeline.benchmark.processes import family, own_peak, pss
 from pipeline.benchmark.tables import json_line
 from pipeline.benchmark.workload import Steps, positions
-from pipeline.config.base import Pictures
+from pipeline.config.benchmark import Pictures
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data.layouts import find_splits
-from pipeline.images import resize
+from pipeline.images import codec
 from pipeline.images.augment import Recipe, augment
 from pipeline.loading.feed import Feed
 from pipeline.storage.store import Store
@@ -160,14 +160,14 @@ def test_made_pictures_are_a_data_set_of_that_size_and_format(
     assert {split: len(pairs) for split, pairs in splits.items()} == {"train": 24, "val": 2}
     image, label = store.read(splits["train"][0].image), store.read(splits["train"][0].label)
     assert image.startswith(start)
-    assert resize.decode_image(image).shape == (*size, 3)
-    assert resize.decode_label(label).shape == size
+    assert codec.decode_image(image).shape == (*size, 3)
+    assert codec.decode_label(label).shape == size
 
 
 def test_a_made_picture_compresses_as_one_of_camvid() -> None:
     image, _ = picture(3, (360, 480))
-    assert 190_000 < len(resize.encode_png(image)) < 310_000
-    assert 40_000 < len(resize.encode_jpeg(image)) < 80_000
+    assert 190_000 < len(codec.encode_png(image)) < 310_000
+    assert 40_000 < len(codec.encode_jpeg(image)) < 80_000
 
 
 @pytest.mark.slow

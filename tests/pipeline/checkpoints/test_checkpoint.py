@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.checkpoints import checkpoint
+from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 from tests.support.checkpoints import average_of, equal, latest, saved, step, trained
 
@@ -84,7 +85,7 @@ def test_without_an_average_the_model_predicts_and_none_can_be_restored(store: S
     assert equal(found.weights, net.state_dict())
     other, optimizer = trained(2)
     before = checkpoint.snapshot(other, optimizer)
-    with pytest.raises(checkpoint.CheckpointError, match=r"step-000010: has no average .*: leave out train.ema_decay"):
+    with pytest.raises(CheckpointError, match=r"step-000010: has no average .*: leave out train.ema_decay"):
         checkpoint.restore(found, other, optimizer, average_of(other))
     assert all(map(equal, checkpoint.snapshot(other, optimizer), before))
 
@@ -96,7 +97,7 @@ def test_predictions_need_only_the_weights_that_predict(store: Store, tmp_path: 
         Path(store.root, "step-000010", file).unlink()
     found = checkpoint.load(store, "step-000010", with_optimizer=False)
     assert equal(found.weights, (average_of(net) if averaged else net).state_dict())
-    with pytest.raises(checkpoint.CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="missing"):
         checkpoint.load(store, "step-000010")
 
 

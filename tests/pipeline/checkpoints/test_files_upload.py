@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.checkpoints import checkpoint, files
-from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, OPTIMIZER, PROGRESS, CheckpointError
+from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, OPTIMIZER, PROGRESS
 from pipeline.config.base import Storage
-from pipeline.storage.store import StorageError, Store, open_store
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.storage.store import Store, open_store
 from tests.support.checkpoints import equal, latest, saved, trained
 from tests.support.faulty_store import FaultyStore
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, folder_name
 from pipeline.config.base import Storage
-from pipeline.storage.store import StorageError, Store, open_store
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.storage.store import Store, open_store
 from tests.support.checkpoints import latest, saved
 from tests.support.faulty_store import FaultyStore
 
@@ -152,7 +153,7 @@ def test_one_that_is_deleted_by_half_is_not_taken_for_whole(
     checkpoint.prune(Half(store.root), 1)
     assert caplog.messages == [f"old checkpoint not deleted: {store.root}/step-000010: refused"]
     assert held(store) == [10, 20]
-    with pytest.raises(checkpoint.CheckpointError, match=r"manifest\.json: missing"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: missing"):
         checkpoint.load(store, "step-000010")
 
 

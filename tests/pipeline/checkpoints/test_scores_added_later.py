@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import CheckpointError, folder_name
+from pipeline.checkpoints.checkpoint import folder_name
 from pipeline.checkpoints.files import SCORE, read_manifest
 from pipeline.config.base import Storage
+from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store, open_store
 from pipeline.training.checkpointing import Record
 from tests.support.checkpoints import saved, trained

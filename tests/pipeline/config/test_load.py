@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.config.base import JOB_MARK
-from pipeline.config.config import NOT_SHAPING, Config, changed_settings, shaping, without_password
-from pipeline.config.load import ConfigError, load, override, parse
+from pipeline.config.config import Config, without_password
+from pipeline.config.load import load, override, parse
+from pipeline.config.run_key import NOT_SHAPING, changed_settings, shaping
+from pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import CITYSCAPES, VOC, palette
-from pipeline.data.layouts import CAMVID, CITYSCAPES_LABEL_MAP, LayoutError, classes
+from pipeline.data.classes import CAMVID, CITYSCAPES_LABEL_MAP, classes
+from pipeline.errors import SourceError
 from pipeline.storage.store import Store
 from tests.support.sources import ADE, make, object_info
 
 
 def class_faults(source: Store, text: str) -> list[str]:
     source.write("classes.yaml", text.encode())
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         classes("folders", source)
     assert all(fault.startswith(source.url("classes.yaml")) for fault in caught.value.faults)
     return [fault.removeprefix(f"{source.url('classes.yaml')}: ") for fault in caught.value.faults]
@@ -51,7 +52,7 @@ def test_classes_json_takes_precedence_and_ignored_ids_leave_no_gap(tmp_path: Pa
     ],
 )
 def test_broken_classes_json_is_named(tmp_path: Path, text: str, fault: str) -> None:
-    with pytest.raises(LayoutError, match=rf"{tmp_path}/classes.json: {fault}"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}/classes.json: {fault}"):
         classes("camvid", make(tmp_path, classes__json=text))
 
 
@@ -67,13 +68,13 @@ def test_classes_of_cityscapes() -> None:
 
 def test_a_missing_or_broken_list_of_ade20k_classes(tmp_path: Path) -> None:
     source = make(tmp_path, *ADE)
-    with pytest.raises(LayoutError, match=r"objectInfo150.txt: no such file: .* copy it there from ADEChallengeData2016.zip"):
+    with pytest.raises(SourceError, match=r"objectInfo150.txt: no such file: .* copy it there from ADEChallengeData2016.zip"):
         classes("ade20k", source)
     for text in ("", "no table", object_info(lines=149)):
         source.write("objectInfo150.txt", text.encode())
-        with pytest.raises(LayoutError, match=r"objectInfo150.txt: expected a heading and the lines 1 to 150"):
+        with pytest.raises(SourceError, match=r"objectInfo150.txt: expected a heading and the lines 1 to 150"):
             classes("ade20k", source)
-    with pytest.raises(LayoutError, match=r"data.source is missing: layout `ade20k`"):
+    with pytest.raises(SourceError, match=r"data.source is missing: layout `ade20k`"):
         classes("ade20k", None)
 
 
@@ -128,7 +129,7 @@ def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
 def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     source = Store(str(tmp_path))
     form = "a list of names, or `classes:` and a list of {id, name, color, ignore}"
-    with pytest.raises(LayoutError, match=r"classes.yaml: no such file: layout `folders` reads its classes from there"):
+    with pytest.raises(SourceError, match=r"classes.yaml: no such file: layout `folders` reads its classes from there"):
         classes("folders", source)
     assert class_faults(source, "wall") == [f"expected {form}; found str"]
     assert class_faults(source, "names: [wall]") == [f"expected {form}; found the keys names"]
@@ -137,5 +138,5 @@ def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     many = "\n".join(f"- c{i}" for i in range(256))
     assert class_faults(source, many) == ["256 classes that are not ignored: must be 1 to 255, for 255 means ignored"]
     (tmp_path / "classes.yaml").write_bytes(b"- \xff")
-    with pytest.raises(LayoutError, match=r"classes.yaml: not UTF-8 text \(invalid start byte at byte 2\): save it as UTF-8"):
+    with pytest.raises(SourceError, match=r"classes.yaml: not UTF-8 text \(invalid start byte at byte 2\): save it as UTF-8"):
         classes("folders", source)

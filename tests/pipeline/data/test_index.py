@@ -9,18 +9,8 @@ import pytest
 
 from pipeline.config.base import Storage
 from pipeline.data import index
-from pipeline.data.index import (
-    CACHED_PAGES,
-    MEMBERS_ROWS,
-    PAGE_ROWS,
-    Entry,
-    Index,
-    ShardError,
-    content,
-    digest,
-    page_key,
-    write_index,
-)
+from pipeline.data.index import CACHED_PAGES, MEMBERS_ROWS, PAGE_ROWS, Entry, Index, content, digest, page_key, write_index
+from pipeline.errors import ShardError
 from pipeline.storage.store import Store, open_store
 
 FOLDER = "abc/index-train"

@@ -7,23 +7,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.inspection import check_encoding, inspect
-from pipeline.data.layouts import CAMVID
-from pipeline.images import resize
+from pipeline.data.inspection import inspect
+from pipeline.data.classes import CAMVID
+from pipeline.images import codec
+from pipeline.images.codec import check_encoding
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-IMAGE = resize.encode_png(PIXELS)
+IMAGE = codec.encode_png(PIXELS)
 IDS = RANDOM.integers(0, 12, (24, 32), dtype=np.uint8)
-LABEL = resize.encode_png(IDS)
+LABEL = codec.encode_png(IDS)
 URLS = "train/a.png", "trainannot/a.png"
 
 
 def flat(height: int, width: int, value: int) -> bytes:
-    return resize.encode_png(np.full((height, width), value, np.uint8))
+    return codec.encode_png(np.full((height, width), value, np.uint8))
 
 
-def jpeg(pixels: resize.UInt8) -> bytes:
+def jpeg(pixels: codec.UInt8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "jpeg")
     return file.getvalue()

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.base import Storage
-from pipeline.data.layouts import GENERATED, IGNORE, LayoutError, Pair, classes, find_splits
-from pipeline.storage.store import StorageError, Store, open_store
+from pipeline.data.classes import GENERATED, classes
+from pipeline.data.layouts import Pair, find_splits
+from pipeline.images.codec import IGNORE
+from pipeline.errors import SourceError, StorageError
+from pipeline.storage.store import Store, open_store
 from tests.support.sources import ADE, faults, make, object_info, voc
 
 VAL = ("val/v.png", "valannot/v.png")
@@ -16,7 +19,7 @@ VAL = ("val/v.png", "valannot/v.png")
 
 def test_a_missing_folder_an_empty_folder_an_empty_prefix_name_the_setting(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(LayoutError) as caught:
+        with pytest.raises(SourceError) as caught:
             find_splits("camvid", Store(str(folder)), {})
         expected = f"data.source = {folder}: no such folder, or an empty one: correct data.source"
         assert caught.value.faults == [expected]
@@ -24,20 +27,20 @@ def test_a_missing_folder_an_empty_folder_an_empty_prefix_name_the_setting(tmp_p
 
 def test_generated_has_classes_and_no_pairs(tmp_path: Path) -> None:
     assert classes("generated", None) == GENERATED
-    with pytest.raises(LayoutError, match=r"'generated': has no pairs of files; legal: camvid, cityscapes, ade20k, voc, folders"):
+    with pytest.raises(SourceError, match=r"'generated': has no pairs of files; legal: camvid, cityscapes, ade20k, voc, folders"):
         find_splits("generated", Store(str(tmp_path)), {})
 
 
 def test_long_lists_of_faults_are_cut_in_the_message_only(tmp_path: Path) -> None:
     source = make(tmp_path, *VAL, "train/z.png", "trainannot/z.png", *(f"train/{i}.png" for i in range(30)))
-    with pytest.raises(LayoutError, match=r"\.\.\. and 10 more$") as caught:
+    with pytest.raises(SourceError, match=r"\.\.\. and 10 more$") as caught:
         find_splits("camvid", source, {})
     assert len(caught.value.faults) == 30
 
 
 def test_a_source_one_folder_too_high_is_named(tmp_path: Path) -> None:
     make(tmp_path / "CamVid", *VAL, "train/a.png", "trainannot/a.png")
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         find_splits("camvid", Store(str(tmp_path)), {})
     assert caught.value.faults[0] == f"{tmp_path}/train: no files *.png|.jpg|.jpeg: set data.source={tmp_path}/CamVid"
 
@@ -216,7 +219,7 @@ def test_a_bucket_gives_the_same_pairs_and_classes_as_a_folder(tmp_path: Path, b
 
 
 def test_faults_in_a_bucket_give_the_full_address(bucket: Store) -> None:
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         find_splits("camvid", bucket, {})
     expected = f"data.source = {bucket.root}: nothing below this prefix: correct data.source"
     assert caught.value.faults == [expected]
@@ -227,7 +230,7 @@ def test_faults_in_a_bucket_give_the_full_address(bucket: Store) -> None:
         find_splits("camvid", gone, {})
     for name in ("train/a.png", *VAL):
         bucket.write(name, b"x")
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         find_splits("camvid", bucket, {})
     assert caught.value.faults == [
         f"{bucket.root}/trainannot: no files *.png: put them there, or correct data.source or data.layout"

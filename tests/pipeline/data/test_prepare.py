@@ -14,12 +14,15 @@ from jobs import prepare as job
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data import synthetic
-from pipeline.data.layouts import CAMVID, LayoutError, Pair
-from pipeline.data.prepare import PrepareError, Work, find_source, pack, prepare, survey
-from pipeline.data.shards import MANIFEST, Manifest, Row, read_manifest
-from pipeline.images import resize
-from pipeline.loading.samples import SampleError, open_samples
-from pipeline.storage.store import StorageError, Store, open_store
+from pipeline.data.classes import CAMVID
+from pipeline.data.layouts import Pair
+from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.data.prepare import Work, find_source, pack, prepare, survey
+from pipeline.data.shards import Row
+from pipeline.errors import SampleError, SourceError, StorageError
+from pipeline.images import codec
+from pipeline.loading.samples import open_samples
+from pipeline.storage.store import Store, open_store
 
 # Ray Data's settings object trips over its own deprecations.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
@@ -30,15 +33,15 @@ ENDPOINT = "CCNET_TEST_ENDPOINT"
 
 
 def image_of(number: int) -> bytes:
-    return resize.encode_png(np.full((24, 32, 3), number, np.uint8))
+    return codec.encode_png(np.full((24, 32, 3), number, np.uint8))
 
 
 def label_of(*ids: int, height: int = 24, width: int = 32) -> bytes:
     """As many rows of each id as of the others."""
-    return resize.encode_png(np.repeat(np.array(ids, np.uint8), height // len(ids))[:, None].repeat(width, 1))
+    return codec.encode_png(np.repeat(np.array(ids, np.uint8), height // len(ids))[:, None].repeat(width, 1))
 
 
-LABEL = resize.encode_png(np.random.default_rng(0).integers(0, 12, (24, 32), dtype=np.uint8))
+LABEL = codec.encode_png(np.random.default_rng(0).integers(0, 12, (24, 32), dtype=np.uint8))
 
 
 def source(root: Path, train: int = 5, val: int = 3) -> Path:
@@ -74,7 +77,7 @@ def test_an_empty_source_is_named_and_nothing_written(tmp_path: Path, capsys: py
     folder = source(tmp_path / "source", train=0, val=0)
     (folder / "README").touch()
     made = config(str(tmp_path / "out"), folder)
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(SourceError) as caught:
         prepare(made)
     assert [fault.split(":")[0] for fault in caught.value.faults] == [
         f"{folder}/{name}" for name in ("train", "trainannot", "val", "valannot")
@@ -210,7 +213,7 @@ def test_the_manifest_counts_what_is_in_the_source(tmp_path: Path) -> None:
     (folder / "trainannot/000.png").write_bytes(label_of(0, 4, 11))  # 11 is ignored
     (folder / "trainannot/001.png").write_bytes(label_of(4))
     (folder / "trainannot/002.png").write_bytes(label_of(4, height=10, width=40))
-    (folder / "train/002.png").write_bytes(resize.encode_png(np.zeros((10, 40, 3), np.uint8)))
+    (folder / "train/002.png").write_bytes(codec.encode_png(np.zeros((10, 40, 3), np.uint8)))
     (folder / "val/000.png").write_bytes(image_of(0))  # train/000 once more
     made = config(str(tmp_path / "out"), folder)
     surveyed = survey(made)
@@ -239,7 +242,7 @@ def test_bad_files_are_all_named_and_nothing_is_left(path: str, tmp_path: Path, 
     (folder / "trainannot" / "004.png").write_bytes(label_of(42))
     (folder / "valannot" / "002.png").write_bytes(label_of(1, height=10, width=10))
     for packed in (True, False):
-        with pytest.raises(PrepareError, match="nothing was written: mend the source") as caught:
+        with pytest.raises(SourceError, match="nothing was written: fix the source") as caught:
             prepare(config(path, folder, packed=packed))
         assert [fault.split(": ")[0] for fault in caught.value.faults] == [
             f"{folder}/{name}" for name in ("train/001.png", "trainannot/004.png", "valannot/002.png")
@@ -273,8 +276,8 @@ def test_the_generated_set_is_packed_pixel_by_pixel(path: str) -> None:
     row = rows_of(made, manifest, "val")[1]
     image, label = synthetic.sample(synthetic.split_index("val", 1), synthetic.SEED, 33)
     assert row.sample_id == "val-000001"
-    assert np.array_equal(resize.decode_image(row.image), image)
-    assert np.array_equal(resize.decode_label(row.label), label)
+    assert np.array_equal(codec.decode_image(row.image), image)
+    assert np.array_equal(codec.decode_label(row.label), label)
 
 
 def test_a_wrong_bucket_is_named(s3: str, tmp_path: Path) -> None:

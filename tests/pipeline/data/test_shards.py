@@ -15,7 +15,9 @@ from hypothesis.strategies import binary, lists
 
 from pipeline.config.base import Storage
 from pipeline.data.index import content, digest
-from pipeline.data.shards import MANIFEST, Entry, Manifest, Row, ShardError, Split, read_manifest, write_manifest, write_shard
+from pipeline.data.manifest import MANIFEST, Manifest, Split, read_manifest, write_manifest
+from pipeline.data.shards import Entry, Row, write_shard
+from pipeline.errors import ShardError
 from pipeline.storage.store import Store, open_store
 
 ROWS = [Row(f"sample-{i}", secrets.token_bytes(5000 + i), secrets.token_bytes(90 + i), 360 + i, 480) for i in range(10)]

@@ -13,20 +13,21 @@ import torch
 from ccnet import ConfusionMatrix, build_ccnet
 from ccnet.inference import predict_classes
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.cluster import tasks
 from pipeline.config.config import Config
 from pipeline.config.load import override, parse
 from pipeline.data import synthetic
 from pipeline.data.index import content, write_index
-from pipeline.data.shards import Manifest, Row, Split, read_manifest, write_manifest, write_shard
-from pipeline.evaluation import evaluate
+from pipeline.data.manifest import Manifest, Split, read_manifest, write_manifest
+from pipeline.data.shards import Row, write_shard
+from pipeline.errors import CheckpointError, SampleError
+from pipeline.evaluation import evaluate, inference
 from pipeline.evaluation.metrics import Counts, Score
 from pipeline.evaluation.predict import predict
-from pipeline.images import resize
+from pipeline.evaluation.protocol import validation_protocol
+from pipeline.images import codec
 from pipeline.loading.batches import evaluation_samples
 from pipeline.loading.sampler import evaluation_share
-from pipeline.loading.samples import SampleError
 from pipeline.storage.store import open_store
 
 NUM_IMAGES, SIZE = 10, 49
@@ -66,7 +67,7 @@ def pack(config: Config) -> None:
     rows = []
     for position in range(NUM_IMAGES):
         pair = synthetic.sample(synthetic.split_index("val", position), 0, SIZE)
-        rows.append(Row(f"val-{position}", *map(resize.encode_png, pair), SIZE, SIZE))
+        rows.append(Row(f"val-{position}", *map(codec.encode_png, pair), SIZE, SIZE))
     entries = write_shard(store, "val-0.parquet", rows)
     write_index(store, "index-val", entries, [])
     pixels, size = (0,) * len(synthetic.NAMES), (SIZE, SIZE)
@@ -88,7 +89,7 @@ def test_another_recurrence_is_refused_with_the_fix_for_either_wish(config: Conf
     reference = open_store(f"{config.runs_url}/{config.run_key}", config.storage).url(checkpoint.folder_name(1))
     other = override(config, {"model.recurrence": 1, "evaluate.checkpoint": reference})
     with pytest.raises(CheckpointError) as caught:
-        evaluate.load_network(other, manifest)
+        inference.load_network(other, manifest)
     assert "trained with recurrence 2, but model.recurrence = 1" in str(caught.value)
     assert "model.recurrence=2 to run it as trained" in str(caught.value)
     assert "evaluate.recurrence=1 to run it at 1 on purpose" in str(caught.value)
@@ -96,8 +97,8 @@ def test_another_recurrence_is_refused_with_the_fix_for_either_wish(config: Conf
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
 def test_the_weights_run_at_the_recurrence_asked_for(config: Config, manifest: Manifest, recurrence: int) -> None:
-    as_trained, found = evaluate.load_network(config, manifest)
-    net, _ = evaluate.load_network(override(config, {"evaluate.recurrence": recurrence}), manifest)
+    as_trained, found = inference.load_network(config, manifest)
+    net, _ = inference.load_network(override(config, {"evaluate.recurrence": recurrence}), manifest)
     assert (as_trained.head.recurrence, net.head.recurrence) == (2, recurrence)
     assert all(torch.equal(value, found.model[key]) for key, value in net.state_dict().items())
     image = torch.from_numpy(synthetic.sample(0, 0, SIZE)[0]).permute(2, 0, 1)[None]
@@ -106,7 +107,7 @@ def test_the_weights_run_at_the_recurrence_asked_for(config: Config, manifest: M
 
 
 def test_shares_of_the_images_add_up_to_all(config: Config, manifest: Manifest) -> None:
-    net, _ = evaluate.load_network(config, manifest)
+    net, _ = inference.load_network(config, manifest)
     whole, first, second = (
         evaluate.evaluate_samples(net, samples(config, manifest, numbers), len(manifest.class_names), CPU)
         for numbers in (range(NUM_IMAGES), [0, 2, 4], [1, 3, 5, 6, 7, 8, 9])
@@ -118,7 +119,7 @@ def test_shares_of_the_images_add_up_to_all(config: Config, manifest: Manifest) 
 
 
 def test_what_pads_the_share_of_a_rank_is_looked_at_but_never_counted(config: Config, manifest: Manifest) -> None:
-    net, _ = evaluate.load_network(config, manifest)
+    net, _ = inference.load_network(config, manifest)
     num_classes = len(manifest.class_names)
     whole, _ = evaluate.evaluate_samples(net, samples(config, manifest, range(NUM_IMAGES)), num_classes, CPU)
     merged, counted = Counts.none(num_classes), []
@@ -126,7 +127,7 @@ def test_what_pads_the_share_of_a_rank_is_looked_at_but_never_counted(config: Co
         share = evaluation_share(NUM_IMAGES, rank, 3)
         looked_at = list(samples(config, manifest, share))
         assert [sample.number for sample in looked_at] == share
-        assert all((sample.label == resize.IGNORE).all() == (sample.number < 0) for sample in looked_at)
+        assert all((sample.label == codec.IGNORE).all() == (sample.number < 0) for sample in looked_at)
         counts, num_images = evaluate.evaluate_samples(net, looked_at, num_classes, CPU)
         merged.merge(counts)
         counted.append(num_images)
@@ -148,18 +149,18 @@ def test_an_image_that_cannot_be_read_is_never_left_out(config: Config, manifest
 
 
 def test_an_image_missed_is_an_error(config: Config, manifest: Manifest) -> None:
-    net, _ = evaluate.load_network(config, manifest)
+    net, _ = inference.load_network(config, manifest)
     counts, num_images = evaluate.evaluate_samples(net, samples(config, manifest, [0, 1]), len(manifest.class_names), CPU)
     with pytest.raises(RuntimeError, match="2 images of val were scored, the manifest lists 10"):
-        evaluate.reduced_score(counts, num_images, manifest, "val", evaluate.describe(config, manifest), CPU)
+        evaluate.reduced_score(counts, num_images, manifest, "val", validation_protocol(config, manifest), CPU)
 
 
 OPTIONS = {"evaluate.window": 33, "evaluate.scales": [0.5, 1.0], "evaluate.flip": True}
 
 
 def test_training_validates_whatever_the_evaluation_is_set_to(config: Config, manifest: Manifest) -> None:
-    protocol = evaluate.describe(override(config, OPTIONS), manifest)
-    assert protocol == evaluate.describe(config, manifest)
+    protocol = validation_protocol(override(config, OPTIONS), manifest)
+    assert protocol == validation_protocol(config, manifest)
     said = {
         "inference": "whole image",
         "window": None,
@@ -188,17 +189,17 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
 def test_evaluating_counts_each_image_once_and_says_how(config: Config, manifest: Manifest, local_ray: None) -> None:
     made = override(config, {"train.workers": 2, "evaluate.recurrence": 3, **OPTIONS})
     score = evaluate.evaluate(made)
-    net, found = evaluate.load_network(made, manifest)
+    net, found = inference.load_network(made, manifest)
     expected = ConfusionMatrix(len(manifest.class_names))
     for sample in samples(made, manifest, range(NUM_IMAGES)):
-        image, label = evaluate.as_batch(sample.image, CPU), torch.from_numpy(sample.label)[None]
+        image, label = inference.as_batch(sample.image, CPU), torch.from_numpy(sample.label)[None]
         prediction = predict_classes(net, image, window=(33, 33), stride=(23, 23), scales=(0.5, 1.0), flip=True)
         expected.update(prediction, label)
     assert score.counts == expected.counts.tolist()
     assert score.boundary_counts is not None
     assert score.interval is not None
     assert score.interval[0] <= score.miou <= score.interval[1]
-    assert score.protocol == evaluate.describe(config, manifest) | {
+    assert score.protocol == validation_protocol(config, manifest) | {
         "inference": "sliding window",
         "window": [33, 33],
         "stride": [23, 23],
@@ -216,11 +217,11 @@ def test_evaluating_counts_each_image_once_and_says_how(config: Config, manifest
 def test_predicting_looks_at_images_as_configured(config: Config, manifest: Manifest, local_ray: None, tmp_path: Path) -> None:
     made = override(config, {"predict.output": str(tmp_path), "predict.limit": 2, **OPTIONS})
     assert len(predict(made)) == 2
-    net, _ = evaluate.load_network(made, manifest)
+    net, _ = inference.load_network(made, manifest)
     (sample,) = samples(made, manifest, [1])
-    image = evaluate.as_batch(sample.image, CPU)
+    image = inference.as_batch(sample.image, CPU)
     expected = predict_classes(net, image, window=(33, 33), stride=(23, 23), scales=(0.5, 1.0), flip=True)[0].numpy()
-    assert np.array_equal(resize.decode_label((tmp_path / "val-1.png").read_bytes()), expected)
+    assert np.array_equal(codec.decode_label((tmp_path / "val-1.png").read_bytes()), expected)
     assert not np.array_equal(predict_classes(net, image)[0].numpy(), expected)
 
 

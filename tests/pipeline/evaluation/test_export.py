@@ -13,7 +13,7 @@ from jobs import cli, export
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import load
-from pipeline.data.shards import Manifest, Split, write_manifest
+from pipeline.data.manifest import Manifest, Split, write_manifest
 from pipeline.storage.store import open_store
 
 MODEL = {"backbone": "resnet18", "num_classes": 2, "recurrence": 2}

@@ -11,23 +11,10 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.config.load import ConfigError
-from pipeline.fault_tolerance.failures import (
-    Kind,
-    MemoryShort,
-    Moved,
-    NotFinite,
-    RunFailed,
-    WorkerFault,
-    cause,
-    explained,
-    fault_of,
-)
+from pipeline.errors import CheckpointError, ConfigError, RunFailed, SampleError, StorageError
+from pipeline.fault_tolerance.failures import Kind, MemoryShort, Moved, NotFinite, WorkerFault, cause, explained, fault_of
 from pipeline.loading.sampler import share
-from pipeline.loading.samples import SampleError
 from pipeline.storage.retry import Failed, draw_pause_s
-from pipeline.storage.store import StorageError
 from tests.support.worker_faults import GLOO, caused, died, from_task, sent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -23,10 +23,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.state import list_actors
 
 from pipeline.config.train import Faults
-from pipeline.fault_tolerance.failures import Kind, Moved, RunFailed, WorkerFault, cause, explained, fault_of
+from pipeline.errors import RunFailed, SampleError, StorageError
+from pipeline.fault_tolerance.failures import Kind, Moved, WorkerFault, cause, explained, fault_of
 from pipeline.fault_tolerance.policy import Judge
-from pipeline.loading.samples import SampleError
-from pipeline.storage.store import StorageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 

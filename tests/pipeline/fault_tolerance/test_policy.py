@@ -11,10 +11,10 @@ import pytest
 from ray.train import Checkpoint
 
 from pipeline.config.train import Faults
+from pipeline.errors import RunFailed, StorageError
 from pipeline.fault_tolerance import policy
-from pipeline.fault_tolerance.failures import MemoryShort, Moved, NotFinite, RunFailed
+from pipeline.fault_tolerance.failures import MemoryShort, Moved, NotFinite
 from pipeline.fault_tolerance.policy import Judge
-from pipeline.storage.store import StorageError
 from tests.support.worker_faults import GLOO, died, sent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

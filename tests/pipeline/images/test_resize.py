@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import layouts
-from pipeline.images import resize
+from pipeline.images import codec, resize
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 RANDOM = np.random.default_rng(0)
@@ -47,22 +47,22 @@ def interlaced(pixels: np.ndarray, depth: int, colour: int) -> bytes:
 
 def test_an_image_survives_encoding() -> None:
     image = IMAGE[:5, :7]
-    assert np.array_equal(resize.decode_image(resize.encode_png(image)), image)
-    assert np.array_equal(resize.decode_label(resize.encode_png(image[..., 0])), image[..., 0])
+    assert np.array_equal(codec.decode_image(codec.encode_png(image)), image)
+    assert np.array_equal(codec.decode_label(codec.encode_png(image[..., 0])), image[..., 0])
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image"])
 def test_what_does_not_decode_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a readable image"):
-        resize.decode_image(data)
+        codec.decode_image(data)
     with pytest.raises(ValueError, match="not a readable image"):
-        resize.decode_label(data)
+        codec.decode_label(data)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "1"])
 def test_every_image_becomes_rgb(mode: str) -> None:
     picture = Image.fromarray(IMAGE[:20, :30]).convert(mode)
-    assert np.array_equal(resize.decode_image(encoded(picture)), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(codec.decode_image(encoded(picture)), np.asarray(picture.convert("RGB")))
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png"])
@@ -71,10 +71,10 @@ def test_pixels_stay_where_they_are_stored_despite_an_exif_orientation(form: str
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.fromarray(IMAGE[:20, :30])
-    image = resize.decode_image(encoded(picture, form, exif=exif))
-    assert np.array_equal(image, resize.decode_image(encoded(picture, form)))
+    image = codec.decode_image(encoded(picture, form, exif=exif))
+    assert np.array_equal(image, codec.decode_image(encoded(picture, form)))
     label = encoded(Image.fromarray(IMAGE[:20, :30, 0]), exif=exif)
-    assert np.array_equal(resize.decode_label(label), IMAGE[:20, :30, 0])
+    assert np.array_equal(codec.decode_label(label), IMAGE[:20, :30, 0])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -86,7 +86,7 @@ def test_a_palette_png_decodes_to_its_indices(depth: int, width: int) -> None:
     for options in ({}, {"transparency": 0}):
         data = encoded(picture, bits=depth, **options)
         assert (data[24], data[25]) == (depth, 3)
-        label = resize.decode_label(data)
+        label = codec.decode_label(data)
         assert label.dtype == np.uint8
         assert np.array_equal(label, stored)
 
@@ -99,13 +99,13 @@ def test_an_interlaced_png_decodes_to_its_values(depth: int, colour: int, width:
     data = interlaced(stored, depth, colour)
     if depth == 8 or colour == 3:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), stored)  # pillow reads what we wrote
-    assert np.array_equal(resize.decode_label(data), stored)
+    assert np.array_equal(codec.decode_label(data), stored)
 
 
 def test_a_grey_png_of_one_bit_keeps_zero_and_one() -> None:
     data = encoded(Image.fromarray(IMAGE[:9, :11, 0] > 99))
     assert (data[24], data[25]) == (1, 0)
-    assert np.array_equal(resize.decode_label(data), IMAGE[:9, :11, 0] > 99)
+    assert np.array_equal(codec.decode_label(data), IMAGE[:9, :11, 0] > 99)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_a_grey_png_of_one_bit_keeps_zero_and_one() -> None:
 )
 def test_another_label_is_refused_by_what_it_is(picture: Image.Image, found: str) -> None:
     with pytest.raises(ValueError, match=f"8-bit image of one channel or a palette PNG, found {found}"):
-        resize.decode_label(encoded(picture))
+        codec.decode_label(encoded(picture))
 
 
 def test_a_colour_label_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one channel.*uint8 of shape \(4, 4, 3\)"):
-        resize.decode_label(encoded(Image.fromarray(IMAGE[:4, :4]), "bmp"))
+        codec.decode_label(encoded(Image.fromarray(IMAGE[:4, :4]), "bmp"))
 
 
 def test_a_damaged_label_is_refused_wherever_it_is_cut_or_changed() -> None:
@@ -132,10 +132,10 @@ def test_a_damaged_label_is_refused_wherever_it_is_cut_or_changed() -> None:
     data = encoded(picture)
     for end in range(0, len(data), 5):
         with pytest.raises(ValueError, match="not a readable image"):
-            resize.decode_label(data[:end])
+            codec.decode_label(data[:end])
     for place in (18, 24, 25, 28):  # width, depth, colour type, interlacing
         with pytest.raises(ValueError, match="broken header"):
-            resize.decode_label(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            codec.decode_label(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
 @settings(deadline=None, max_examples=300)

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.manifest import open_data
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import open_data
 from pipeline.data.synthetic import NAMES
-from pipeline.images.resize import decode_label
+from pipeline.errors import SampleError, StorageError
+from pipeline.images.codec import decode_label
 from pipeline.loading.batches import planned_batches, training_batches
 from pipeline.loading.feed import Batch, Feed
 from pipeline.loading.ray_dataset import PlannedData, placeholder
-from pipeline.loading.samples import SampleError, open_samples
+from pipeline.loading.samples import open_samples
 from pipeline.storage import store as storage
-from pipeline.storage.store import StorageError
 from tests.support.faulty_store import FAULTS, FaultyStore
 from tests.support.own_data import GLOBAL_BATCH, NUM_TRAIN, STEPS, by_step, config, feed_of, make_source
 

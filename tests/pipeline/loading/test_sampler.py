@@ -5,17 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.loading.sampler import (
-    PADDING,
-    Plan,
-    block,
-    evaluation_share,
-    largest_share,
-    num_blocks,
-    oversampled,
-    permute,
-    share,
-)
+from pipeline.loading.blocks import block, num_blocks
+from pipeline.loading.sampler import PADDING, Plan, evaluation_share, largest_share, oversampled, permute, share
 
 sizes = st.integers(1, 3000)
 seeds = st.integers(0, 2**32 - 1)

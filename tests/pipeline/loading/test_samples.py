@@ -12,9 +12,11 @@ import pytest
 
 from pipeline.config.base import Storage
 from pipeline.config.load import parse
-from pipeline.data.index import Entry, Index, ShardError, digest, page_key, write_index
-from pipeline.data.shards import Manifest, Row, Split, write_shard
-from pipeline.loading.samples import READ_AHEAD, SampleError, Samples, open_samples
+from pipeline.data.index import Entry, Index, digest, page_key, write_index
+from pipeline.data.manifest import Manifest, Split
+from pipeline.data.shards import Row, write_shard
+from pipeline.errors import SampleError, ShardError
+from pipeline.loading.samples import READ_AHEAD, Samples, open_samples
 from pipeline.storage.store import Store, open_store
 
 NUM_IMAGES = 20

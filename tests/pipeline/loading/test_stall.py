@@ -12,7 +12,8 @@ import pytest
 from pipeline.config.config import Config
 from pipeline.config.load import override, parse
 from pipeline.data.index import write_index
-from pipeline.data.shards import Manifest, Row, Split, write_shard
+from pipeline.data.manifest import Manifest, Split
+from pipeline.data.shards import Row, write_shard
 from pipeline.loading import stall
 from pipeline.loading.stall import Watchdog, stall_reason
 from pipeline.storage.store import open_store

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ccnet.losses import Objective, Ohem
-from pipeline.config.base import Loss
 from pipeline.config.load import load
+from pipeline.config.model import Loss
 from pipeline.model.learner import Learner, network_arguments, objective
 
 EVERY_LOSS = [

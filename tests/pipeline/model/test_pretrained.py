@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ccnet import build_ccnet
-from pipeline.config.load import ConfigError, load
+from pipeline.config.load import load
+from pipeline.errors import ConfigError
 from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Initial, read_initial, start_from
 from pipeline.storage.store import Store
 

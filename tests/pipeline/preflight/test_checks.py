@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.load import load, override, parse
 from pipeline.data import synthetic
-from pipeline.data.shards import Manifest, Split
-from pipeline.preflight import data_checks
+from pipeline.data.manifest import Manifest, Split
+from pipeline.preflight import checks, cluster_checks, data_checks, storage_checks
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import checkpoint_bytes
 from pipeline.storage.store import Store
@@ -52,7 +52,7 @@ def with_val(val: Split, train: Split | None = None) -> Manifest:
 
 
 def test_clean_data_and_settings_have_no_finding() -> None:
-    assert data_checks.examine(config(), manifest(), TWO_CPUS) == []
+    assert checks.examine(config(), manifest(), TWO_CPUS) == []
 
 
 def test_the_demo_has_no_finding() -> None:
@@ -61,7 +61,7 @@ def test_the_demo_has_no_finding() -> None:
     pixels = tuple(sum(int((ids == k).sum()) for ids in label) for k in range(6))
     found = split(pixels=pixels, images=tuple(sum(int((ids == k).any()) for ids in label) for k in range(6)), ignored=0)
     shown = manifest(class_names=synthetic.NAMES, colors=synthetic.COLORS, splits={"train": found, "val": found})
-    assert data_checks.examine(demo, shown, TWO_CPUS) == []
+    assert checks.examine(demo, shown, TWO_CPUS) == []
 
 
 def test_a_finding_reads_as_a_line_and_as_a_paragraph() -> None:
@@ -73,7 +73,7 @@ def test_a_finding_reads_as_a_line_and_as_a_paragraph() -> None:
 
 def test_errors_come_first_and_all_at_once() -> None:
     broken = config(loss__class_weights=[1, 2], data__oversample={"bus": 1})
-    found = data_checks.examine(broken, manifest(num_duplicates=1, duplicates=(("train/a", "val/b"),)), {"CPU": 1})
+    found = checks.examine(broken, manifest(num_duplicates=1, duplicates=(("train/a", "val/b"),)), {"CPU": 1})
     assert [finding.level for finding in found] == ["error", "error", "error", "warning"]
 
 
@@ -161,46 +161,46 @@ def test_classes_to_oversample_must_exist_and_occur() -> None:
 
 
 def test_too_few_cpus_are_named_with_the_setting_that_fits() -> None:
-    assert data_checks.cpus(config(), 2) == []
-    (found,) = data_checks.cpus(config(train__cpus_per_worker=1.0), 2)
+    assert cluster_checks.cpus(config(), 2) == []
+    (found,) = cluster_checks.cpus(config(train__cpus_per_worker=1.0), 2)
     assert found.level == "error"
     assert found.what == ("train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2")
     assert found.fix == "train.cpus_per_worker=0.5"
-    (found,) = data_checks.cpus(config(), 0.5)
+    (found,) = cluster_checks.cpus(config(), 0.5)
     assert found.fix == "fewer train.workers or a larger cluster"
 
 
 def test_the_cpus_that_are_proposed_suffice() -> None:
     """Rounded down: 3 workers of 1.1666 CPUs on 4 CPUs, not of 1.2."""
     three = config(train__workers=3, train__global_batch=9, train__cpus_per_worker=2, data__cpus_per_task=0.25)
-    assert data_checks.cpus(three, 4)[0].fix == "train.cpus_per_worker=1.16"
-    assert data_checks.cpus(override(three, {"train.cpus_per_worker": 1.16}), 4) == []
+    assert cluster_checks.cpus(three, 4)[0].fix == "train.cpus_per_worker=1.16"
+    assert cluster_checks.cpus(override(three, {"train.cpus_per_worker": 1.16}), 4) == []
 
 
 def test_gpus_that_would_lie_idle_are_named_with_the_workers_that_use_them() -> None:
     four = config(train__workers=4)
-    assert data_checks.gpus(four, 0) == []
-    assert data_checks.gpus(four, 4) == []
-    (found,) = data_checks.gpus(four, 3)
+    assert cluster_checks.gpus(four, 0) == []
+    assert cluster_checks.gpus(four, 4) == []
+    (found,) = cluster_checks.gpus(four, 3)
     assert found.what == "train.workers = 4: the cluster has 3 GPUs, fewer than workers: all run on CPUs"
     assert found.fix == "train.workers=2"  # 3 do not divide the batch of 8
-    assert data_checks.gpus(config(train__workers=2), 2) == []
+    assert cluster_checks.gpus(config(train__workers=2), 2) == []
 
 
 def test_a_feed_larger_than_half_the_object_store_is_doubted_with_blocks_that_fit() -> None:
     """Cityscapes on 2 CPUs: a step of a worker is 4 crops of 769 x 769 x 4 bytes, 4 tasks and 2 workers hold 12 of them."""
     large = config(data__crop_size=769, data__cpus_per_task=0.25)
-    assert data_checks.object_store(large, TWO_CPUS) == []
-    (found,) = data_checks.object_store(large, {"CPU": 2, "object_store_memory": 2e8})
+    assert cluster_checks.object_store(large, TWO_CPUS) == []
+    (found,) = cluster_checks.object_store(large, {"CPU": 2, "object_store_memory": 2e8})
     assert found.fix == "fewer images per worker, a smaller data.crop_size, or a larger object store"
     blocks = override(large, {"data.block_bytes": 64 * 2**20})
-    (found,) = data_checks.object_store(blocks, TWO_CPUS)
+    (found,) = cluster_checks.object_store(blocks, TWO_CPUS)
     assert found.what == (
         "data.block_bytes = 67108864: blocks of 63.2 MiB on the way to the workers need 758 MiB, "
         "over 50 % of the cluster's object store (600 MiB)"
     )
     assert found.fix == "data.block_bytes=16777216"
-    assert data_checks.object_store(override(blocks, {"data.block_bytes": 16777216}), TWO_CPUS) == []
+    assert cluster_checks.object_store(override(blocks, {"data.block_bytes": 16777216}), TWO_CPUS) == []
 
 
 class Usage(NamedTuple):
@@ -212,10 +212,10 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error(tmp_path: Path, mon
     one = checkpoint_bytes(local, 3)
     for free, level in ((8 * one, None), (8 * one - 1, "warning"), (4 * one, "warning"), (4 * one - 1, "error")):
         monkeypatch.setattr(shutil, "disk_usage", {tmp_path: Usage(free)}.__getitem__)
-        found = data_checks.disk(local, manifest())
+        found = cluster_checks.disk(local, manifest())
         assert [finding.level for finding in found] == ([level] if level else [])
     assert found[0].fix == "train.keep_checkpoints=1, free some, or another storage.path"
-    assert data_checks.disk(config(), manifest()) == []  # a bucket
+    assert cluster_checks.disk(config(), manifest()) == []  # a bucket
 
 
 def test_checkpoints_that_a_run_has_written_need_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_checkpoints_that_a_run_has_written_need_no_more_room(tmp_path: Path, mo
     with file.open("wb") as sparse:
         sparse.truncate(3 * one)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2 * one))
-    assert data_checks.disk(local, manifest()) == []
+    assert cluster_checks.disk(local, manifest()) == []
 
 
 # Buckets
@@ -245,7 +245,7 @@ def test_every_bucket_is_proven_and_the_missing_ones_are_named(endpoint: str, cr
         "predict__output": "s3://masks",
         "export__output": "s3://models/net.onnx",
     }
-    assert data_checks.buckets(config(**named)) == []
+    assert storage_checks.buckets(config(**named)) == []
     gone = config(
         **named
         | {
@@ -255,14 +255,14 @@ def test_every_bucket_is_proven_and_the_missing_ones_are_named(endpoint: str, cr
             "predict__images": None,
         }
     )
-    assert [(f.level, f.what.partition(":")[0]) for f in data_checks.buckets(gone)] == [
+    assert [(f.level, f.what.partition(":")[0]) for f in storage_checks.buckets(gone)] == [
         ("warning", "predict.output"),  # export.output is in the same bucket, which is asked once
         ("warning", "data.source"),
     ]
     in_place = override(gone, {"data.packed": False})
-    assert [f.level for f in data_checks.buckets(in_place)] == ["warning", "error"]
+    assert [f.level for f in storage_checks.buckets(in_place)] == ["warning", "error"]
 
 
 def test_a_bucket_known_to_be_fine_is_not_asked_again_and_a_folder_never() -> None:
-    assert data_checks.buckets(config(storage__path="s3://nowhere/a"), checked=["s3://nowhere/b"]) == []
-    assert data_checks.buckets(config(storage__path="/some/folder")) == []
+    assert storage_checks.buckets(config(storage__path="s3://nowhere/a"), checked=["s3://nowhere/b"]) == []
+    assert storage_checks.buckets(config(storage__path="/some/folder")) == []

@@ -7,7 +7,7 @@ import pytest
 from ccnet import build_ccnet, freeze_batch_norm
 from pipeline.config.load import override, parse
 from pipeline.model.learner import network_arguments
-from pipeline.preflight import data_checks
+from pipeline.preflight import cluster_checks
 from pipeline.preflight.resources import checkpoint_bytes, cpus_needed, feed_bytes, workers_started
 
 
@@ -66,40 +66,40 @@ def test_workers_start_until_the_cluster_is_full(cpus: float, gpus: float, start
 
 
 def test_a_batch_that_the_workers_cannot_share_evenly_is_doubted() -> None:
-    assert data_checks.shares(config()) == []
-    assert data_checks.shares(elastic(2, 8)) == []
-    (found,) = data_checks.shares(config(train__workers=3))
+    assert cluster_checks.shares(config()) == []
+    assert cluster_checks.shares(elastic(2, 8)) == []
+    (found,) = cluster_checks.shares(config(train__workers=3))
     assert found.level == "warning"
     assert found.what == "train.global_batch = 8: 3 workers hold 2 or 3 images and wait for the larger share"
     assert found.fix == "train.global_batch=6 or 9, or as many workers as divide 8"
-    assert [f.what.split()[3] for f in data_checks.shares(elastic(3, 5))] == ["3", "5"]
+    assert [f.what.split()[3] for f in cluster_checks.shares(elastic(3, 5))] == ["3", "5"]
 
 
 def test_elastic_workers_need_the_cpus_of_the_fewest() -> None:
-    assert data_checks.cpus(elastic(1, 4), 1.5) == []
-    (found,) = data_checks.cpus(elastic(2, 4), 1.5)
+    assert cluster_checks.cpus(elastic(1, 4), 1.5) == []
+    (found,) = cluster_checks.cpus(elastic(2, 4), 1.5)
     assert found.what == "train.workers = [2, 4]: 2 CPUs are needed (workers x 0.5 + 2 data tasks x 0.5), the cluster has 1.5"
     assert found.fix == "train.cpus_per_worker=0.25"
 
 
 def test_elastic_workers_that_would_starve_the_data_are_an_error() -> None:
-    assert data_checks.crowding(config(), 2, 0) == []
-    assert data_checks.crowding(elastic(1, 4), 64, 0) == []
-    assert data_checks.crowding(elastic(1, 4), 2, 1) == []  # one GPU, one worker
-    (found,) = data_checks.crowding(elastic(1, 4), 2, 0)
+    assert cluster_checks.crowding(config(), 2, 0) == []
+    assert cluster_checks.crowding(elastic(1, 4), 64, 0) == []
+    assert cluster_checks.crowding(elastic(1, 4), 2, 1) == []  # one GPU, one worker
+    (found,) = cluster_checks.crowding(elastic(1, 4), 2, 0)
     assert found.level == "error"
     assert found.what == (
         "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, 1 are needed beside them "
         "(2 data tasks x 0.5)"
     )
     assert found.fix == "train.workers=[1, 2]"
-    assert data_checks.crowding(elastic(1, 2), 2, 0) == []
-    assert data_checks.crowding(elastic(2, 4), 1, 0) == []  # too few for any: `cpus` says so
+    assert cluster_checks.crowding(elastic(1, 2), 2, 0) == []
+    assert cluster_checks.crowding(elastic(2, 4), 1, 0) == []  # too few for any: `cpus` says so
 
 
 def test_elastic_workers_use_the_gpus_from_the_fewest_on() -> None:
-    assert data_checks.gpus(elastic(2, 8), 3) == []
-    (found,) = data_checks.gpus(elastic(4, 8), 3)
+    assert cluster_checks.gpus(elastic(2, 8), 3) == []
+    (found,) = cluster_checks.gpus(elastic(4, 8), 3)
     assert found.what == "train.workers = [4, 8]: the cluster has 3 GPUs, fewer than workers: all run on CPUs"
     assert found.fix == "train.workers=[3, 8]"
 
@@ -110,36 +110,36 @@ def test_a_feed_is_weighed_with_the_fewest_workers_and_with_those_that_start() -
     needed = feed_bytes(large, 2, workers=1)
     assert needed > feed_bytes(large, 2, workers=2)
     cluster = {"CPU": 2.0, "object_store_memory": 2.0 * needed}
-    assert data_checks.object_store(large, cluster) == []
-    (found,) = data_checks.object_store(large, cluster | {"object_store_memory": 2.0 * needed - 2})
+    assert cluster_checks.object_store(large, cluster) == []
+    (found,) = cluster_checks.object_store(large, cluster | {"object_store_memory": 2.0 * needed - 2})
     assert "blocks of 18 MiB on the way to the workers need 253 MiB" in found.what
 
 
 def test_a_validation_apart_takes_a_workers_cpus_beside_the_workers() -> None:
     apart = config(evaluate__apart=True)
-    assert data_checks.cpus(apart, 2.5) == []
-    (found,) = data_checks.cpus(apart, 2)
+    assert cluster_checks.cpus(apart, 2.5) == []
+    (found,) = cluster_checks.cpus(apart, 2)
     assert found.what == (
         "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation apart 0.5 + 2 data tasks x 0.5), the cluster has 2"
     )
     assert found.fix == "train.cpus_per_worker=0.33"
-    assert data_checks.cpus(override(apart, {"train.cpus_per_worker": 0.33}), 2) == []
-    (found,) = data_checks.crowding(elastic(1, 4, evaluate__apart=True), 3, 0)
+    assert cluster_checks.cpus(override(apart, {"train.cpus_per_worker": 0.33}), 2) == []
+    (found,) = cluster_checks.crowding(elastic(1, 4, evaluate__apart=True), 3, 0)
     assert found.fix == "train.workers=[1, 3]"
-    assert data_checks.crowding(elastic(1, 3, evaluate__apart=True), 3, 0) == []
+    assert cluster_checks.crowding(elastic(1, 3, evaluate__apart=True), 3, 0) == []
 
 
 def test_a_validation_apart_needs_a_gpu_that_no_worker_holds() -> None:
-    assert data_checks.gpu_apart(config(), 64, 2) == []
+    assert cluster_checks.gpu_apart(config(), 64, 2) == []
     two = config(evaluate__apart=True)
-    assert data_checks.gpu_apart(two, 64, 0) == []  # all on CPUs
-    assert data_checks.gpu_apart(two, 64, 3) == []
-    (found,) = data_checks.gpu_apart(two, 64, 2)
+    assert cluster_checks.gpu_apart(two, 64, 0) == []  # all on CPUs
+    assert cluster_checks.gpu_apart(two, 64, 3) == []
+    (found,) = cluster_checks.gpu_apart(two, 64, 2)
     assert found.level == "warning"
     assert found.what == (
         "evaluate.apart: validation needs a GPU beside those of the 2 workers, the cluster has 2: it waits until training ends"
     )
     assert found.fix == "evaluate.apart=false"
-    (found,) = data_checks.gpu_apart(elastic(2, 8, evaluate__apart=True), 64, 4)
+    (found,) = cluster_checks.gpu_apart(elastic(2, 8, evaluate__apart=True), 64, 4)
     assert found.fix == "train.workers=[2, 3], or evaluate.apart=false"
-    assert data_checks.gpu_apart(elastic(2, 3, evaluate__apart=True), 64, 4) == []
+    assert cluster_checks.gpu_apart(elastic(2, 3, evaluate__apart=True), 64, 4) == []

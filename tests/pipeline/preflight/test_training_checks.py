@@ -9,9 +9,9 @@ import torch
 
 from ccnet import build_ccnet
 from pipeline.config.load import load, override, parse
-from pipeline.data.shards import Manifest, Split
+from pipeline.data.manifest import Manifest, Split
 from pipeline.model.learner import network_arguments
-from pipeline.preflight import data_checks, training_checks
+from pipeline.preflight import checks, training_checks
 from pipeline.preflight.findings import Finding
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
@@ -40,9 +40,7 @@ def manifest() -> Manifest:
 
 def test_the_doctor_looks_at_the_training_too() -> None:
     doubtful = config(train__freeze_norm=True)
-    assert [found.what.partition(":")[0] for found in data_checks.examine(doubtful, manifest(), {"CPU": 2})] == [
-        "train.freeze_norm"
-    ]
+    assert [found.what.partition(":")[0] for found in checks.examine(doubtful, manifest(), {"CPU": 2})] == ["train.freeze_norm"]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.retry import Failed, draw_pause_s, is_transient_reply, retried
+from pipeline.storage.retry import Failed, draw_pause_s, retried
+from pipeline.storage.s3_errors import is_transient_reply
 
 
 class Clock:

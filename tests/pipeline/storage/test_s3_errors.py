@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.storage.store import StorageError, Store, check_readable
+from pipeline.errors import StorageError
+from pipeline.storage.probe import check_readable
+from pipeline.storage.store import Store
 from tests.support.faulty_store import FAULTS, FaultyStore
 
 NUM_OBJECTS, OBJECT_BYTES, NUM_FETCHES = 40, 20_000, 208

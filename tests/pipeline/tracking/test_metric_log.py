@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.tracking import runs
+from pipeline.tracking import metric_log, runs
+from pipeline.tracking.client import connect
 from pipeline.tracking.metric_log import MetricLog
 from tests.pipeline.tracking.test_runs import ENVIRONMENT, settings
 from tests.support.mlflow_server import MlflowServer
@@ -33,12 +34,12 @@ def run_id(uri: str, request: pytest.FixtureRequest) -> str:
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    points = runs.connect(uri).get_metric_history(run_id, key)
+    points = connect(uri).get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points)
 
 
 def pictures(uri: str, run_id: str, name: str) -> list[str]:
-    return [Path(entry.path).name for entry in runs.connect(uri).list_artifacts(run_id, name)]
+    return [Path(entry.path).name for entry in connect(uri).list_artifacts(run_id, name)]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -175,10 +176,10 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
     for _ in range(2):
         journal.write_bytes(again)
         assert MetricLog(uri, run_id, tmp_path).close() == 0
-    client = runs.connect(uri)
-    point = runs.Point("twice", 2.0, 1_700_000_000_000, 1)
-    runs.send_points(client, run_id, [point])
-    runs.send_points(client, run_id, [point])
+    client = connect(uri)
+    point = metric_log.Point("twice", 2.0, 1_700_000_000_000, 1)
+    metric_log.send_points(client, run_id, [point])
+    metric_log.send_points(client, run_id, [point])
     assert history(uri, run_id, "loss") == [(1, 1.0)]
     assert history(uri, run_id, "twice") == [(1, 2.0)]
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import errors
 from pipeline.config import load
 from pipeline.config.base import Tracking
 from pipeline.config.config import Config
 from pipeline.tracking import registry, runs
+from pipeline.tracking.client import check_server, connect, tracking_uri
 from pipeline.tracking.provenance import environment
 from tests.support.mlflow_server import MlflowServer
 
@@ -32,29 +34,29 @@ def settings(uri: str | None, **overrides: object) -> Config:
 def test_address_is_the_setting_then_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert runs.tracking_uri(Tracking(uri="http://other:1")) == "http://other:1"
-    assert runs.tracking_uri(Tracking()) == "http://127.0.0.1:5000"
+    assert tracking_uri(Tracking(uri="http://other:1")) == "http://other:1"
+    assert tracking_uri(Tracking()) == "http://127.0.0.1:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert runs.tracking_uri(Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(Tracking()) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["file:/data/mlruns", "file:///data/mlruns", "/data/mlruns"])
 def test_file_store_is_refused_with_the_fix(uri: str) -> None:
-    with pytest.raises(runs.TrackingError, match=r"try sqlite:////data/mlruns/mlflow\.db"):
-        runs.tracking_uri(Tracking(uri=uri))
+    with pytest.raises(errors.TrackingError, match=r"try sqlite:////data/mlruns/mlflow\.db"):
+        tracking_uri(Tracking(uri=uri))
 
 
 def test_unknown_scheme_is_refused() -> None:
-    with pytest.raises(runs.TrackingError, match=r"ftp://x.*must start with http://"):
-        runs.tracking_uri(Tracking(uri="ftp://x"))
+    with pytest.raises(errors.TrackingError, match=r"ftp://x.*must start with http://"):
+        tracking_uri(Tracking(uri="ftp://x"))
 
 
 def test_refused_connection_is_an_error_with_address_and_fix() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(runs.TrackingError, match=rf"{uri}: no MLflow server answers.*infra\.stack up"):
-            runs.check(uri)
+        with pytest.raises(errors.TrackingError, match=rf"{uri}: no MLflow server answers.*infra\.stack up"):
+            check_server(uri)
 
 
 def test_hanging_server_is_an_error_within_ten_seconds() -> None:
@@ -62,29 +64,29 @@ def test_hanging_server_is_an_error_within_ten_seconds() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         start = time.monotonic()
-        with pytest.raises(runs.TrackingError, match="timed out"):
-            runs.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(errors.TrackingError, match="timed out"):
+            check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("user", ["ada:secret", "ada"])
 def test_user_and_password_in_the_address_of_a_server_are_refused_and_not_printed(user: str) -> None:
-    with pytest.raises(runs.TrackingError, match=r"'https://mlflow:5000'.*set MLFLOW_TRACKING_USERNAME") as caught:
-        runs.tracking_uri(Tracking(uri=f"https://{user}@mlflow:5000"))
+    with pytest.raises(errors.TrackingError, match=r"'https://mlflow:5000'.*set MLFLOW_TRACKING_USERNAME") as caught:
+        tracking_uri(Tracking(uri=f"https://{user}@mlflow:5000"))
     assert "secret" not in str(caught.value)
     assert "ada" not in str(caught.value)
 
 
 def test_password_of_a_database_is_not_printed() -> None:
-    with pytest.raises(runs.TrackingError) as caught:
-        runs.check("postgresql://me:secret@127.0.0.1:1/mlflow")
+    with pytest.raises(errors.TrackingError) as caught:
+        check_server("postgresql://me:secret@127.0.0.1:1/mlflow")
     assert "secret" not in str(caught.value)
     assert "127.0.0.1:1" in str(caught.value)
 
 
 def test_missing_folder_of_a_database_file_is_an_error() -> None:
-    with pytest.raises(runs.TrackingError, match="folder /nowhere does not exist"):
-        runs.check("sqlite:////nowhere/mlflow.db")
+    with pytest.raises(errors.TrackingError, match="folder /nowhere does not exist"):
+        check_server("sqlite:////nowhere/mlflow.db")
 
 
 def test_environment_names_commit_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +109,11 @@ def test_settings_become_dotted_text() -> None:
 
 @pytest.mark.slow
 def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    runs.check(mlflow_server.uri)
+    check_server(mlflow_server.uri)
     first = settings(mlflow_server.uri)
     run_id = runs.open_run(first, environment=ENVIRONMENT)
     runs.finish_run(mlflow_server.uri, run_id, "FAILED")
-    client = runs.connect(mlflow_server.uri)
+    client = connect(mlflow_server.uri)
     assert client.get_run(run_id).info.status == "FAILED"
 
     second = settings(mlflow_server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
@@ -135,7 +137,7 @@ def test_trial_is_a_child_found_by_its_own_key(mlflow_server: MlflowServer) -> N
         for i in (0, 1, 0)
     ]
     assert children[0] == children[2] != children[1]
-    client = runs.connect(mlflow_server.uri)
+    client = connect(mlflow_server.uri)
     experiment = client.get_experiment_by_name("ccnet")
     found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {run.info.run_id for run in found} == set(children)
@@ -143,9 +145,9 @@ def test_trial_is_a_child_found_by_its_own_key(mlflow_server: MlflowServer) -> N
 
 @pytest.mark.slow
 def test_deleted_experiment_is_an_error_with_the_fix(mlflow_server: MlflowServer) -> None:
-    client = runs.connect(mlflow_server.uri)
+    client = connect(mlflow_server.uri)
     client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(runs.TrackingError, match="'gone': was deleted; restore it"):
+    with pytest.raises(errors.TrackingError, match="'gone': was deleted; restore it"):
         runs.open_run(settings(mlflow_server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
 
 
@@ -155,7 +157,7 @@ def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: Mlf
     uri = mlflow_server.uri
     name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
     run_id = runs.open_run(settings(uri), environment=ENVIRONMENT, run_key=name)
-    with pytest.raises(runs.TrackingError, match="names no checkpoint"):
+    with pytest.raises(errors.TrackingError, match="names no checkpoint"):
         registry.find_checkpoint(uri, run_id)
     versions = []
     for step, miou in ((100, 0.5), (200, 0.7), (300, 0.6), (200, 0.7)):
@@ -177,7 +179,7 @@ def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: Mlf
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
 def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: str) -> None:
-    with pytest.raises(runs.TrackingError, match=f"checkpoint '{reference}'"):
+    with pytest.raises(errors.TrackingError, match=f"checkpoint '{reference}'"):
         registry.find_checkpoint(mlflow_server.uri, reference)
 
 
@@ -185,6 +187,6 @@ def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: s
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's, of its own queries
 def test_database_file_without_a_server_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    runs.check(uri)
+    check_server(uri)
     run_id = runs.open_run(settings(uri), environment=ENVIRONMENT)
     assert (tmp_path / "mlartifacts" / "ccnet" / run_id / "artifacts" / "config.yaml").is_file()

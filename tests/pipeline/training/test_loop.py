@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pipeline.config.load import load
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.fault_tolerance.failures import MemoryShort
+from pipeline.fault_tolerance.step_failures import MICRO_BATCH, noted_micro_batch
 from pipeline.model.learner import Learner
 from pipeline.storage.store import Store
-from pipeline.training.loop import MICRO_BATCH, _step, noted_micro_batch
+from pipeline.training.loop import _step
 from pipeline.training.run import Job
 
 

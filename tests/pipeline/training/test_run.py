@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.load import ConfigError, override, parse
+from pipeline.config.load import override, parse
 from pipeline.data.prepare import prepare
+from pipeline.errors import ConfigError
 from pipeline.training.run import changes, open_job
-from pipeline.tuning.tune import concurrent_trials
+from pipeline.tuning.trials import concurrent_trials
 
 
 def config(**train: Any) -> Any:

@@ -14,7 +14,7 @@ from pipeline.checkpoints.files import SCORE
 from pipeline.config.config import Config
 from pipeline.config.load import load, override
 from pipeline.data.prepare import prepare
-from pipeline.fault_tolerance.failures import RunFailed
+from pipeline.errors import RunFailed
 from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.training.run import Job, open_job
 from pipeline.training.train import STOPPED, build_trainer, left_off, make_up, run_job

@@ -1,6 +1,6 @@
 """What a search makes of the settings it starts from."""
 
-from pipeline.tuning.tune import concurrent_trials, trial_config
+from pipeline.tuning.trials import concurrent_trials, trial_config
 from tests.pipeline.preflight.test_resources import config, elastic
 
 

@@ -1,0 +1,77 @@
+"""A checkpoint's network, and its classes for an image."""
+
+import torch
+
+from ccnet import CCNet, build_ccnet
+from ccnet.inference import predict_classes
+from pipeline.checkpoints import checkpoint
+from pipeline.config.config import Config
+from pipeline.config.evaluate import Evaluate
+from pipeline.data.manifest import Manifest
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.protocol import _window_and_stride
+from pipeline.images.codec import UInt8
+from pipeline.storage.store import open_store
+from pipeline.tracking import registry
+from pipeline.tracking.client import tracking_uri
+
+
+def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch.device, options: Evaluate) -> torch.Tensor:
+    """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3], looked at as `options` say."""
+    window, stride = _window_and_stride(options)
+    height, width = size
+    return predict_classes(
+        net, as_batch(image, device), (height, width), window=window, stride=stride, scales=options.scales, flip=options.flip
+    )
+
+
+def as_batch(image: UInt8, device: torch.device) -> torch.Tensor:
+    """uint8[1, 3, h, w] on the device from uint8[h, w, 3]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)  # [1, 3, h, w]
+
+
+def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.Checkpoint]:
+    """The network of `evaluate.checkpoint`, or of the best checkpoint of this configuration's run, on the CPU.
+
+    It runs at `evaluate.recurrence` when that is set, otherwise at the R it was trained with. Raises CheckpointError when there
+    is none, when it was trained at another R than `model.recurrence` and `evaluate.recurrence` is not set, or for other classes.
+    """
+    found = _find(config)
+    model = found.progress["model"]
+    trained, wanted = model["recurrence"], config.evaluate.recurrence
+    if wanted is None and trained != config.model.recurrence:
+        raise CheckpointError(
+            f"{found.url}: trained with recurrence {trained}, but model.recurrence = {config.model.recurrence}; add "
+            f"model.recurrence={trained} to run it as trained, or evaluate.recurrence={config.model.recurrence} to run it at "
+            f"{config.model.recurrence} on purpose"
+        )
+    classes = found.progress["class_names"]
+    if tuple(classes) != manifest.class_names:
+        raise CheckpointError(
+            f"{found.url}: trained for the {len(classes)} classes {', '.join(classes[:3])}, ...; data set {manifest.name} has "
+            f"{len(manifest.class_names)}: {', '.join(manifest.class_names[:3])}, ..."
+        )
+    net = build_ccnet(**model | {"recurrence": trained if wanted is None else wanted})
+    checkpoint.restore(found, net)
+    return net, found
+
+
+def _find(config: Config) -> checkpoint.Checkpoint:
+    if reference := config.evaluate.checkpoint:
+        is_folder = "/" in reference and not reference.startswith("models:/")
+        url = reference if is_folder else registry.find_checkpoint(tracking_uri(config.tracking), reference)
+        parent, _, name = url.rstrip("/").rpartition("/")
+        return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
+    runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+    best = checkpoint.load_best(runs)
+    if best is None:
+        raise CheckpointError(f"{runs.url('')}: no checkpoint; run jobs.train first, or set evaluate.checkpoint")
+    return best
+
+
+def known_split(config: Config, manifest: Manifest) -> str:
+    """`evaluate.split`. Raises ConfigError when the data set has no such split."""
+    split = config.evaluate.split
+    if not manifest.num_images(split):
+        raise ConfigError([f"evaluate.split = {split!r}: {config.data.name} has {', '.join(manifest.splits)}"])
+    return split

@@ -1,0 +1,49 @@
+"""How images are looked at for a score: what a number must say about itself (law 8)."""
+
+from typing import Any
+
+from ccnet.inference import published_stride
+from pipeline.config.config import Config
+from pipeline.config.evaluate import Evaluate
+from pipeline.data.manifest import Manifest
+from pipeline.evaluation.metrics import BOUNDARY_RATIO
+
+WHOLE_IMAGE = Evaluate()
+"""How training's validation looks at an image, whatever `config.evaluate` says: whole, at one scale, not mirrored."""
+INTERVAL: dict[str, Any] = {"level": 0.95, "num_resamples": 1000, "seed": 0}
+
+
+def _window_and_stride(options: Evaluate) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Both as (height, width)."""
+    if options.window is None:
+        return None, None
+    window = (options.window, options.window) if isinstance(options.window, int) else options.window
+    return window, published_stride(window)
+
+
+def validation_protocol(config: Config, manifest: Manifest, split: str = "val") -> dict[str, Any]:
+    """The protocol of a score of training's validation (law 8); the checkpoint's hash is added where it is known."""
+    return {
+        "data": config.data.name,
+        "data_fingerprint": manifest.fingerprint,
+        "split": split,
+        "resolution": "labels at native resolution",
+        "image_scale": config.evaluate.scale,
+        **_looked_at(WHOLE_IMAGE),
+        # Without the number: networks of different R are compared by their validation.
+        "recurrence": "as trained",
+        "classes_averaged": "those that occur in label or prediction",
+        "boundary_dilation_ratio": BOUNDARY_RATIO,
+        "num_images": manifest.num_images(split),
+    }
+
+
+def _looked_at(options: Evaluate) -> dict[str, Any]:
+    window, stride = _window_and_stride(options)
+    return {
+        "inference": "sliding window" if window else "whole image",
+        "window": window and list(window),
+        "stride": stride and list(stride),
+        "scales": list(options.scales),
+        "flip": options.flip,
+    }

@@ -1,0 +1,39 @@
+"""Ray Data's unit of work: the rows of one rank over consecutive steps."""
+
+from typing import NamedTuple
+
+
+class Block(NamedTuple):
+    """The rows of one rank over consecutive steps: the unit of work of Ray Data."""
+
+    first_step: int
+    last_step: int
+    rank: int
+
+
+def num_blocks(first_step: int, steps: int, *, steps_per_block: int, workers: int) -> int:
+    """Blocks that cover steps [first_step, steps) for all workers."""
+    left, doublings = steps - first_step, _doublings(steps_per_block)
+    if left < (1 << doublings):
+        return left.bit_length() * workers
+    return (doublings + -(-(left - (1 << doublings) + 1) // steps_per_block)) * workers
+
+
+def block(index: int, first_step: int, steps: int, *, steps_per_block: int, workers: int) -> Block:
+    """Block `index`; ranks take turns, because Ray Data gives a block to whoever had the fewest rows so far.
+
+    The first blocks have 1, 2, 4, ... steps, so that the first batch comes early.
+    """
+    group, rank = divmod(index, workers)
+    start, end = (first_step + _group_start(g, steps_per_block) for g in (group, group + 1))
+    return Block(start, min(end, steps), rank)
+
+
+def _group_start(group: int, steps_per_block: int) -> int:
+    """Steps before a group of blocks, whose sizes are 1, 2, 4, ... and then steps_per_block."""
+    doublings = _doublings(steps_per_block)
+    return (1 << min(group, doublings)) - 1 + max(0, group - doublings) * steps_per_block
+
+
+def _doublings(steps_per_block: int) -> int:
+    return (steps_per_block - 1).bit_length()

@@ -1,0 +1,142 @@
+"""What the cluster and the disk lack for a run, each with its fix."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config.config import Config
+from pipeline.data.manifest import Manifest
+from pipeline.formatting import percent, size
+from pipeline.preflight.findings import Finding
+from pipeline.preflight.resources import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
+
+OBJECT_STORE_SHARE = 0.5
+"""Share of the cluster's object store that Ray Data fills before it holds its tasks back (its own default)."""
+
+
+def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
+    """What the cluster lacks for a run, and a batch that its workers cannot share evenly; known without the data."""
+    cpu, gpu = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    return [
+        *shares(config),
+        *cpus(config, cpu),
+        *crowding(config, cpu, gpu),
+        *gpus(config, gpu),
+        *gpu_apart(config, cpu, gpu),
+        *object_store(config, cluster),
+    ]
+
+
+def shares(config: Config) -> list[Finding]:
+    """Workers that wait for others in every step, because their number does not divide the batch."""
+    found, train, batch = [], config.train, config.train.global_batch
+    for workers in sorted({train.fewest_workers, train.most_workers}):
+        if batch % workers:
+            low = batch // workers
+            what = f"train.global_batch = {batch}: {workers} workers hold {low} or {low + 1} images and wait for the larger share"
+            fix = f"train.global_batch={workers * low} or {workers * (low + 1)}, or as many workers as divide {batch}"
+            found.append(Finding("warning", what, fix))
+    return found
+
+
+def cpus(config: Config, available: float) -> list[Finding]:
+    """Too few CPUs for the workers, the fewest that may be, and what runs beside them."""
+    train, fewest = config.train, config.train.fewest_workers
+    if (needed := cpus_needed(config, fewest)) <= available:
+        return []
+    apart = config.evaluate.apart
+    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / (fewest + apart)) / 100
+    what = (
+        f"train.workers = {json.dumps(train.workers)}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
+        f"{_beside(config)}), the cluster has {available:g}"
+    )
+    fix = f"train.cpus_per_worker={room:g}" if room > 0 else "fewer train.workers or a larger cluster"
+    return [Finding("error", what, fix)]
+
+
+def crowding(config: Config, available: float, available_gpus: float) -> list[Finding]:
+    """So many elastic workers that they leave too few CPUs for what runs beside: Ray Train starts as many as fit."""
+    train, beside = config.train, cpus_beside(config)
+    started = workers_started(config, available, available_gpus)
+    left = available - started * train.cpus_per_worker
+    if started <= train.fewest_workers or left >= beside - 1e-9:
+        return []
+    fitting = max(train.fewest_workers, math.floor((available - beside) / train.cpus_per_worker + 1e-9))
+    what = (
+        f"train.workers = {json.dumps(train.workers)}: {started} of them start on a cluster of {available:g} CPUs and leave "
+        f"{left:g}, {beside:g} are needed beside them ({_beside(config)})"
+    )
+    return [Finding("error", what, f"train.workers=[{train.fewest_workers}, {fitting}]")]
+
+
+def _beside(config: Config) -> str:
+    apart = f"validation apart {config.train.cpus_per_worker:g} + " if config.evaluate.apart else ""
+    return f"{apart}{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}"
+
+
+def gpus(config: Config, available: float) -> list[Finding]:
+    """GPUs that would lie idle, because there is not one for each worker."""
+    train, whole = config.train, int(available)
+    if not 0 < available < train.fewest_workers:
+        return []
+    what = f"train.workers = {json.dumps(train.workers)}: the cluster has {available:g} GPUs, fewer than workers: all run on CPUs"
+    fix = "a whole GPU for each worker"
+    if whole and isinstance(train.workers, int):
+        fix = f"train.workers={max(n for n in range(1, whole + 1) if train.global_batch % n == 0)}"
+    elif whole:
+        fix = f"train.workers=[{whole}, {train.most_workers}]"
+    return [Finding("warning", what, fix)]
+
+
+def gpu_apart(config: Config, available_cpus: float, available: float) -> list[Finding]:
+    """A validation apart that waits for the end of training, because the workers hold every GPU."""
+    train, started = config.train, workers_started(config, available_cpus, available)
+    if not config.evaluate.apart or available < train.fewest_workers or available >= started + 1:
+        return []
+    fix = "evaluate.apart=false"
+    if (left := int(available) - 1) >= train.fewest_workers:
+        fix = f"train.workers=[{train.fewest_workers}, {left}], or {fix}"
+    what = (
+        f"evaluate.apart: validation needs a GPU beside those of the {started} workers, the cluster has {available:g}: it waits "
+        "until training ends"
+    )
+    return [Finding("warning", what, fix)]
+
+
+def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
+    """A feed that fills the object store, so that Ray Data holds tasks back or spills crops to disk."""
+    available, cpu, fewest = cluster.get("object_store_memory"), cluster.get("CPU", 0), config.train.fewest_workers
+    numbers = {fewest, max(fewest, workers_started(config, cpu, cluster.get("GPU", 0)))}
+    needed, workers = max((feed_bytes(config, cpu, number), number) for number in numbers)
+    if available is None or needed <= OBJECT_STORE_SHARE * available:
+        return []
+    what = (
+        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(config.block_bytes(workers))} on the way to the workers "
+        f"need {size(needed)}, over {percent(OBJECT_STORE_SHARE)} of the cluster's object store ({size(available)})"
+    )
+    tried, step_bytes = config.data.block_bytes, config.block_bytes(workers) // config.steps_per_block(workers)
+    while (tried := tried // 2) >= step_bytes:
+        smaller = config.model_copy(update={"data": config.data.model_copy(update={"block_bytes": tried})})
+        if max(feed_bytes(smaller, cpu, number) for number in numbers) <= OBJECT_STORE_SHARE * available:
+            return [Finding("warning", what, f"data.block_bytes={tried}")]
+    return [Finding("warning", what, "fewer images per worker, a smaller data.crop_size, or a larger object store")]
+
+
+def disk(config: Config, manifest: Manifest) -> list[Finding]:
+    """A local `storage.path` without the space for a run's checkpoints."""
+    if "://" in config.storage.path:
+        return []
+    one, run = checkpoint_bytes(config, len(manifest.class_names)), Path(config.runs_url, config.run_key)
+    # The kept ones, the best, and the one being written; those that the run already wrote are not written again.
+    written = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    needed = max(one, (config.train.keep_checkpoints + 2) * one - written)
+    free = shutil.disk_usage(next(p for p in (run, *run.parents) if p.exists())).free
+    if free >= 2 * needed:
+        return []
+    what = (
+        f"storage.path = {config.storage.path}: {size(free)} are free, the run's checkpoints of {size(one)} need {size(needed)}"
+    )
+    fewer = "train.keep_checkpoints=1, " if config.train.keep_checkpoints > 1 else ""
+    return [Finding("error" if free < needed else "warning", what, f"{fewer}free some, or another storage.path")]

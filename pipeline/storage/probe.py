@@ -1,0 +1,77 @@
+"""Proves a store before work begins, by writing and reading back as the checkpoints will be."""
+
+import os
+import secrets
+import tempfile
+import uuid
+from pathlib import Path
+
+import pyarrow.fs
+
+from pipeline.errors import StorageError
+from pipeline.storage.s3 import CHECKSUMS, PART_BYTES
+from pipeline.storage.s3_errors import explain
+from pipeline.storage.store import Store
+
+PROBED = (4.0, 2.0)
+"""patience_s and read_timeout_s of the first request of a check: an unreachable endpoint is reported within 15 s."""
+
+
+def check(store: Store) -> None:
+    """Writes, reads back and deletes two files the way Ray Train does, one of them in several parts.
+
+    Raises StorageError that names the bucket or folder, what failed and the fix.
+    """
+    name = f".check-{uuid.uuid4().hex}"
+    try:
+        if store.is_s3:
+            Store(store.root, store.endpoint, *PROBED).write(f"{name}/probe", b"probe")
+        try:
+            equal = _round_trip(store, name)
+        finally:
+            store.delete(name)
+    except Exception as error:
+        raise explain(store, error, setting="storage.path") from error
+    if not equal:
+        raise StorageError(
+            f"{store.root}: what was written did not come back: the store loses data without an error; "
+            f"set {' and '.join(f'{k}={v}' for k, v in CHECKSUMS.items())} for driver and workers, or use another store"
+        )
+
+
+def check_readable(store: Store, setting: str = "data.source") -> None:
+    """Lists a little of a bucket's prefix or a folder that is only read; `setting` is where its address was given.
+
+    Raises StorageError that names the bucket or folder and the fix, also where nothing lies there.
+    """
+    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
+    where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 100}
+    try:
+        if store.is_s3:
+            probe = Store(store.root, store.endpoint, *PROBED)
+            reply = probe._request("", lambda fs, _: fs.call_s3("list_objects_v2", **where))
+            empty = all(found["Key"].endswith("/") for found in reply.get("Contents", []))
+        else:
+            with os.scandir(store.root) as entries:
+                empty = next(entries, None) is None
+    except Exception as error:
+        raise explain(store, error, setting=setting) from error
+    if empty:
+        raise StorageError(
+            f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: nothing lies there: correct {setting}"
+        )
+
+
+def _round_trip(store: Store, name: str) -> bool:
+    files = {"small": secrets.token_bytes(300_000), "parts": secrets.token_bytes(PART_BYTES + 300_000)}
+    fs, path = store.arrow()
+    with tempfile.TemporaryDirectory() as folder:
+        up, down = Path(folder, "up"), Path(folder, "down")
+        up.mkdir()
+        down.mkdir()
+        for file, data in files.items():
+            (up / file).write_bytes(data)
+        fs.create_dir(f"{path}/{name}")
+        pyarrow.fs.copy_files(str(up), f"{path}/{name}", destination_filesystem=fs)
+        pyarrow.fs.copy_files(f"{path}/{name}", str(down), source_filesystem=fs)
+        return all((down / file).is_file() and (down / file).read_bytes() == data for file, data in files.items())
