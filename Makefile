@@ -1,12 +1,12 @@
-# Each target makes .venv and installs when needed, and does nothing twice.
+# Each target first creates .venv and installs the project if needed. Nothing is installed twice.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
-# Of the tests that start nothing (not "slow") two run at a time; the others have the machine to themselves.
+# The tests that start nothing (not "slow") run two at a time. Each slow test has the machine to itself.
 QUICK = $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 SLOW = $(BIN)/python -m pytest -q -m slow --durations=10
-# Every process of a cluster would compile our modules again.
+# With it set, every process of a cluster would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 MINISTACK := $(shell sed -n 's/^MINISTACK = "\(.*\)"/\1/p' infra/services.py)
 
@@ -45,7 +45,7 @@ up: install
 down: install
 	$(BIN)/python -m infra.stack down
 
-# Everything the demo does can be typed by hand. Interrupted, it goes on from the last checkpoint when run again.
+# Every command of the demo can be typed by hand. After an interruption, run it again: it resumes from the last checkpoint.
 demo: install
 	$(BIN)/python -m infra.stack up
 	. .stack/env && $(BIN)/python -m jobs.prepare jobs/configs/demo.yaml
@@ -55,17 +55,17 @@ demo: install
 	@echo "overlays of four validation images: outputs/demo"
 	@echo "MLflow and the Ray dashboard (token: .stack/ray.token) stay up for browsing; make down stops them."
 
-# On a cluster of its own: only of its own processes can it tell the memory.
+# On its own cluster, because it can measure the memory of its own processes only.
 BENCH ?= jobs/configs/bench.yaml
 bench: install
 	$(BIN)/python -m infra.stack up
 	. .stack/env && unset RAY_ADDRESS && $(BIN)/python -m jobs.benchmark $(BENCH)
 
-# Kills, freezes and starves trainings on servers of its own, about an hour; writes docs/chaos.md.
+# Kills, freezes and starves trainings on its own servers for about an hour; writes docs/chaos.md.
 chaos: install
 	$(BIN)/python -m tests.chaos
 
-# Ten faults put into the code, one after another: the tests must notice each.
+# Puts ten faults into a copy of the code, one after another. A test must fail for each.
 mutations: install
 	$(BIN)/python -m tests.mutations
 

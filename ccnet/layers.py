@@ -10,15 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-def world_size() -> int:
-    """Number of workers in the default process group; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this worker among them, from 0; 0 without torch.distributed."""
-    return dist.get_rank() if dist.is_initialized() else 0
+from ccnet.distributed import rank, world_size
 
 
 class _GlobalBatchNorm(torch.autograd.Function):

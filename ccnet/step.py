@@ -13,9 +13,10 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ccnet.distributed import rank, world_size
 from ccnet.ema import Average
 from ccnet.inference import predict_classes
-from ccnet.layers import global_rows, rank, world_size
+from ccnet.layers import global_rows
 from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
 from ccnet.model import Output

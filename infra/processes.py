@@ -1,4 +1,4 @@
-"""Starts background processes and later ends them with all they started. Linux only.
+"""Starts background processes and later ends them with all they started.
 
 A process is known by its id and its start time, so that nothing else is ever ended.
 """
@@ -13,6 +13,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 MARK = "CCNET_STACK_MARK"
 """Environment variable that every process of a stack inherits; it finds those whose parent is gone."""
 
@@ -21,13 +23,12 @@ class Identity(NamedTuple):
     """A process that no later process with the same number can be taken for."""
 
     pid: int
-    started: int
-    """Clock ticks after boot, field 22 of /proc/PID/stat."""
+    started: float
+    """Seconds after boot."""
 
 
 class Entry(NamedTuple):
-    ended: bool
-    started: int
+    started: float
     parent: int
     group: int
     session: int
@@ -40,17 +41,18 @@ def start(command: list[str], *, environment: dict[str, str], log: Path, cwd: Pa
             command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     process.returncode = 0  # Popen warns of a process that outlives it; these do on purpose
-    entry = _entry(process.pid)
-    assert entry is not None  # a child stays in /proc until its parent has waited for it
-    return Identity(process.pid, entry.started)
+    return Identity(process.pid, _started(psutil.Process(process.pid)))  # there until its parent has waited for it
 
 
 def alive(identity: Identity) -> bool:
     """Whether this very process still runs (a zombie does not)."""
     with contextlib.suppress(ChildProcessError):  # a child of this process that ended is a zombie until it is waited for
         os.waitpid(identity.pid, os.WNOHANG)
-    entry = _entry(identity.pid)
-    return entry is not None and not entry.ended and entry.started == identity.started
+    try:
+        entry = _entry(psutil.Process(identity.pid))
+    except psutil.NoSuchProcess:
+        return False
+    return entry is not None and entry.started == identity.started
 
 
 def members(leader: Identity, mark: str) -> set[Identity]:
@@ -59,8 +61,9 @@ def members(leader: Identity, mark: str) -> set[Identity]:
     Ray gives a job's entrypoint a group of its own and MLflow's workers outlive their server, so neither the group nor the
     parent alone finds them all.
     """
-    table = _table()
-    found = {pid for pid in table if _marked(pid, mark)}
+    running = list(psutil.process_iter())
+    table = {process.pid: entry for process in running if (entry := _entry(process)) is not None}
+    found = {process.pid for process in running if process.pid in table and _marked(process, mark)}
     if leader.pid in table and table[leader.pid].started == leader.started:
         found.add(leader.pid)
     grown = True
@@ -117,22 +120,24 @@ def _living(identities: set[Identity]) -> set[Identity]:
     return {identity for identity in identities if alive(identity)}
 
 
-def _entry(pid: int) -> Entry | None:
+def _started(process: psutil.Process) -> float:
+    # Both are wall clock and read in the same moment: a clock that is set between two calls does not change the difference.
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _entry(process: psutil.Process) -> Entry | None:
+    """What a process is part of; None when it has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        with process.oneshot():
+            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                return None
+            return Entry(_started(process), process.ppid(), os.getpgid(process.pid), os.getsid(process.pid))
+    except (psutil.Error, ProcessLookupError, PermissionError):
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything; field 3 of proc(5) comes first here
-    return Entry(fields[0] in "ZX", started=int(fields[19]), parent=int(fields[1]), group=int(fields[2]), session=int(fields[3]))
 
 
-def _table() -> dict[int, Entry]:
-    entries = ((int(p.name), _entry(int(p.name))) for p in Path("/proc").iterdir() if p.name.isdigit())
-    return {pid: entry for pid, entry in entries if entry is not None}
-
-
-def _marked(pid: int, mark: str) -> bool:
+def _marked(process: psutil.Process, mark: str) -> bool:
     try:
-        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return process.environ().get(MARK) == mark
+    except (psutil.Error, OSError):  # it has ended, or is another user's
         return False

@@ -115,7 +115,7 @@ def _start(root: Path, state: dict[str, Any], part: Service) -> None:
     identity = processes.start(
         part.command, environment=part.environment | {processes.MARK: mark}, log=_log(root, part.name), cwd=root
     )
-    state["processes"][part.name] = {"pid": identity.pid, "started": identity.started, "mark": mark, "boot": _boot()}
+    state["processes"][part.name] = {"pid": identity.pid, "started": identity.started, "mark": mark}
     _save(root, state)
 
 
@@ -123,15 +123,14 @@ def _stop(root: Path, state: dict[str, Any], name: str) -> None:
     record = state["processes"].get(name)
     if record is None:
         return
-    if record["boot"] == _boot():
-        processes.stop(Identity(record["pid"], record["started"]), record["mark"])
+    processes.stop(Identity(record["pid"], record["started"]), record["mark"])
     del state["processes"][name]
     _save(root, state)
 
 
 def _running(state: dict[str, Any], name: str) -> bool:
     record = state["processes"].get(name)
-    return record is not None and record["boot"] == _boot() and processes.alive(Identity(record["pid"], record["started"]))
+    return record is not None and processes.alive(Identity(record["pid"], record["started"]))
 
 
 def _wait(root: Path, state: dict[str, Any], parts: list[Service]) -> None:
@@ -205,10 +204,6 @@ def _tail(root: Path, name: str) -> str:
     return "\n".join(_log(root, name).read_text(errors="replace").splitlines()[-20:])
 
 
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def _print_status(root: Path) -> int:
     rows = status(root)
     if not rows:
@@ -228,9 +223,6 @@ def main(argv: list[str] | None = None) -> int:
         "--root", type=Path, default=DEFAULT_ROOT, help="folder of data, ports, secrets and logs (default: .stack)"
     )
     arguments = parser.parse_args(argv)
-    if not Path("/proc/self/stat").exists():
-        print("infra.stack needs Linux (/proc): use infra/compose.yaml elsewhere", file=sys.stderr)
-        return 2
     try:
         if arguments.action == "up":
             print("starting Ray, MLflow and the S3 store on", HOST, flush=True)

@@ -6,10 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 
-from pipeline.cluster.connect import show_own_lines
 from pipeline.config.config import Config
 from pipeline.config.load import load
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.formatting import show_own_lines
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:

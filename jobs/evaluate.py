@@ -2,14 +2,18 @@
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.cli import main
-from pipeline.config.config import Config
-from pipeline.evaluation.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
 
 
-def run(config: Config) -> int:
+def run(config: "Config") -> int:
     """Prints the table and the protocol that belongs to its numbers."""
+    from pipeline.evaluation.evaluate import evaluate
+
     score = evaluate(config)
     print(score.table())
     print("protocol " + json.dumps(score.protocol))

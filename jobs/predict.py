@@ -1,14 +1,18 @@
 """`python -m jobs.predict CONFIG.yaml [predict.images=FOLDER]`: masks and overlays, written back to storage."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.cli import main
-from pipeline.config.config import Config
-from pipeline.evaluation.predict import predict
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
 
 
-def run(config: Config) -> int:
+def run(config: "Config") -> int:
     """Prints where each mask and overlay went."""
+    from pipeline.evaluation.predict import predict
+
     done = predict(config)
     for prediction in done:
         print(f"{prediction.mask_url}  {prediction.overlay_url}")

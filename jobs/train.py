@@ -1,23 +1,26 @@
 """`python -m jobs.train CONFIG.yaml`: trains, or goes on where the same configuration stopped."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.cli import main
-from pipeline.config.config import Config
-from pipeline.tracking import runs
-from pipeline.tracking.client import tracking_uri
-from pipeline.training.train import train
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
 
 
-def run(config: Config) -> int:
+def run(config: "Config") -> int:
     """Prints the table of the best checkpoint and where to look at the run."""
+    from pipeline.tracking.runs import page
+    from pipeline.training.train import train
+
     outcome = train(config)
     print(outcome.score.table())
     print(f"\nbest checkpoint   step {outcome.best.step}  {outcome.best.url}  sha256 {outcome.best.sha256[:16]}")
     print(f"time              {outcome.seconds:.0f} s")
-    if outcome.left_off:
-        print(f"left off          {outcome.left_off}")
-    print(f"MLflow run        {runs.page(tracking_uri(config.tracking), outcome.run_id)}")
+    if outcome.stop_reason:
+        print(f"stopped early     {outcome.stop_reason}")
+    print(f"MLflow run        {page(outcome.tracking_uri, outcome.run_id)}")
     return 0
 
 

@@ -1,20 +1,23 @@
 """`python -m jobs.tune CONFIG.yaml`: searches the configuration's space with ASHA."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.cli import main
-from pipeline.config.config import Config
-from pipeline.tracking import runs
-from pipeline.tracking.client import tracking_uri
-from pipeline.tuning.tune import search
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
 
 
-def run(config: Config) -> int:
+def run(config: "Config") -> int:
     """Prints the trials, best first, and the best one's per-class table."""
+    from pipeline.tracking.runs import page
+    from pipeline.tuning.tune import search
+
     result = search(config)
     print(result.table())
     print(f"\n{result.score.table()}")
-    print(f"\nMLflow run        {runs.page(tracking_uri(config.tracking), result.run_id)}")
+    print(f"\nMLflow run        {page(result.tracking_uri, result.run_id)}")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Numbers for people."""
+"""Numbers, tables and log lines for people."""
+
+import logging
+from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
@@ -13,3 +16,22 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.3g} TiB"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0) -> str:
+    """Rows of cells under headings: the first column to the left and at least `width` wide, the others to the right."""
+    lines = [headings, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    widths[0] = max(width, widths[0])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(wide) if column else cell.ljust(wide) for column, (cell, wide) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def show_own_lines(level: int = logging.INFO) -> None:
+    """Shows the pipeline's lines from `level` on, and of every other package only warnings."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("pipeline").setLevel(level)

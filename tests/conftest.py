@@ -86,7 +86,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
         with pytest.MonkeyPatch.context() as inherited:  # by the cluster's processes, not by those of later tests
             for name, value in variables.items():
                 inherited.setenv(name, value)
-            connect.connect(num_cpus=2)
+            connect.join(num_cpus=2)
         yield LocalRay(Path(variables["CCNET_TEST_FITS"]), Path(variables["CCNET_TEST_IMPORTS"]))
         ray.shutdown()
 

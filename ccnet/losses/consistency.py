@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
-from ccnet.layers import world_size
-from ccnet.losses.global_batch import sum_over_workers
+from ccnet.distributed import sum_over_workers, world_size
 from ccnet.resizing import resize_label
 
 

@@ -1,6 +1,4 @@
-"""What a loss must know of the global batch, without gathering its data: sums, and the k-th smallest value."""
-
-from typing import Any
+"""The k-th smallest value of the global batch, without gathering its data."""
 
 import torch
 import torch.distributed as dist
@@ -8,36 +6,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 _DIGIT_BITS = 16
-
-
-class _SumOverWorkers(torch.autograd.Function):
-    """y = sum of x over the workers. Every worker's loss depends on every x, hence the sum in backward as well.
-
-    torch.distributed.nn.functional.all_reduce does the same and is deprecated in torch 2.13.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def sum_over_workers(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The sum of `x` over all workers, differentiable: the gradient is that of the workers' losses added up.
-
-    One collective each way, for every worker; alone it is the identity.
-    """
-    if not dist.is_initialized():
-        return x
-    total: Tensor = _SumOverWorkers.apply(x)  # type: ignore[no-untyped-call]
-    return total
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
-from ccnet.layers import world_size
+from ccnet.distributed import world_size
 from ccnet.losses.cross_entropy import fitting_weights, pixel_weights
 from ccnet.losses.global_batch import kth_smallest
 from ccnet.resizing import aligned_coordinates, resize_label, resize_logits

@@ -1,1 +1,4 @@
-"""What this machine makes of our code: where an image's time goes, the operator and the step against others'."""
+"""Benchmarks of the input pipeline, the attention operator, the training step and the launchers.
+
+Entry: `benchmark.benchmark`. Imports loading, model and what is below them.
+"""

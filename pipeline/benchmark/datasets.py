@@ -11,8 +11,8 @@ import yaml
 from pipeline.config.benchmark import Pictures
 from pipeline.config.config import Config
 from pipeline.data import synthetic
-from pipeline.data.index import PAGE_ROWS, page_key, write_index
 from pipeline.data.classes import classes
+from pipeline.data.index import PAGE_ROWS, page_key, write_index
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.data.prepare import prepare
 from pipeline.images import codec, resize

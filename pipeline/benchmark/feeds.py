@@ -15,7 +15,7 @@ from pipeline.benchmark.processes import SPAWN, PeakMemory, family
 from pipeline.benchmark.workload import Share, Steps, decode_share, feed_share, join
 from pipeline.loading.batches import training_batches
 from pipeline.loading.feed import Feed
-from pipeline.loading.ray_dataset import in_plan_order, training_data
+from pipeline.loading.ray_dataset import ordered_execution, training_data
 
 LOAD = 0.8
 """Rate of the paced consumer, as a share of the bare loop's."""
@@ -112,7 +112,7 @@ def ray_data(feed: Feed, cores: int, pace_s: float) -> Measured:
 
     def batches() -> Iterator[int]:
         data = training_data(feed)
-        data.context.execution_options = in_plan_order()
+        data.context.execution_options = ordered_execution()
         for batch in training_batches(data, feed, rank=0):
             yield batch.step
 

@@ -62,7 +62,7 @@ class Figure(NamedTuple):
     peak_mib: float | None = None
 
 
-def benchmark(config: Config) -> Iterator[list[Figure]]:
+def measure_images(config: Config) -> Iterator[list[Figure]]:
     """Figures of each data set on each store: the feed's stages, the augment path, the number of rows.
 
     The stages of a round run one after the other; before the first, Ray Data's workers are started.
@@ -88,7 +88,7 @@ def _connect(config: Config, cores: int) -> None:
     # Ray ends idle workers beyond one for each CPU after a second: every round would start them anew, training does once.
     os.environ[KEPT_WORKERS] = str(math.ceil(cores / config.data.cpus_per_task))
     try:
-        connect.connect(num_cpus=cores)
+        connect.join(num_cpus=cores)
     finally:
         del os.environ[KEPT_WORKERS]
 
@@ -135,7 +135,7 @@ def measure_augment(target: Target) -> list[Figure]:
     Nothing where the images are no larger than the crop, or are resized to a given side.
     """
     config, split = target.config, target.manifest.splits["train"]
-    high, crop = config.data.scale[1], config.data.crop
+    high, crop = config.data.scale[1], config.data.crop_size
     if config.data.short_sides or high <= 1 or split.smallest[0] <= crop[0] or split.smallest[1] <= crop[1]:
         return []
     feed = Feed(config, target.manifest, 0, workers=1)
@@ -153,7 +153,7 @@ def measure_augment(target: Target) -> list[Figure]:
 def _augment_seconds(feed: Feed, recipe: Recipe, positions: Int64) -> dict[str, float]:
     """Seconds of both ways over the same draws, the two in turn at each image."""
     samples, label_map, seed = open_samples(feed.config, feed.manifest, "train"), feed.manifest.label_lookup(), feed.config.seed
-    picks = feed.plan.picks(positions)
+    picks = feed.sampler.picks(positions)
     numbers = feed.samples_of(picks, samples).tolist()
     seconds = dict.fromkeys((WHOLE, CROP), 0.0)
     for number, row, epoch in zip(numbers, samples.read(numbers), picks.epoch.tolist(), strict=True):

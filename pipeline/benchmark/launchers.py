@@ -20,9 +20,10 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ccnet import distributed
 from pipeline.benchmark.device import own_device, seconds
 from pipeline.benchmark.network import NUM_CLASSES, drawn_batch
-from pipeline.cluster import connect, distributed
+from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.loading.sampler import share
@@ -41,7 +42,7 @@ class LauncherFigure(NamedTuple):
     """The loop under one launcher."""
 
     launcher: str
-    distributed: int
+    workers: int
     backbone: str
     crop: tuple[int, int]
     global_batch: int
@@ -110,7 +111,7 @@ def _measure(config: Config, num_workers: int, folder: Path) -> list[LauncherFig
         whole_s = seconds(partial(launch, task), torch.device("cpu"))
         alone = [step for block in _read(task.blocks) for step in block]
         figure = LauncherFigure(
-            name, num_workers, config.model.backbone, config.data.crop, config.train.global_batch, config.benchmark.steps,
+            name, num_workers, config.model.backbone, config.data.crop_size, config.train.global_batch, config.benchmark.steps,
             config.benchmark.rounds, own_device().type, statistics.median(steps[name]), min(steps[name]), max(steps[name]),
             ratio if name == RAY_TRAIN else 1.0, statistics.median(alone), whole_s,
         )  # fmt: skip
@@ -149,7 +150,7 @@ def loop(task: Task, device: torch.device) -> None:
     learner = Learner(config, NUM_CLASSES, device)
     learner.distribute()
     _, mine = share(config.train.global_batch, distributed.rank(), distributed.world_size())
-    image, label = drawn_batch(mine, config.data.crop, seed=distributed.rank())
+    image, label = drawn_batch(mine, config.data.crop_size, seed=distributed.rank())
 
     def run(step: int) -> float:
         return seconds(lambda: learner.step(image, label, step=step, learning_rate=1e-3), device)
@@ -169,7 +170,7 @@ def loop(task: Task, device: torch.device) -> None:
 
 def _under_ray(task: Task) -> None:
     """A cluster of this machine for the run alone, as torchrun's processes are there for theirs alone."""
-    connect.connect(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
+    connect.join(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
     try:
         TorchTrainer(
             lambda: loop(task, ray.train.torch.get_device()),

@@ -84,7 +84,7 @@ def run_steps(config: Config, *, published: bool) -> Turn:
     if published:
         learner.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.net.head.attention.__class__ = PublishedCrissCross  # its parameters are the optimizer's already
-    image, label = drawn_batch(config.train.global_batch, config.data.crop)
+    image, label = drawn_batch(config.train.global_batch, config.data.crop_size)
     if published:
         image = image.contiguous()
     results: list[StepResult] = []
@@ -118,7 +118,7 @@ def _figure(name: str, config: Config, turns: dict[str, list[Turn]]) -> NetworkF
     rates = [train.global_batch / turn.seconds for turn in mine]
     differences = [abs(ours - theirs) / abs(theirs) for ours, theirs in zip(mine[0].losses, published[0].losses, strict=True)]
     return NetworkFigure(
-        name, config.model.backbone, config.data.crop, config.model.recurrence, train.global_batch, train.precision,
+        name, config.model.backbone, config.data.crop_size, config.model.recurrence, train.global_batch, train.precision,
         train.compile, own_device().type, len(mine), statistics.median(rates), min(rates), max(rates),
         statistics.median(theirs.seconds / ours.seconds for theirs, ours in zip(published, mine, strict=True)),
         max(turn.peak_mib for turn in mine), mine[0].gflop,
@@ -133,7 +133,7 @@ def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
     from pipeline.model.learner import Learner
 
     learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
-    image, label = drawn_batch(batch, config.data.crop, num_classes)
+    image, label = drawn_batch(batch, config.data.crop_size, num_classes)
     start = 0.0
     for step in range(num_steps + 1):
         float(learner.step(image, label, step=step, learning_rate=1e-3).losses["loss"])  # waits for the device

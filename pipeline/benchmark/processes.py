@@ -1,12 +1,13 @@
 """Peak memory of a group of processes, pages that they share counted once."""
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 
 class PeakMemory:
@@ -37,12 +38,12 @@ class PeakMemory:
 
 
 def pss(pid: int) -> int:
-    """Proportional set size of a process in bytes; 0 for one that has ended."""
+    """Proportional set size of a process in bytes, where the system has none its resident size; 0 for one that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        memory = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return int(getattr(memory, "pss", memory.rss))
 
 
 def own_peak() -> int:
@@ -56,20 +57,8 @@ def own_peak() -> int:
 
 def family(pid: int) -> list[int]:
     """A process and all its descendants."""
-    parents = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                # The name before it is in brackets and may hold blanks and brackets itself.
-                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    members, new = [pid], {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        members += sorted(new)
-    return members
+    process = psutil.Process(pid)
+    return [pid, *(child.pid for child in process.children(recursive=True))]
 
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang

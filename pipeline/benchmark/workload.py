@@ -36,7 +36,7 @@ def join(barrier: Barrier) -> None:
 def decode_share(feed: Feed, steps: Sequence[int]) -> Share:
     """Decodes images and labels of the steps from memory."""
     samples = open_samples(feed.config, feed.manifest, "train")
-    numbers = {step: feed.samples_of(feed.plan.picks(positions(feed, step)), samples).tolist() for step in steps}
+    numbers = {step: feed.samples_of(feed.sampler.picks(positions(feed, step)), samples).tolist() for step in steps}
     distinct = sorted({number for mine in numbers.values() for number in mine})
     rows = dict(zip(distinct, samples.read(distinct), strict=True))
 
@@ -54,7 +54,7 @@ def feed_share(feed: Feed, steps: Sequence[int]) -> Share:
 
 def positions(feed: Feed, step: int) -> Int64:
     """Positions of a whole step."""
-    return feed.plan.positions(step, step + 1, 0, 1)
+    return feed.sampler.positions(step, step + 1, 0, 1)
 
 
 def _together(steps: Sequence[int], warm: Callable[[], object], run: Callable[[int], object]) -> Share:

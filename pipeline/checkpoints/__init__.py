@@ -1,1 +1,4 @@
-"""checkpoints"""
+"""The state of a training in the store: written, verified, kept or deleted. The only wing that knows safetensors.
+
+Entry: `checkpoint.save`, `checkpoint.load`, `retention.latest_step`. Imports storage.
+"""

@@ -17,9 +17,6 @@ MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "avera
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 SCORE = "score.json"
 """Beside the manifest, which does not list it: the score of a checkpoint that was stored before it was validated."""
-PIECE_BYTES = 16 * 2**20
-"""Largest part of a stored file that is in memory while it is compared."""
-
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +48,14 @@ def upload(folder: Path, store: Store, name: str) -> None:
     for file, entry in [*_entries(str(folder / MANIFEST), manifest).items(), (MANIFEST, entry_of(manifest))]:
         key = f"{name}/{file}"
         store.write(key, (folder / file).read_bytes())
-        if held := _difference(store, key, entry):
+        if held := store.difference(key, *entry):
             raise CheckpointError(f"{store.url(key)}: {entry.bytes} bytes were written but the store holds {held}")
 
 
 def verify(store: Store, name: str) -> None:
     """Compares all files of `<store>/<name>` with its manifest, in pieces. Raises CheckpointError naming the file at fault."""
     for file, entry in read_manifest(store, name)[1].items():
-        if held := _difference(store, f"{name}/{file}", entry):
+        if held := store.difference(f"{name}/{file}", *entry):
             url = store.url(f"{name}/{file}")
             raise CheckpointError(f"{url}: the manifest lists {entry.bytes} bytes but the store holds {held}")
 
@@ -71,7 +68,7 @@ def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any]
     key = f"{name}/{SCORE}"
     data = json.dumps({"manifest_sha256": sha256, "metrics": metrics, "score": score}, indent=1).encode()
     store.write(key, data)
-    if held := _difference(store, key, entry_of(data)):
+    if held := store.difference(key, *entry_of(data)):
         raise CheckpointError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
 
 
@@ -150,19 +147,6 @@ def _entries(url: str, data: bytes) -> dict[str, Entry]:
 
 def _as_json(entries: Mapping[str, Entry]) -> bytes:
     return json.dumps({file: entry._asdict() for file, entry in entries.items()}, indent=1).encode()
-
-
-def _difference(store: Store, key: str, entry: Entry) -> str | None:
-    """What the store holds under a key when that is not what `entry` says; None when it is."""
-    size, digest = store.size(key), hashlib.sha256()
-    if size != entry.bytes:
-        return str(size)
-    try:
-        for start in range(0, size, PIECE_BYTES):
-            digest.update(store.read_ranges([(key, start, min(start + PIECE_BYTES, size))])[0])
-    except FileNotFoundError:
-        return "none that can be read"
-    return None if digest.hexdigest() == entry.sha256 else "others: their sha256 differs"
 
 
 def _read(store: Store, key: str) -> bytes:

@@ -90,8 +90,6 @@ def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, En
     progress = parse(store.url(key), read_verified(store, key, entries[PROGRESS]))
     if not isinstance(progress.get("step"), int):
         raise CheckpointError(f"{store.url(key)}: has no `step`")
-    score = progress.get("score") or {}  # alone had these, before a checkpoint could be without one
-    progress = {key: score[key] for key in ("class_names", "protocol") if key in score} | progress
     return with_score(store, name, sha256, progress)
 
 

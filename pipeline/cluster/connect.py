@@ -14,7 +14,7 @@ from pipeline import ENVIRONMENT, OBJECT_STORE_BYTES, SINGLE_NODE
 logger = logging.getLogger(__name__)
 
 
-def connect(num_cpus: int | None = None) -> None:
+def join(num_cpus: int | None = None) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts one on this machine's loopback; nothing when already connected.
 
     `num_cpus` bounds a cluster started here. Workers inherit `pipeline.ENVIRONMENT`.
@@ -59,9 +59,9 @@ def joined() -> bool:
 
 
 def resources() -> dict[str, float]:
-    """CPU, GPU and object_store_memory (bytes) of the cluster; where there is none, of the one that `connect` would start."""
+    """CPU, GPU and object_store_memory (bytes) of the cluster; where there is none, of the one that `join` would start."""
     if joined():
-        connect()
+        join()
         found: dict[str, float] = ray.cluster_resources()
         return found
     import torch  # as Ray does, it counts the GPUs that CUDA_VISIBLE_DEVICES leaves
@@ -78,9 +78,3 @@ def gpus_for(num_workers: int) -> bool:
             "%d workers share %g GPUs: they run on CPUs; set train.workers=%d to use the GPUs", num_workers, gpus, gpus
         )
     return bool(gpus >= num_workers)
-
-
-def show_own_lines(level: int = logging.INFO) -> None:
-    """Shows the pipeline's lines from `level` on, and of every other package only warnings."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("pipeline").setLevel(level)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import ray
 import torch
 
-from pipeline.cluster import connect, distributed
+from ccnet import distributed
+from pipeline.cluster import connect
 from pipeline.config.config import Config
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ Work = Callable[[list[int], torch.device], Iterator[T]]
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
+def map_images(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
 
     Without a cluster, and with one GPU at most on this machine, this process does it all, for a cluster takes seconds to start.
@@ -39,7 +40,7 @@ def in_shares(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
 
 
 def _in_tasks(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
-    connect.connect()
+    connect.join()
     num_tasks = min(_num_workers(config), num_images)
     num_gpus = int(connect.gpus_for(num_tasks))
     task: Any = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_share)

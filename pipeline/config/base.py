@@ -1,9 +1,10 @@
-"""The sections of a configuration: each setting typed, frozen, with its legal values and what it means."""
+"""What all sections of a configuration share, and the two that every command needs: storage and tracking."""
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 OUTPUT_STRIDE = 8
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in a submitted job, whose folder is a temporary copy
@@ -22,27 +23,32 @@ def _absolute_url(value: str) -> str:
     return str(path.absolute())
 
 
-def check_aligned(value: int | tuple[int, int]) -> int | tuple[int, int]:
-    for side in (value,) if isinstance(value, int) else value:
+def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
+    for side in value:
         if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
             low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
             raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
     return value
 
 
+Address = Annotated[str, AfterValidator(_absolute_url)]
+"""`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
+Sides = Annotated[
+    tuple[int, int],
+    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
+    AfterValidator(_check_aligned),
+]
+"""(height, width) in pixels, each 8k + 1, so that features and pixels align; one number stands for both."""
+
+
 class Storage(Section):
-    path: str
+    path: Address
     """Where shards, checkpoints and predictions live: `s3://bucket/prefix` or a folder."""
     endpoint: str | None = None
     """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
 
     patience_s: float = Field(120, gt=0)
     """Seconds for which a failing request is tried again, with growing random pauses, before it is an error."""
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return _absolute_url(value)
 
 
 class Tracking(Section):

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pipeline.config.base import Section, _absolute_url, check_aligned
+from pipeline.config.base import Address, Section, Sides
 
 
 class Pictures(Section):
@@ -16,15 +16,10 @@ class Pictures(Section):
     """Width in pixels."""
     format: Literal["png", "jpeg"]
     """How they are encoded; JPEG of quality 95."""
-    crop_size: int | tuple[int, int]
+    crop_size: Sides
     """Training crop in pixels, one number or [height, width], each 8k + 1."""
     images: int = Field(256, ge=1)
     """Images of each stage in each round."""
-
-    @field_validator("crop_size")
-    @classmethod
-    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        return check_aligned(value)
 
 
 class Benchmark(Section):
@@ -39,7 +34,7 @@ class Benchmark(Section):
     """Processes of each stage; by default the cores that this process may use."""
     made: tuple[Pictures, ...] = ()
     """Data sets to make and to measure instead of the configuration's own."""
-    stores: tuple[str, ...] = ()
+    stores: tuple[Address, ...] = ()
     """Measure on each of these folders or `s3://bucket/prefix` instead of storage.path alone."""
     step: bool = True
     """Measure the training step as well."""
@@ -47,8 +42,3 @@ class Benchmark(Section):
     """Batch, channels, height and width of the maps for the operator: crops of 769 x 769 and of 512 x 1024 at stride 8."""
     steps: int = Field(10, ge=1)
     """Training steps of each round, of the network and of each launcher."""
-
-    @field_validator("stores")
-    @classmethod
-    def _absolute(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_absolute_url, value))

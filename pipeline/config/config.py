@@ -15,7 +15,6 @@ from pipeline.config.model import Loss, Model
 from pipeline.config.run_key import shaping
 from pipeline.config.train import Faults, Stop, Train
 from pipeline.config.tune import Tune
-from pipeline.loading.sampler import largest_share
 
 
 class Config(Section):
@@ -39,10 +38,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _in_time(self) -> Self:
-        if self.evaluate.apart and self.stop.patience is not None:
+        if self.evaluate.background and self.stop.patience is not None:
             raise ValueError(
-                f"evaluate.apart = true: its scores come too late for stop.patience = {self.stop.patience} "
-                "(try evaluate.apart=false or stop.patience=null)"
+                f"evaluate.background = true: its scores come too late for stop.patience = {self.stop.patience} (try "
+                "evaluate.background=false or stop.patience=null)"
             )
         return self
 
@@ -61,17 +60,6 @@ class Config(Section):
     def runs_url(self) -> str:
         """Folder of all runs; each has one of its own, named by its run key."""
         return f"{self.storage.path}/runs"
-
-    def steps_per_block(self, workers: int) -> int:
-        """Training steps in one Ray Data block of one of so many workers."""
-        return max(1, self.data.block_bytes // self._step_bytes(workers))
-
-    def block_bytes(self, workers: int) -> int:
-        """Bytes of one Ray Data block, uint8 image and label; equally many for each of so many workers, by padding."""
-        return self.steps_per_block(workers) * self._step_bytes(workers)
-
-    def _step_bytes(self, workers: int) -> int:
-        return largest_share(self.train.global_batch, workers) * 4 * self.data.crop[0] * self.data.crop[1]
 
     def record(self) -> dict[str, Any]:
         """Every setting, as runs and checkpoints record it: without the tracking server's password."""

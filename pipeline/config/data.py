@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Section, check_aligned
+from pipeline.config.base import Section, Sides
 
 
 class Generated(Section):
@@ -30,7 +30,7 @@ class Data(Section):
     """Pack the source into Parquet shards; false leaves the objects where they are and trains from them in place."""
     shard_rows: int = Field(64, ge=1)
     """Images in one Parquet shard."""
-    crop_size: int | tuple[int, int]
+    crop_size: Sides
     """Training crop in pixels, one number or [height, width]; each 8k + 1, so that features and pixels align."""
     scale: tuple[float, float] = (0.75, 2.0)
     """Range of the random scale (Cityscapes recipe of the paper), drawn in steps of 1/32; the published code draws from
@@ -57,11 +57,6 @@ class Data(Section):
     cpus_per_task: float = Field(0.5, gt=0)
     """Logical CPUs of one Ray Data task: with half of one, a core has a task at work while another is handed over."""
     generated: Generated = Generated()
-
-    @field_validator("crop_size")
-    @classmethod
-    def _aligned(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        return check_aligned(value)
 
     @field_validator("source")
     @classmethod
@@ -99,8 +94,3 @@ class Data(Section):
         if self.layout != "generated" and not self.source:
             raise ValueError(f"source is missing: layout `{self.layout}` reads a folder or bucket; add data.source=FOLDER")
         return self
-
-    @property
-    def crop(self) -> tuple[int, int]:
-        """Crop height and width in pixels."""
-        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size

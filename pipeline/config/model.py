@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.base import Section, _absolute_url
+from pipeline.config.base import Address, Section
 
 
 class Model(Section):
@@ -20,15 +20,10 @@ class Model(Section):
     """Whose network: the published one, or mmsegmentation's, which their checkpoints need."""
     stem: Literal["deep", "slim", "plain"] | None = None
     """First layers of the backbone; by default the variant's own. torchvision's weights need `plain`."""
-    weights: str | None = None
+    weights: Address | None = None
     """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start anew."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"
     """Where it comes from: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
-
-    @field_validator("weights")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        return value and _absolute_url(value)
 
 
 class Ohem(Section):

@@ -3,22 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
-from pipeline.config.base import Section
-from pipeline.config.data import Data
-from pipeline.config.model import Loss, Model
-from pipeline.config.train import Train
-
 NOT_SHAPING = {
     "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
-    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "max_failures", "resume", "validate_every"),
+    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every"),
 }
-"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums. What earlier versions
-recorded stays here: their checkpoints are compared as well (`max_failures`)."""
-UNKNOWN = object()
+"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums."""
 FREE_KEYS = {"data.oversample"}
-"""Settings that are dictionaries of the user's own keys: one more key is another value, not a setting of a later version."""
+"""Settings that are dictionaries of the user's own keys: they are compared as a whole."""
 
 
 def shaping(record: dict[str, Any]) -> dict[str, Any]:
@@ -27,35 +18,17 @@ def shaping(record: dict[str, Any]) -> dict[str, Any]:
     for name, settings in NOT_SHAPING.items():
         kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
     side = kept["data"]["crop_size"]
-    kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side
+    kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side  # records of before it was always a pair
     return kept
 
 
-def _default(section: str, name: str) -> Any:
-    """The default of a section's setting as records have it; UNKNOWN of settings within settings, and of those without one."""
-    sections: dict[str, type[Section]] = {"data": Data, "model": Model, "train": Train, "loss": Loss}
-    field = sections[section].model_fields.get(name) if section in sections else None
-    if field is None or field.is_required():
-        return UNKNOWN
-    return to_jsonable_python(field.get_default(call_default_factory=True))
-
-
 def changed_settings(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`train.global_batch was 8 and is 16` for each setting that differs between two nested records.
-
-    A setting that was not recorded has been added since, with a default that leaves earlier runs as they are, and counts as such.
-    """
+    """`train.global_batch was 8 and is 16` for each setting that differs between two nested records."""
     found = []
-    for name in current.keys() - recorded.keys():
-        default = _default(prefix.rstrip("."), name)
-        if default is not UNKNOWN and current[name] != default:
-            found.append(f"{prefix}{name} was {default!r} and is {current[name]!r}")
-    for name, was in recorded.items():
-        key = f"{prefix}{name}"
-        if name not in current:
-            found.append(f"{key} was {was!r} and is no setting any more")
-        elif isinstance(was, Mapping) and isinstance(current[name], Mapping) and key not in FREE_KEYS:
-            found += changed_settings(was, current[name], f"{key}.")
-        elif was != current[name]:
-            found.append(f"{key} was {was!r} and is {current[name]!r}")
+    for name in [*recorded, *(name for name in current if name not in recorded)]:
+        key, was, now = f"{prefix}{name}", recorded.get(name), current.get(name)
+        if isinstance(was, Mapping) and isinstance(now, Mapping) and key not in FREE_KEYS:
+            found += changed_settings(was, now, f"{key}.")
+        elif was != now:
+            found.append(f"{key} was {was!r} and is {now!r}")
     return found

@@ -30,7 +30,7 @@ class Dimension(Section):
 
 
 class Tune(Section):
-    space: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = Field({})
     """Search space: dotted setting -> {log: [low, high]} or {choice: [...]}."""
     trials: int = Field(4, ge=1)
     """Trials in all."""

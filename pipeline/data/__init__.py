@@ -1,1 +1,4 @@
-"""data"""
+"""A source becomes a prepared data set: layouts, classes, inspection, shards, index, manifest.
+
+Entry: `prepare.prepare`, `manifest.open_data`. Imports images, config, storage, cluster.
+"""

@@ -10,9 +10,8 @@ import yaml
 
 from pipeline.data import synthetic
 from pipeline.errors import SourceError
+from pipeline.images.codec import IGNORE
 from pipeline.storage.store import Store
-
-IGNORE = 255
 
 Color = tuple[int, int, int]
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from cachetools import LRUCache
 
 from pipeline.errors import ShardError
 from pipeline.storage.store import Store
@@ -105,17 +106,16 @@ class Index(NamedTuple):
 
     def _fetched(self, keys: Sequence[str], decode: Callable[[bytes], Any]) -> dict[str, Any]:
         with _LOCK:
-            pages = {key: _PAGES.pop((self.store, key), None) for key in keys}
-            missing = [key for key, page in pages.items() if page is None]
-            try:
-                parts = self.store.read_ranges([(key, 0, None) for key in missing]) if missing else []
-            except FileNotFoundError as error:
-                raise ShardError(f"{error.filename}: index page missing: run python -m jobs.prepare CONFIG again") from error
-            pages |= {key: decode(self._opened(key, part)) for key, part in zip(missing, parts, strict=True)}
-            _PAGES.update({(self.store, key): page for key, page in pages.items()})  # the newest at the end
-            while len(_PAGES) > CACHED_PAGES:
-                del _PAGES[next(iter(_PAGES))]
-        return pages
+            pages = {key: _PAGES.get((self.store, key)) for key in keys}
+        missing = [key for key, page in pages.items() if page is None]
+        try:
+            parts = self.store.read_ranges([(key, 0, None) for key in missing]) if missing else []
+        except FileNotFoundError as error:
+            raise ShardError(f"{error.filename}: index page missing: run python -m jobs.prepare CONFIG again") from error
+        fetched = {key: decode(self._opened(key, part)) for key, part in zip(missing, parts, strict=True)}
+        with _LOCK:  # not while pages are fetched: a slow one would stop every thread
+            _PAGES.update({(self.store, key): page for key, page in fetched.items()})
+        return pages | fetched
 
     def _opened(self, key: str, sealed: bytes) -> bytes:
         if digest(sealed[: -DIGEST.byte_width]) != sealed[-DIGEST.byte_width :]:
@@ -123,7 +123,7 @@ class Index(NamedTuple):
         return sealed[: -DIGEST.byte_width]
 
 
-_PAGES: dict[tuple[Store, str], Any] = {}
+_PAGES: LRUCache[tuple[Store, str], Any] = LRUCache(CACHED_PAGES)
 _LOCK = threading.Lock()
 
 

@@ -13,11 +13,11 @@ from pipeline.data.classes import (
     read_text,
 )
 from pipeline.errors import SourceError, StorageError
+from pipeline.images.codec import SUFFIXES
 from pipeline.storage.store import Store
 
 SPLITS = ("train", "val", "test")
 """`train` and `val` are required; `test` is taken when the source has labels of it."""
-IMAGE_ENDS = (".png", ".jpg", ".jpeg")
 VOC_BASES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
 LAYOUTS = ("camvid", "cityscapes", "ade20k", "voc", "folders")
 
@@ -152,34 +152,34 @@ def _own(layout: str, split: str, listing: Listing, faults: list[str]) -> list[P
     if layout == "folders":
         return _own_folders(listing, split, faults)
     if layout == "camvid":
-        images, labels = listing.files(split, *IMAGE_ENDS), listing.files(f"{split}annot", ".png")
+        images, labels = listing.files(split, *SUFFIXES), listing.files(f"{split}annot", ".png")
         return _by_folder(listing, images, labels, split, faults)
     if layout == "voc":
         base = next((b for b in VOC_BASES if listing.below(f"{b}JPEGImages")), "")
-        images, labels = listing.files(f"{base}JPEGImages", *IMAGE_ENDS), listing.files(f"{base}SegmentationClass", ".png")
+        images, labels = listing.files(f"{base}JPEGImages", *SUFFIXES), listing.files(f"{base}SegmentationClass", ".png")
         return _by_ids(listing, f"{base}ImageSets/Segmentation/{split}.txt", images, labels, split, faults)
     # Cityscapes' public test labels are dummies without one scored pixel and ADE20K's are not public: both are scored by a
     # server. A test split of one's own (some of val, say) comes by data.lists.
     if split == "test":
         return None
     if layout == "cityscapes":
-        images = listing.files(f"leftImg8bit/{split}", *(f"_leftImg8bit{end}" for end in IMAGE_ENDS))
+        images = listing.files(f"leftImg8bit/{split}", *(f"_leftImg8bit{end}" for end in SUFFIXES))
         labels = listing.files(f"gtFine/{split}", "_gtFine_labelIds.png")
         pairs = _by_folder(listing, images, labels, split, faults) or []
         return [Pair(posixpath.basename(pair.sample_id), pair.image, pair.label) for pair in pairs]
     base = next((b for b in ADE20K_BASES if listing.below(f"{b}images")), "")
     name = {"train": "training", "val": "validation"}[split]
-    images, labels = listing.files(f"{base}images/{name}", *IMAGE_ENDS), listing.files(f"{base}annotations/{name}", ".png")
+    images, labels = listing.files(f"{base}images/{name}", *SUFFIXES), listing.files(f"{base}annotations/{name}", ".png")
     return _by_folder(listing, images, labels, split, faults)
 
 
 def _own_folders(listing: Listing, split: str, faults: list[str]) -> list[Pair] | None:
     # The list first: whoever wrote one means it, and its ids may well lie in images/train/.
     if f"{split}.txt" in listing.known:
-        images, labels = listing.files("images", *IMAGE_ENDS), listing.files("masks", ".png")
+        images, labels = listing.files("images", *SUFFIXES), listing.files("masks", ".png")
         return _by_ids(listing, f"{split}.txt", images, labels, split, faults)
     if listing.below(f"images/{split}") or listing.below(f"masks/{split}"):
-        images, labels = listing.files(f"images/{split}", *IMAGE_ENDS), listing.files(f"masks/{split}", ".png")
+        images, labels = listing.files(f"images/{split}", *SUFFIXES), listing.files(f"masks/{split}", ".png")
         return _by_folder(listing, images, labels, split, faults)
     if split != "test":
         faults.append(

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from pipeline.config.config import Config
 from pipeline.data.classes import Color
-from pipeline.images.codec import IGNORE
 from pipeline.errors import ShardError
+from pipeline.images.codec import IGNORE
 from pipeline.storage.probe import check
 from pipeline.storage.store import Store, open_store
 

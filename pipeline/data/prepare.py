@@ -25,13 +25,13 @@ import numpy.typing as npt
 from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.data import synthetic
+from pipeline.data.classes import Classes, classes
 from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
 from pipeline.data.inspection import inspect
-from pipeline.data.classes import Classes, classes
 from pipeline.data.layouts import Pair, find_splits
 from pipeline.data.manifest import VERSION, Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
-from pipeline.data.statistics import Done, entries_of, manifest_of, members_of, of_split
+from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError
 from pipeline.images import codec
 from pipeline.storage.probe import check, check_readable
@@ -56,7 +56,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class PackTask:
     """A few samples to look at, and to pack: the unit of work of Ray Data."""
 
     source: Store | None
@@ -164,18 +164,18 @@ def shard_key(prefix: str, split: str, number: int) -> str:
     return f"{prefix}/{split}-{number:06d}.parquet"
 
 
-def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> Iterator[Work]:
+def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> Iterator[PackTask]:
     rows, size = config.data.shard_rows, config.data.generated.size
     for split, items in source.splits.items():
         for number, start in enumerate(range(0, len(items), rows)):
             key = shard_key(prefix, split, number)
-            yield Work(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
+            yield PackTask(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
 
 
-def _run(jobs: list[Work], config: Config) -> list[Done]:
+def _run(jobs: list[PackTask], config: Config) -> list[PackResult]:
     """The jobs' outcomes, in the order of the jobs; logs progress. Raises SourceError with all faults."""
     outcomes = _by_ray_data(jobs, config) if connect.joined() else _in_threads(jobs)
-    done: dict[int, Done] = {}
+    done: dict[int, PackResult] = {}
     start = last_line = time.monotonic()
     for number, outcome in outcomes:
         done[number] = outcome
@@ -188,7 +188,7 @@ def _run(jobs: list[Work], config: Config) -> list[Done]:
     return [done[number] for number in range(len(jobs))]
 
 
-def _in_threads(jobs: list[Work]) -> Iterator[tuple[int, Done]]:
+def _in_threads(jobs: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
     """(number, outcome) of each job; reading and decoding leave Python's lock to other threads."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
@@ -197,9 +197,9 @@ def _in_threads(jobs: list[Work]) -> Iterator[tuple[int, Done]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _by_ray_data(jobs: list[Work], config: Config) -> Iterator[tuple[int, Done]]:
+def _by_ray_data(jobs: list[PackTask], config: Config) -> Iterator[tuple[int, PackResult]]:
     """(number, outcome) of each job, as they come."""
-    connect.connect()
+    connect.join()
     import ray.data  # reads its settings at import: connect() sets them
 
     # Without this, Ray Data prints its execution plan over our progress lines.
@@ -215,7 +215,7 @@ def _task(row: dict[str, object]) -> dict[str, object]:
     return {"number": row["number"], "done": pickle.dumps(pack(job))}
 
 
-def pack(job: Work) -> Done:
+def pack(job: PackTask) -> PackResult:
     """Reads and checks the job's samples and writes their shard, if one is asked for; faults are returned, not raised."""
     rows: list[Row] = []
     faults: list[str] = []
@@ -232,7 +232,7 @@ def pack(job: Work) -> Done:
         except Exception as error:  # any fault of any store; it is reported with the others, and fails the whole
             faults.append(f"{job.shards and job.shards.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
     counts = np.stack(histograms)
-    return Done(job.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
+    return PackResult(job.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
 
 
 def _in_place(item: Item, row: Row) -> Entry:
@@ -241,7 +241,7 @@ def _in_place(item: Item, row: Row) -> Entry:
                  row.height, row.width)  # fmt: skip
 
 
-def _load(item: Item, job: Work) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
+def _load(item: Item, job: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
     """The sample, its pixels by stored label id int64[256], and its faults."""
     if isinstance(item, int):
         index = synthetic.split_index(job.split, item)

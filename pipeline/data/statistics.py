@@ -6,17 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.config import Config
-from pipeline.data.index import Entry, content
 from pipeline.data.classes import Classes
-from pipeline.images.codec import IGNORE
+from pipeline.data.index import Entry, content
 from pipeline.data.manifest import Manifest, Split
-from pipeline.formatting import percent, size
+from pipeline.formatting import percent, size, table
+from pipeline.images.codec import IGNORE
 
 SHOWN_DUPLICATES = 20
 
 
 @dataclass(frozen=True)
-class Done:
+class PackResult:
     """What became of some samples: no entries when there are faults."""
 
     split: str
@@ -28,17 +28,17 @@ class Done:
     """uint8[n, 32]: of each image, the stored label ids that occur in it, one bit each."""
 
 
-def of_split(done: list[Done], name: str) -> list[Done]:
+def of_split(done: list[PackResult], name: str) -> list[PackResult]:
     """What belongs to a split, in order."""
     return [d for d in done if d.split == name]
 
 
-def entries_of(done: list[Done]) -> list[Entry]:
+def entries_of(done: list[PackResult]) -> list[Entry]:
     """All entries, in order."""
     return [entry for d in done for entry in d.entries]
 
 
-def members_of(done: list[Done], known: Classes) -> list[npt.NDArray[np.int64]]:
+def members_of(done: list[PackResult], known: Classes) -> list[npt.NDArray[np.int64]]:
     """Of each class, the positions int64[m] of the images that contain it."""
     present = np.concatenate([d.present for d in done])
     found = []
@@ -48,7 +48,7 @@ def members_of(done: list[Done], known: Classes) -> list[npt.NDArray[np.int64]]:
     return found
 
 
-def manifest_of(config: Config, known: Classes, done: list[Done], identity: str, prefix: str) -> Manifest:
+def manifest_of(config: Config, known: Classes, done: list[PackResult], identity: str, prefix: str) -> Manifest:
     """The manifest of what was looked at, its indexes to be written below `prefix`."""
     data = config.data
     parts = {name: of_split(done, name) for name in dict.fromkeys(d.split for d in done)}
@@ -58,7 +58,7 @@ def manifest_of(config: Config, known: Classes, done: list[Done], identity: str,
                     num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
 
 
-def _split(done: list[Done], known: Classes, index: str) -> Split:
+def _split(done: list[PackResult], known: Classes, index: str) -> Split:
     entries, stored = entries_of(done), np.sum([d.pixels for d in done], axis=0)
     pixels = np.zeros(256, np.int64)
     for label, of_class in known.label_map.items():
@@ -91,21 +91,21 @@ def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
 
 def split_table(manifest: Manifest) -> str:
     """Images, their sizes, bytes and share of ignored pixels of each split."""
-    lines = [f"{'split':<16}{'images':>10}{'height':>14}{'width':>14}{'bytes':>12}{'ignored':>10}"]
+    rows = []
     for name, split in manifest.splits.items():
         spans = zip(split.smallest, split.largest, strict=True)
         height, width = (str(low) if low == high else f"{low} to {high}" for low, high in spans)
         ignored = percent(split.ignored / max(1, split.ignored + sum(split.pixels)))
-        lines.append(f"{name:<16}{split.num_images:>10,}{height:>14}{width:>14}{size(split.bytes):>12}{ignored:>10}")
-    return "\n".join(lines)
+        rows.append((name, f"{split.num_images:,}", height, width, size(split.bytes), ignored))
+    return table(("split", "images", "height", "width", "bytes", "ignored"), rows)
 
 
 def class_table(manifest: Manifest) -> str:
     """Each class's share of the labelled pixels, and the images that contain it."""
-    width = max(16, *(len(name) + 2 for name in manifest.class_names))
-    splits = manifest.splits.items()
-    lines = [f"{'class':<{width}}" + "".join(f"{name + ' %':>10}{'images':>10}" for name, _ in splits)]
-    for k, label in enumerate(manifest.class_names):
-        shares = ((100 * split.pixels[k] / max(1, sum(split.pixels)), split.images[k]) for _, split in splits)
-        lines.append(f"{label:<{width}}" + "".join(f"{share:>10.2f}{images:>10,}" for share, images in shares))
-    return "\n".join(lines)
+    splits = manifest.splits.values()
+    headings = ["class", *(heading for name in manifest.splits for heading in (f"{name} %", "images"))]
+    rows = []
+    for k, name in enumerate(manifest.class_names):
+        cells = ((f"{100 * split.pixels[k] / max(1, sum(split.pixels)):.2f}", f"{split.images[k]:,}") for split in splits)
+        rows.append([name, *(cell for pair in cells for cell in pair)])
+    return table(headings, rows)

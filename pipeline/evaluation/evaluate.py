@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from ccnet import CCNet
+from ccnet import CCNet, distributed
 from ccnet.bootstrap import bootstrap_interval
-from pipeline.cluster import distributed
-from pipeline.cluster.tasks import in_shares
+from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest, open_data
@@ -64,7 +63,7 @@ def evaluate(config: Config) -> Score:
     num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
     counts, numbers = Counts.none(num_classes), []
     per_image = torch.zeros(2, num_images, num_classes, dtype=torch.int64)
-    for number, of_image in in_shares(partial(_count_share, net, config, manifest), num_images, config):
+    for number, of_image in map_images(partial(_count_share, net, config, manifest), num_images, config):
         counts.merge(of_image)
         per_image[:, number] = torch.stack(of_image.confusion.intersection_and_union())
         numbers.append(number)

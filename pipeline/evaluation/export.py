@@ -10,13 +10,11 @@ from ccnet.export import SIZES, ExportError, Size, check_onnx, export_onnx
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config.config import Config
 from pipeline.data.manifest import open_data
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, ExportFailed, StorageError
 from pipeline.evaluation.inference import load_network
 from pipeline.storage.probe import check
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking.provenance import environment
-
-__all__ = ["ExportError", "Exported", "export"]
 
 
 class Exported(NamedTuple):
@@ -34,7 +32,7 @@ class Exported(NamedTuple):
 def export(config: Config) -> Exported:
     """Exports the network of `evaluate.checkpoint`, or of the run's best checkpoint, to `export.output`; joins no cluster.
 
-    Raises ConfigError for an address that is no .onnx file, CheckpointError when there is no network, ExportError when a package
+    Raises ConfigError for an address that is no .onnx file, CheckpointError when there is no network, ExportFailed when a package
     is missing or the file and the network disagree, StorageError when the store lost bytes. The file is replaced when it has
     passed the check, else it stays as it was.
     """
@@ -42,11 +40,14 @@ def export(config: Config) -> Exported:
     output, name = _address(config)
     check(output)
     net, found = load_network(config, manifest)
-    crop: Size = (1, *config.data.crop)
+    crop: Size = (1, *config.data.crop_size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.onnx")
-        opset = export_onnx(net, path, result=config.export.result, class_names=manifest.class_names)
-        differences = check_onnx(path, net, [crop, *SIZES])
+        try:
+            opset = export_onnx(net, path, result=config.export.result, class_names=manifest.class_names)
+            differences = check_onnx(path, net, [crop, *SIZES])
+        except ExportError as error:
+            raise ExportFailed(f"nothing was delivered: {error}") from error
         data = path.read_bytes()
     record = {
         "file": output.url(f"{name}.onnx"),
@@ -90,5 +91,5 @@ def _origin(found: Checkpoint) -> dict[str, Any]:
 
 def _deliver(store: Store, key: str, data: bytes) -> None:
     store.write(key, data)
-    if fault := store.shortfall(key, data):
-        raise StorageError(fault)
+    if held := store.difference(key, hashlib.sha256(data).hexdigest(), len(data)):
+        raise StorageError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")

@@ -1,4 +1,4 @@
-"""Pictures for people: colour maps of labels, panels of predictions and of attention, confusion matrices, learning curves.
+"""Pictures for people: colour maps of labels, panels of predictions and of attention, and confusion matrices.
 
 matplotlib takes half a second to import: it is imported where something is drawn.
 """
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.images.codec import IGNORE
+
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
@@ -19,7 +21,6 @@ Map = NDArray[np.floating[Any]]
 Pixel = tuple[int, int]
 """(row, column)"""
 
-IGNORED = 255
 INK, MUTED, PAPER = "#1f2933", "#616e7c", "#ffffff"
 WRONG, GREY = (230, 30, 40), (150, 150, 150)
 TILE, MAX_TILE = 300, 640
@@ -28,7 +29,6 @@ GAP, DPI = 12, 100
 TITLES = ("image", "truth", "prediction", "error")
 BLUES, HEAT = ("#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"), ("#d1495b", "#ff8c1a", "#ffe066")
 """Colour scales of confusion matrices and of attention, from the lowest value to the highest."""
-LINES = ("#174a7c", "#d1495b", "#2e933c", "#edae49", "#7b4b94", "#00798c")
 
 
 def colorize(label: Image, colors: ArrayLike) -> Image:
@@ -36,7 +36,7 @@ def colorize(label: Image, colors: ArrayLike) -> Image:
     table = np.zeros((256, 3), np.uint8)
     palette = np.asarray(colors, np.uint8)
     table[: len(palette)] = palette
-    table[IGNORED] = 0
+    table[IGNORE] = 0
     picture: Image = table[label]
     return picture
 
@@ -44,7 +44,7 @@ def colorize(label: Image, colors: ArrayLike) -> Image:
 def overlay(image: Image, label: Image, colors: ArrayLike, alpha: float = 0.5) -> Image:
     """uint8[H, W, 3]: the image with the classes' colours over it, opacity `alpha`; ignored pixels keep the image."""
     blend = (1 - alpha) * image + alpha * colorize(label, colors)
-    blend[label == IGNORED] = image[label == IGNORED]
+    blend[label == IGNORE] = image[label == IGNORE]
     return blend.round().astype(np.uint8)
 
 
@@ -52,8 +52,8 @@ def error_map(image: Image, truth: Image, prediction: Image) -> Image:
     """uint8[H, W, 3]: wrong pixels red over a dimmed grey image, ignored pixels flat grey."""
     dimmed = 60 + 0.45 * image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     picture: Image = dimmed.astype(np.uint8)
-    picture[(truth != prediction) & (truth != IGNORED)] = WRONG
-    picture[truth == IGNORED] = GREY
+    picture[(truth != prediction) & (truth != IGNORE)] = WRONG
+    picture[truth == IGNORE] = GREY
     return picture
 
 
@@ -66,7 +66,7 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
     rows = []
     for image, truth, prediction in samples:
         tiles = [image, colorize(truth, colors), colorize(prediction, colors), error_map(image, truth, prediction)]
-        counted = truth != IGNORED
+        counted = truth != IGNORE
         share = (truth != prediction)[counted].mean() if counted.any() else 0.0
         rows.append(([_resize(tile, factor) for tile in tiles], ["", "", "", f"{share:.1%} wrong"]))
     table = _table(TITLES, rows)
@@ -100,7 +100,7 @@ def notable_pixel(label: Image, rank: int = 0) -> Pixel:
     `rank` 1 takes the next rarest and so on, after the commonest the rarest again. Of equally rare classes the lowest id, of
     equally near pixels the first row, then the first column. The middle of the picture if everything is ignored.
     """
-    counts = np.bincount(label[label != IGNORED], minlength=1)
+    counts = np.bincount(label[label != IGNORE], minlength=1)
     if not counts.any():
         return label.shape[0] // 2, label.shape[1] // 2
     present = np.flatnonzero(counts)
@@ -218,22 +218,6 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
     figure.text(
         GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top"
     )
-    return _pixels(figure)
-
-
-def learning_curve(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Image:
-    """uint8[H, W, 3]: {name: (steps, values)} as lines over steps, each named at its end with its last value."""
-    figure = _figure(8 * DPI, 4.5 * DPI, layout="constrained")
-    axes = figure.add_subplot()
-    for color, (name, (steps, values)) in zip(LINES * len(curves), curves.items(), strict=False):
-        axes.plot(steps, values, color=color, linewidth=2, label=name)
-        axes.plot(steps[-1:], values[-1:], "o", color=color, markersize=5)
-        end = (steps[-1], values[-1])
-        axes.annotate(f"{name} {values[-1]:.3g}", end, xytext=(8, 0), textcoords="offset points", color=color, va="center")
-    axes.set_xlabel("step", color=MUTED)
-    axes.set_ylabel(ylabel, color=MUTED)
-    axes.grid(color="#e4e7eb", linewidth=1)
-    _bare(axes)
     return _pixels(figure)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from ccnet import ConfusionMatrix
 from ccnet.boundary_iou import BoundaryIoU
+from pipeline.formatting import table
 
 BOUNDARY_RATIO = 0.02
 """Width of a boundary as a share of the image diagonal: the paper's value for COCO and LVIS."""
@@ -44,8 +45,8 @@ class Score(NamedTuple):
     num_images: int
     protocol: dict[str, Any]
     """How the numbers were made (law 8)."""
-    boundary_counts: list[list[int]] | None = None
-    """int64[2, K], intersection and union of the boundaries; None in checkpoints of before it was counted."""
+    boundary_counts: list[list[int]]
+    """int64[2, K], intersection and union of the boundaries."""
     interval: tuple[float, float] | None = None
     """Interval of the mIoU over images (`miou_interval` of the protocol says which); None where it was not asked for."""
 
@@ -54,9 +55,7 @@ class Score(NamedTuple):
         return _matrix(torch.tensor(self.counts))
 
     @property
-    def boundary(self) -> BoundaryIoU | None:
-        if self.boundary_counts is None:
-            return None
+    def boundary(self) -> BoundaryIoU:
         boundary = BoundaryIoU(len(self.class_names), dilation_ratio=self.protocol["boundary_dilation_ratio"])
         boundary.counts += torch.tensor(self.boundary_counts)
         return boundary
@@ -82,24 +81,23 @@ class Score(NamedTuple):
             "val/pixel_accuracy": matrix.pixel_accuracy(),
             "val/mean_accuracy": matrix.mean_accuracy(),
             "val/frequency_weighted_iou": matrix.frequency_weighted_iou(),
+            "val/boundary_miou": self.boundary.miou(),
         }
-        if self.boundary:
-            points["val/boundary_miou"] = self.boundary.miou()
         points |= {f"val/iou/{name}": iou for name, iou in zip(self.class_names, matrix.iou().tolist(), strict=True)}
         return {key: value for key, value in points.items() if value == value}  # NaN: nothing of the kind occurs
 
     def table(self) -> str:
         """Figures per class, then over all of them, ready to print."""
-        summary, pixels = self._summary(), torch.tensor(self.counts).sum(1)
-        columns = {"IoU": self.matrix.iou(), "accuracy": self.matrix.class_accuracy()}
-        if self.boundary:
-            columns["boundary IoU"] = self.boundary.iou()
+        pixels = torch.tensor(self.counts).sum(1)
+        columns = (self.matrix.iou(), self.matrix.class_accuracy(), self.boundary.iou())
+        rows = [
+            [name, *(_figure(float(column[k])) for column in columns), f"{float(pixels[k] / max(1, int(pixels.sum()))):.1%}"]
+            for k, name in enumerate(self.class_names)
+        ]
+        summary = self._summary()
         width = max(len(name) for name in (*self.class_names, *(name for name, _, _ in summary)))
-        lines = ["  ".join([f"{'class':<{width}}", *(f"{column:>8}" for column in columns), " pixels"])]
-        for k, name in enumerate(self.class_names):
-            cells = (f"{_figure(float(values[k])):>{max(8, len(column))}}" for column, values in columns.items())
-            lines.append("  ".join([f"{name:<{width}}", *cells, f"{float(pixels[k] / max(1, int(pixels.sum()))):>7.1%}"]))
-        return "\n".join(lines + [f"{name:<{width}}  {_figure(value):>8}  {note}".rstrip() for name, value, note in summary])
+        classes = table(("class", "IoU", "accuracy", "boundary IoU", "pixels"), rows, width=width)
+        return "\n".join([classes, *(f"{name:<{width}}  {_figure(value):>6}  {note}".rstrip() for name, value, note in summary)])
 
     def _summary(self) -> list[tuple[str, float, str]]:
         """(name, value, note) of each figure over all classes."""
@@ -108,17 +106,15 @@ class Score(NamedTuple):
             low, high = self.interval
             note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"
         absent = f"over all {len(self.class_names)} classes, absent ones counting 0: the published code's figure"
-        figures = [
+        return [
             ("mIoU", self.miou, note),
             ("all-classes mIoU", matrix.miou_all_classes(), absent),
             ("pixel accuracy", matrix.pixel_accuracy(), ""),
             ("mean accuracy", matrix.mean_accuracy(), ""),
             ("frequency-weighted IoU", matrix.frequency_weighted_iou(), ""),
+            ("boundary mIoU", self.boundary.miou(), f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"),
+            ("majority class", self.majority_miou, "mIoU of always answering the commonest class"),
         ]
-        if self.boundary:
-            distance = f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"
-            figures.append(("boundary mIoU", self.boundary.miou(), distance))
-        return [*figures, ("majority class", self.majority_miou, "mIoU of always answering the commonest class")]
 
 
 def _matrix(counts: torch.Tensor) -> ConfusionMatrix:

@@ -4,21 +4,22 @@ import torch
 
 from ccnet import CCNet, attention_maps
 from ccnet.inference import predict_classes
+from pipeline.config.config import Config
+from pipeline.data.manifest import Manifest
 from pipeline.evaluation import figures
 from pipeline.evaluation.inference import as_batch
 from pipeline.images.codec import UInt8
 from pipeline.images.resize import resize_to
 from pipeline.loading.batches import evaluation_samples
-from pipeline.training.run import Job
 
 
-def of_validation(job: Job, net: CCNet, device: torch.device) -> dict[str, UInt8]:
+def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.device) -> dict[str, UInt8]:
     """By name: `panel` of image, truth, prediction and error; `attention` of where one pixel looks, none for recurrence 0."""
-    num_images = job.manifest.num_images("val")
-    shown = min(job.config.evaluate.panel_images, num_images)
+    num_images = manifest.num_images("val")
+    shown = min(config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
     predicted, looked = [], []
-    samples = evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale)
+    samples = evaluation_samples(config, manifest, "val", indices, config.evaluate.scale)
     for rank, sample in enumerate(samples):
         batch, size = as_batch(sample.image, device), (sample.label.shape[0], sample.label.shape[1])
         prediction = predict_classes(net, batch, size)[0].cpu().numpy()
@@ -26,7 +27,7 @@ def of_validation(job: Job, net: CCNet, device: torch.device) -> dict[str, UInt8
         if net.head.recurrence:
             # From the first image to the last a commoner class each.
             looked.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
-    pictures = {"panel": figures.panel(predicted, job.manifest.colors, job.manifest.class_names)}
+    pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
     return pictures | ({"attention": figures.attention_panel(looked)} if looked else {})
 
 

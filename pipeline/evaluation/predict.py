@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ccnet import CCNet
-from pipeline.cluster.tasks import in_shares
+from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.errors import ConfigError
@@ -17,8 +17,6 @@ from pipeline.images import codec, resize
 from pipeline.loading.batches import evaluation_samples
 from pipeline.storage.probe import check
 from pipeline.storage.store import Store, open_store
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Prediction(NamedTuple):
@@ -40,7 +38,7 @@ def predict(config: Config) -> list[Prediction]:
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     check(output)
     names = _names(config, manifest)[: config.predict.limit]
-    return sorted(in_shares(partial(_predict_share, net, config, manifest, output, names), len(names), config))
+    return sorted(map_images(partial(_predict_share, net, config, manifest, output, names), len(names), config))
 
 
 def _names(config: Config, manifest: Manifest) -> list[str]:
@@ -49,9 +47,9 @@ def _names(config: Config, manifest: Manifest) -> list[str]:
     if folder is None:
         known_split(config, manifest)
         return [str(index) for index in range(manifest.num_images(config.evaluate.split))]
-    names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(SUFFIXES)]
+    names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(codec.SUFFIXES)]
     if not names:
-        raise ConfigError([f"predict.images = {folder!r}: no image found; {', '.join(SUFFIXES)} are read"])
+        raise ConfigError([f"predict.images = {folder!r}: no image found; {', '.join(codec.SUFFIXES)} are read"])
     return names
 
 

@@ -17,8 +17,7 @@ def _window_and_stride(options: Evaluate) -> tuple[tuple[int, int] | None, tuple
     """Both as (height, width)."""
     if options.window is None:
         return None, None
-    window = (options.window, options.window) if isinstance(options.window, int) else options.window
-    return window, published_stride(window)
+    return options.window, published_stride(options.window)
 
 
 def validation_protocol(config: Config, manifest: Manifest, split: str = "val") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a worker's exception means: a fault outside, one that would only repeat, or one with an answer of its own.
 
-On their way to Ray Train's controller exceptions lose causes and tracebacks, so a worker sums them up before (`explained`).
+On their way to Ray Train's controller exceptions lose causes and tracebacks, so a worker sums them up before (`as_worker_fault`).
 """
 
 import builtins
@@ -38,7 +38,7 @@ class NotFinite(RuntimeError):
     """No finite loss and gradient for too many steps in a row; the text is the diagnosis."""
 
 
-class MemoryShort(RuntimeError):
+class OutOfMemory(RuntimeError):
     """The device's memory is too small for a pass; `smaller`: the next attempt takes smaller ones."""
 
     def __init__(self, what: str, smaller: bool = False) -> None:
@@ -46,7 +46,7 @@ class MemoryShort(RuntimeError):
         self.smaller = smaller
 
 
-class Moved(RuntimeError):
+class NodePreempted(RuntimeError):
     """The workers left off on purpose, after a checkpoint, because a node is about to be taken away."""
 
 
@@ -87,7 +87,7 @@ class Fault(NamedTuple):
         return list(Kind).index(self.kind), self.collateral, self.raised
 
 
-_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, Moved: Kind.MOVED}
+_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, NodePreempted: Kind.MOVED}
 
 
 class WorkerFault(RuntimeError):
@@ -99,17 +99,17 @@ class WorkerFault(RuntimeError):
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def as_worker_fault() -> Iterator[None]:
     """Around all that a worker runs: raises WorkerFault in place of an exception, told apart where its causes are still known."""
     try:
         yield
     except WorkerFault:
         raise
     except Exception as error:
-        raise WorkerFault(fault_of(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error
+        raise WorkerFault(classify(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error
 
 
-def fault_of(error: BaseException) -> Fault:
+def classify(error: BaseException) -> Fault:
     """What an exception means, by the outermost one in its chain of causes that tells."""
     chain = _chain(error)
     for link in chain:
@@ -120,26 +120,26 @@ def fault_of(error: BaseException) -> Fault:
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
             return Fault(kind, words)
-        if isinstance(link, MemoryShort):
+        if isinstance(link, OutOfMemory):
             return Fault(Kind.MEMORY, _brief(words), smaller=link.smaller)
-        if is_memory_short(link):  # outside a step, where no smaller pass helps; the dead workers' memory may not be free yet
-            return Fault(Kind.INFRASTRUCTURE, _told(chain, link), raised=True)
+        if is_out_of_memory(link):  # outside a step, where no smaller pass helps; the dead workers' memory may not be free yet
+            return Fault(Kind.INFRASTRUCTURE, _reporting_progress(chain, link), raised=True)
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
         if found := _infrastructure(names, words):
-            return found._replace(what=_told(chain, link))
+            return found._replace(what=_reporting_progress(chain, link))
         if type(link) not in (RuntimeError, Exception) or link is chain[-1]:
-            return Fault(Kind.DETERMINISTIC, _told(chain, link))
+            return Fault(Kind.DETERMINISTIC, _reporting_progress(chain, link))
     return _from_text("\n".join(str(link) for link in chain))
 
 
-def is_memory_short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch found no memory for a tensor: on CUDA an exception of its own, on CPUs a RuntimeError told by its words."""
     names = _names(error)
     return ("OutOfMemoryError" in names and "RayError" not in names) or "DefaultCPUAllocator: " in str(error)
 
 
-def cause(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """The error of ours in what `fit()` raises: RunFailed, or the first one under Ray's wrapping; else the error itself."""
     return next((link for link in _chain(error) if not _names(link) & _WRAPPERS), error)
 
@@ -182,7 +182,7 @@ def _from_text(text: str) -> Fault:
     return found._replace(what=what) if found else Fault(Kind.DETERMINISTIC, what)
 
 
-def _told(chain: list[BaseException], decisive: BaseException) -> str:
+def _reporting_progress(chain: list[BaseException], decisive: BaseException) -> str:
     """The outermost exception's words, and those of the one behind it that decides."""
     first = next(link for link in chain if not _names(link) & _WRAPPERS)
     told = f"{type(first).__name__}: {_brief(str(first))}"
@@ -202,9 +202,9 @@ def _where(error: BaseException) -> str:
     own = [place for place in frames if _OURS.match(place[0].f_globals.get("__name__", ""))]
     frame, line = (own or frames)[-1]
     code = frame.f_code
-    file = Path(code.co_filename)
-    if own:  # below the repository: as many parts as the module's name has
-        file = Path(*file.parts[-frame.f_globals["__name__"].count(".") - 1 :])
+    # Of our own files the path below the repository: as many parts as the module's name has.
+    parts = frame.f_globals["__name__"].count(".") + 1 if own else 2
+    file = Path(*Path(code.co_filename).parts[-parts:])
     return f"{file} line {line} in {code.co_name}"
 
 

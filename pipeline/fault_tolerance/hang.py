@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from pipeline.cluster import distributed
+from ccnet import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: to be tried again."""
 
 
-class StepWatch:
+class HangDetector:
     """Writes the stacks of this process and ends it when `seconds` pass without progress; Ray Train then starts all workers anew.
 
     Counts from the first `progress` on, because compiling takes its time. Only time in which this process runs counts: neither
@@ -35,7 +35,7 @@ class StepWatch:
         # Each has one writer, the watched thread; what the watch counts is its own.
         self.marks, self.pauses = 0, 0
         self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="StepWatch", daemon=True)
+        self.thread = threading.Thread(target=self._watch, name="HangDetector", daemon=True)
 
     def __enter__(self) -> Self:
         self.watched = threading.get_ident()

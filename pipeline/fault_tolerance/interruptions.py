@@ -25,9 +25,9 @@ class Interruption(NamedTuple):
     reason: str
     moves: bool
     """Ray starts the workers anew on other nodes; otherwise the run ends here and is resumed when it is submitted again."""
-    saves: bool = True
+    save: bool = True
     """There is time for a checkpoint."""
-    validates: bool = False
+    validate: bool = False
     """And for its validation: a clean end."""
 
 
@@ -38,38 +38,38 @@ class StopFlag:
     def __init__(self) -> None:
         self.reason: str | None = None
 
-    def put_up(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         """Asks the workers to leave off at their next look."""
         self.reason = reason
 
-    def seen(self) -> str | None:
+    def requested(self) -> str | None:
         """The reason, None while nothing was asked."""
         return self.reason
 
 
-def asked(flag: Any) -> str | None:
+def stop_requested(flag: Any) -> str | None:
     """Why a run is asked to leave off; None when it is not, or there is nobody to ask."""
     if flag is None:
         return None
     try:
-        reason: str | None = ray.get(flag.seen.remote(), timeout=ANSWER_S)
+        reason: str | None = ray.get(flag.requested.remote(), timeout=ANSWER_S)
     except ray.exceptions.RayError as error:
         logger.warning("whether the job is told to stop cannot be seen: %s", str(error).splitlines()[0])
         return None
     return reason
 
 
-class Spent(NamedTuple):
+class TimeSpent(NamedTuple):
     """Time that the training workers of a run were held, all attempts together."""
 
     hours: float = 0.0
     worker_hours: float = 0.0
 
-    def plus(self, seconds: float, workers: int) -> "Spent":
+    def plus(self, seconds: float, workers: int) -> "TimeSpent":
         hours = seconds / 3600
-        return Spent(self.hours + hours, self.worker_hours + workers * hours)
+        return TimeSpent(self.hours + hours, self.worker_hours + workers * hours)
 
-    def over(self, stop: Stop) -> str | None:
+    def exhausted(self, stop: Stop) -> str | None:
         """Which budget is spent, with the setting that raises it; None when none is."""
         if stop.hours is not None and self.hours >= stop.hours:
             return f"stop.hours = {stop.hours:g} are spent: a larger value goes on from here"
@@ -82,19 +82,19 @@ class Spent(NamedTuple):
         return None
 
 
-class Lookout:
-    """Looks for interruptions every `faults.look_every` steps; every worker must call `look` at the same steps."""
+class InterruptionMonitor:
+    """Looks for interruptions every `faults.look_every` steps; every worker must call `check` at the same steps."""
 
-    def __init__(self, config: Config, flag: Any, spent: Spent, workers: int) -> None:
+    def __init__(self, config: Config, flag: Any, spent: TimeSpent, workers: int) -> None:
         self.config, self.flag, self.workers = config, flag, workers
         self.before, self.started = spent, time.monotonic()
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> TimeSpent:
         """All attempts, this one up to now."""
         return self.before.plus(time.monotonic() - self.started, self.workers)
 
-    def look(self, step: int, stored_s: float) -> Interruption | None:
+    def check(self, step: int, stored_s: float) -> Interruption | None:
         """What interrupts the run after `step` steps, the same on every worker; None for nothing, or when no look is due.
 
         `stored_s`: seconds that storing a checkpoint takes, as rank 0 has measured.
@@ -108,14 +108,14 @@ class Lookout:
             fits: bool = ray.train.collective.broadcast_from_rank_zero(left_s > MARGIN * stored_s)
             time_left = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
             too_late = "" if fits else f", too soon for a checkpoint, which takes {stored_s:.0f} s"
-            return Interruption(f"node {nodes} is about to be taken away{time_left}{too_late}", moves=True, saves=fits)
+            return Interruption(f"node {nodes} is about to be taken away{time_left}{too_late}", moves=True, save=fits)
         own = self._own() if ray.train.get_context().get_world_rank() == 0 else None
         found: Interruption | None = ray.train.collective.broadcast_from_rank_zero(own)
         return found
 
     def _own(self) -> Interruption | None:
         """What rank 0 knows alone."""
-        if over := self.spent.over(self.config.stop):
-            return Interruption(over, moves=False, validates=True)
-        reason = asked(self.flag)
+        if over := self.spent.exhausted(self.config.stop):
+            return Interruption(over, moves=False, validate=True)
+        reason = stop_requested(self.flag)
         return None if reason is None else Interruption(reason, moves=False)

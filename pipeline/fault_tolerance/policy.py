@@ -1,6 +1,6 @@
 """Decides whether a run goes on after its workers failed.
 
-Ray Train counts all failures alike; its own count is off (`FailureConfig(max_failures=-1)`), and `Judge` decides in its
+Ray Train counts all failures alike; its own count is off (`FailureConfig(max_failures=-1)`), and `RestartPolicy` decides in its
 controller. An error raised there ends the run at once, for Ray Train tries nothing again that a callback has raised.
 """
 
@@ -14,7 +14,7 @@ from ray.train import UserCallback
 
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed
-from pipeline.fault_tolerance.failures import Fault, Kind, fault_of
+from pipeline.fault_tolerance.failures import Fault, Kind, classify
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ RECORD_S = 10.0
 """Longest time that the controller waits for an event to be recorded."""
 
 
-class Judge(UserCallback):
+class RestartPolicy(UserCallback):
     """Decides in Ray Train's controller whether a run goes on after its workers failed; raises RunFailed when it does not.
 
     `record` gets {time (Unix seconds), kind, what, did} of each decision; it may fail or hang, must pickle, and is given
@@ -45,7 +45,7 @@ class Judge(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Judges the workers' exceptions (rank -> exception) together."""
-        faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
+        faults = {rank: classify(error) for rank, error in worker_exceptions.items()}
         tokens = {fault.token for fault in faults.values()}
         # While a node is taken away, Ray Train shows the same dead workers at every poll.
         if "" not in tokens and tokens <= self.judged:

@@ -1,30 +1,35 @@
-"""Steps that were left out because loss or gradient was not finite: said, counted, and too many in a row refused."""
+"""Steps that fail: those skipped because loss or gradient is not finite, and those for which memory runs short."""
 
 import json
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from ccnet import distributed
 from ccnet.step import StepResult
-from pipeline.fault_tolerance.failures import NotFinite
-from pipeline.training.run import Job
+from pipeline.config.config import Config
+from pipeline.fault_tolerance.failures import NotFinite, OutOfMemory, is_out_of_memory
+from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-class LeftOut:
-    """Asks each step's result whether it was applied, but only once the next step is on its way: the device never waits."""
+class SkippedSteps:
+    """Reads each step's `applied` flag one step late, so that the host never waits for the device."""
 
     def __init__(self, limit: int, total: int) -> None:
-        """`limit`: so many in a row are refused. `total`: left out before, in earlier attempts."""
+        """`limit`: this many in a row are an error. `total`: steps skipped in earlier attempts."""
         self.limit, self.total, self.in_a_row = limit, total, 0
         self._newest: tuple[int, float, StepResult] | None = None
 
-    def add(self, step: int, learning_rate: float, result: StepResult) -> None:
-        """Notes a step, and asks about the one before. Raises NotFinite."""
-        self.ask()
+    def record(self, step: int, learning_rate: float, result: StepResult) -> None:
+        """Takes a step, and checks the one before. Raises NotFinite."""
+        self.check()
         self._newest = step, learning_rate, result
 
-    def ask(self) -> None:
-        """Waits for the newest step; `total` is that of all steps then. Raises NotFinite when too many in a row were left out."""
+    def check(self) -> None:
+        """Waits for the newest step; then `total` counts all steps. Raises NotFinite when too many in a row were skipped."""
         if self._newest is None:
             return
         (step, learning_rate, result), self._newest = self._newest, None
@@ -35,7 +40,7 @@ class LeftOut:
         losses = ", ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
         what = f"step {step}: {losses}, gradient norm {float(result.gradient_norm):.4g}, learning rate {learning_rate:.4g}"
         if self.in_a_row < self.limit:
-            logger.warning("left out, loss or gradient is not finite: %s (%d in a row)", what, self.in_a_row)
+            logger.warning("skipped, loss or gradient is not finite: %s (%d in a row)", what, self.in_a_row)
             return
         raise NotFinite(
             f"{self.in_a_row} steps in a row without a finite loss and gradient; the last one: {what}. What helps as a rule: a "
@@ -47,8 +52,35 @@ MICRO_BATCH = "micro-batch.json"
 """In the run's folder once memory ran short: the images of one pass that later attempts start with."""
 
 
-def noted_micro_batch(job: Job) -> int | None:
+def noted_micro_batch(store: Store) -> int | None:
     """Images a pass that an earlier attempt noted when memory ran short."""
-    if not job.checkpoints.exists(MICRO_BATCH):
+    if not store.exists(MICRO_BATCH):
         return None
-    return int(json.loads(job.checkpoints.read(MICRO_BATCH))["micro_batch"])
+    return int(json.loads(store.read(MICRO_BATCH))["micro_batch"])
+
+
+@contextmanager
+def smaller_passes(store: Store, config: Config, micro_batch: int | None, step: int) -> Iterator[None]:
+    """Around a step. When memory runs short, notes half as many images a pass for the next attempt and raises OutOfMemory.
+
+    `store`: the run's folder. `micro_batch`: images of one pass; None for all of a worker's share.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        share = math.ceil(config.train.global_batch / distributed.world_size())
+        used = min(micro_batch or share, share)
+        if used == 1:
+            lighter = ", or set train.precision=bf16" if config.train.precision == "float32" else ""
+            raise OutOfMemory(
+                f"one image of {config.data.crop_size} does not fit: lower data.crop_size{lighter} ({error})"
+            ) from error
+        smaller = math.ceil(used / 2)
+        store.write(MICRO_BATCH, json.dumps({"micro_batch": smaller, "step": step}).encode())
+        raise OutOfMemory(
+            f"{used} images a pass do not fit at step {step}; the next attempt takes {smaller}, gradients added up to the same "
+            f"global batch ({error})",
+            smaller=True,
+        ) from error

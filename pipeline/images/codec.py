@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 IGNORE = 255
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Names of image files end so, in lower or upper case."""
 PNG = b"\x89PNG\r\n\x1a\n"
 ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
 PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
@@ -43,15 +45,12 @@ def _grey_png(data: bytes) -> tuple[bytes, int]:
 
     Only the header, the pixels and the end are kept (PNG specification, sections 5.3 and 11.2). Raises ValueError.
     """
-    chunks: dict[bytes, list[bytes]] = {b"IDAT": [], b"IEND": []}
-    start = len(PNG)
-    while start + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, start)
-        chunks.get(kind, []).append(data[start : start + 12 + length])
-        start += 12 + length
-    # The checksum of the header is made anew below, and so has to be looked at here; libpng looks at the others.
+    chunks: dict[str, list[bytes]] = {"IDAT": [], "IEND": []}
+    for kind, start, end in _png_chunks(data):
+        chunks.get(kind, []).append(data[start - 8 : end + 4])
+    # The header is changed below and gets a new checksum, so the old one is checked here; libpng checks those of the others.
     if not all(chunks.values()) or struct.pack(">I", zlib.crc32(data[12:29])) != data[29:33]:
-        raise ValueError(f"not a readable image (PNG of {len(data)} bytes, cut off or with a broken header)")
+        raise ValueError(f"not a readable image (PNG of {len(data)} bytes with a broken header or without pixels)")
     depth, colour = data[24], data[25]
     if colour not in (0, 3) or depth > 8:
         raise ValueError(
@@ -60,7 +59,7 @@ def _grey_png(data: bytes) -> tuple[bytes, int]:
     # Kind, width, height and depth stay; then colour type 0, compression, filter and interlacing.
     header = data[12:25] + b"\0" + data[26:29]
     header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"".join([PNG, header, *chunks[b"IDAT"], *chunks[b"IEND"]]), depth
+    return b"".join([PNG, header, *chunks["IDAT"], *chunks["IEND"]]), depth
 
 
 def _decode(data: bytes, flags: int) -> UInt8:

@@ -11,7 +11,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import SampleError
 from pipeline.images import codec, resize
 from pipeline.loading.feed import Batch, Feed, decode
-from pipeline.loading.sampler import Plan, share
+from pipeline.loading.sampler import Sampler, share
 from pipeline.loading.samples import open_samples
 
 if TYPE_CHECKING:
@@ -28,26 +28,28 @@ class TrainingBatch(NamedTuple):
     """uint8[b, h, w]."""
     replaced: int
     """Samples that could not be read and were replaced by another."""
+    rows: tuple[int, int]
+    """(first row, all rows): these are the rows of the global batch from the first on."""
 
 
 def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Feed, rank: int) -> Iterator[TrainingBatch]:
     """The batches of one rank from its part of the training data; `feed.first_step` is of no account, the data decides.
 
-    Raises what `planned_batches` raises.
+    Raises what `checked_batches` raises.
     """
     rows = data.iter_batches(batch_size=feed.rows_per_step, batch_format="numpy", prefetch_batches=2)
-    return planned_batches(iter(rows), feed.plan, steps=feed.config.train.steps, rank=rank, workers=feed.workers)
+    return checked_batches(iter(rows), feed.sampler, steps=feed.config.train.steps, rank=rank, workers=feed.workers)
 
 
-def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
+def checked_batches(rows: Iterator[Batch], sampler: Sampler, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
     """The batches of one rank, every row's place checked and padding left out; the first says at which step the feed starts.
 
     Raises RuntimeError when a row is not the one the plan puts there, or when the rows end before step `steps`.
     """
-    step, num_rows = -1, share(plan.global_batch, rank, workers)[1]
+    step, (first_row, num_rows) = -1, share(sampler.global_batch, rank, workers)
     for batch in rows:
         step = step + 1 if step >= 0 else int(batch["step"][0])
-        for name, expected in _places(plan, step, rank, workers).items():
+        for name, expected in _places(sampler, step, rank, workers).items():
             if not np.array_equal(batch[name], expected):
                 raise RuntimeError(
                     f"data order broken at step {step}, rank {rank}: expected {name} {expected.tolist()}, got "
@@ -55,15 +57,15 @@ def planned_batches(rows: Iterator[Batch], plan: Plan, *, steps: int, rank: int,
                 )
         image = torch.from_numpy(np.ascontiguousarray(batch["image"][:num_rows])).permute(0, 3, 1, 2)  # [b, 3, h, w]
         label = torch.from_numpy(np.ascontiguousarray(batch["label"][:num_rows]))  # [b, h, w]
-        yield TrainingBatch(step, image, label, int(batch["replaced"].sum()))
+        yield TrainingBatch(step, image, label, int(batch["replaced"].sum()), (first_row, sampler.global_batch))
     if step + 1 != steps:
         raise RuntimeError(
             f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint"
         )
 
 
-def _places(plan: Plan, step: int, rank: int, workers: int) -> Batch:
-    positions = plan.positions(step, step + 1, rank, workers)
+def _places(sampler: Sampler, step: int, rank: int, workers: int) -> Batch:
+    positions = sampler.positions(step, step + 1, rank, workers)
     return {"rank": np.full_like(positions, rank), "step": np.full_like(positions, step), "position": positions}
 
 

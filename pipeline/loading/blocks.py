@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from pipeline.config.config import Config
+from pipeline.loading.sampler import largest_share
+
 
 class Block(NamedTuple):
     """The rows of one rank over consecutive steps: the unit of work of Ray Data."""
@@ -37,3 +40,17 @@ def _group_start(group: int, steps_per_block: int) -> int:
 
 def _doublings(steps_per_block: int) -> int:
     return (steps_per_block - 1).bit_length()
+
+
+def steps_per_block(config: Config, workers: int) -> int:
+    """Training steps in one Ray Data block of one of `workers` workers."""
+    return max(1, config.data.block_bytes // _step_bytes(config, workers))
+
+
+def block_bytes(config: Config, workers: int) -> int:
+    """Bytes of one Ray Data block, uint8 image and label; the same for each of `workers` workers, by padding."""
+    return steps_per_block(config, workers) * _step_bytes(config, workers)
+
+
+def _step_bytes(config: Config, workers: int) -> int:
+    return largest_share(config.train.global_batch, workers) * 4 * config.data.crop_size[0] * config.data.crop_size[1]

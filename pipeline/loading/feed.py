@@ -17,8 +17,8 @@ from pipeline.data.shards import Row
 from pipeline.errors import SampleError
 from pipeline.images import codec
 from pipeline.images.augment import Recipe, augment
-from pipeline.loading.blocks import block
-from pipeline.loading.sampler import PADDING, Picks, Plan, largest_share, oversampled
+from pipeline.loading.blocks import block, steps_per_block
+from pipeline.loading.sampler import PADDING, Picks, Sampler, largest_share, oversampled
 from pipeline.loading.samples import Samples, open_samples
 from pipeline.storage.store import Store
 
@@ -38,14 +38,14 @@ class Feed(NamedTuple):
     """Training processes that share a global batch."""
 
     @property
-    def plan(self) -> Plan:
+    def sampler(self) -> Sampler:
         """The order of the training split."""
         config, split = self.config, self.manifest.splits["train"]
         labels = {name: label for label, name in enumerate(self.manifest.class_names)}
         # By class, for a configuration whose keys stand in another order is the same run.
         weights = dict(sorted((labels[name], weight) for name, weight in config.data.oversample.items()))
         streams = oversampled(split.num_images, dict(enumerate(split.images)), weights)
-        return Plan(split.num_images, config.train.global_batch, config.seed, streams)
+        return Sampler(split.num_images, config.train.global_batch, config.seed, streams)
 
     @property
     def rows_per_step(self) -> int:
@@ -60,9 +60,9 @@ class Feed(NamedTuple):
     def _block(self, index: int) -> Batch:
         config, workers = self.config, self.workers
         place = block(
-            index, self.first_step, config.train.steps, steps_per_block=config.steps_per_block(workers), workers=workers
+            index, self.first_step, config.train.steps, steps_per_block=steps_per_block(config, workers), workers=workers
         )
-        positions = self.plan.positions(place.first_step, place.last_step, place.rank, workers)
+        positions = self.sampler.positions(place.first_step, place.last_step, place.rank, workers)
         image, label, replaced = self.crops(positions)
         steps = np.repeat(np.arange(place.first_step, place.last_step), self.rows_per_step)
         rank = np.full_like(steps, place.rank)
@@ -74,10 +74,10 @@ class Feed(NamedTuple):
 
         Raises SampleError for a sample that is missing or corrupt, unless `data.max_skipped` lets it be replaced.
         """
-        crop, seed = self.config.data.crop, self.config.seed
+        crop, seed = self.config.data.crop_size, self.config.seed
         samples, label_map = open_samples(self.config, self.manifest, "train"), self.manifest.label_lookup()
         rows = np.flatnonzero(positions != PADDING)
-        picks, recipe = self.plan.picks(positions[rows]), self.recipe
+        picks, recipe = self.sampler.picks(positions[rows]), self.recipe
         numbers = self.samples_of(picks, samples)
         image = np.zeros((len(positions), *crop, 3), np.uint8)
         label = np.zeros((len(positions), *crop), np.uint8)
@@ -95,12 +95,12 @@ class Feed(NamedTuple):
     def recipe(self) -> Recipe:
         """How this configuration augments."""
         data = self.config.data
-        return Recipe(data.crop, data.scale, data.scale_step, data.short_sides, data.flip, data.cat_max, data.photometric)
+        return Recipe(data.crop_size, data.scale, data.scale_step, data.short_sides, data.flip, data.cat_max, data.photometric)
 
     def samples_of(self, picks: Picks, samples: Samples) -> Int64:
         """Positions int64[n] in the split of what was picked."""
         numbers = picks.place.copy()
-        for number, stream in enumerate(self.plan.oversampled, start=1):
+        for number, stream in enumerate(self.sampler.oversampled, start=1):
             mine = picks.stream == number
             assert stream.label is not None
             numbers[mine] = samples.index.members(stream.label, picks.place[mine])

@@ -11,22 +11,22 @@ from ray.data import ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
-from pipeline.loading.blocks import num_blocks
+from pipeline.loading.blocks import block_bytes, num_blocks, steps_per_block
 from pipeline.loading.feed import Feed
-from pipeline.loading.throttle import Unhurried
+from pipeline.loading.throttle import ThrottledExecution
 
 
 def training_data(feed: Feed) -> ray.data.Dataset:
     """Ray Dataset over the steps from `feed.first_step` to the last, in plan order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # the progress line says how the feed does
-    context.custom_execution_callback_classes = [Unhurried]
+    context.custom_execution_callback_classes = [ThrottledExecution]
     # Ray plans its memory by this size, 128 MiB by default: it would hold back tasks whose blocks are far smaller.
-    context.target_max_block_size = feed.config.block_bytes(feed.workers)
+    context.target_max_block_size = block_bytes(feed.config, feed.workers)
     context.memory_usage_poll_interval_s = None  # a thread for each task, of no use here
     train, data = feed.config.train, feed.config.data
-    steps_per_block = feed.config.steps_per_block(feed.workers)
-    blocks = num_blocks(feed.first_step, train.steps, steps_per_block=steps_per_block, workers=feed.workers)
+    per_block = steps_per_block(feed.config, feed.workers)
+    blocks = num_blocks(feed.first_step, train.steps, steps_per_block=per_block, workers=feed.workers)
     # ray.data.range would ask for a whole CPU a task, which a small cluster full of training workers never has.
     numbers: ray.data.Dataset = ray.data.read_datasource(
         RangeDatasource(n=blocks, block_format="arrow", column_name="id"),
@@ -36,7 +36,7 @@ def training_data(feed: Feed) -> ray.data.Dataset:
     return numbers.map_batches(feed.rows, batch_size=None, batch_format="numpy", num_cpus=data.cpus_per_task)
 
 
-def in_plan_order() -> ExecutionOptions:
+def ordered_execution() -> ExecutionOptions:
     """What makes Ray Data hand blocks on in the order of their numbers."""
     return ExecutionOptions(preserve_order=True)
 
@@ -46,14 +46,14 @@ def placeholder() -> ray.data.Dataset:
     return ray.data.range(0)
 
 
-class PlannedData(DataConfig):
+class ResumableDataConfig(DataConfig):
     """Puts the training data in the place of the `placeholder` at each start of a worker group, whose size is known only then.
 
     `make` takes the number of workers and decides where a (re)start begins; it runs beside Ray Train's controller.
     """
 
     def __init__(self, make: Callable[[int], Feed]) -> None:
-        super().__init__(execution_options=in_plan_order())
+        super().__init__(execution_options=ordered_execution())
         self.make = make
 
     def configure(

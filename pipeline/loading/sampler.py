@@ -42,7 +42,7 @@ class Picks(NamedTuple):
     """Which of the stream's images; for stream 0 the sample itself."""
 
 
-class Plan(NamedTuple):
+class Sampler(NamedTuple):
     """The order of one training run: one endless row of positions over all epochs."""
 
     num_samples: int

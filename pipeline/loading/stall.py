@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 PROBE_S = 5.0
 
 
-class Watchdog:
+class StallMonitor:
     """Passes batches on; when one has not come for `seconds`, logs what `reason` finds, and again after as long again."""
 
     def __init__(self, seconds: float, reason: Callable[[], str]) -> None:

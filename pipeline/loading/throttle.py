@@ -6,7 +6,7 @@ from typing import Any
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 
-class Unhurried(ExecutionCallback):
+class ThrottledExecution(ExecutionCallback):
     """Holds Ray Data's scheduling loop to 20 rounds a second while nothing moves.
 
     A feed that is ahead of training is held back by leaving finished tasks unread; Ray 2.60 then finds them ready in every

@@ -4,23 +4,22 @@ from typing import Any, cast
 
 import torch
 
-from ccnet import CCNet, build_ccnet
+from ccnet import CCNet, build_ccnet, distributed
 from ccnet.ema import Average
 from ccnet.layers import freeze_batch_norm, synchronise_batch_norm
 from ccnet.losses import Objective, Ohem
 from ccnet.optim import build_optimizer
 from ccnet.step import StepResult, train_step
 from pipeline.checkpoints.checkpoint import Checkpoint, restore
-from pipeline.cluster import distributed
 from pipeline.config.config import Config
 from pipeline.config.model import Loss
-from pipeline.model.pretrained import Initial, start_from
+from pipeline.model.pretrained import Pretrained, load_pretrained
 
 
 class Learner:
     """Network, its DDP wrapper, optimizer, average and gradient scaler on this worker's device."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, initial: Initial | None = None) -> None:
+    def __init__(self, config: Config, num_classes: int, device: torch.device, initial: Pretrained | None = None) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device, train = config, device, config.train
         self.model = network_arguments(config, num_classes)
@@ -28,7 +27,7 @@ class Learner:
         self.objective = objective(config.loss)
         built = build_ccnet(**self.model)
         if initial:
-            start_from(built, initial, num_classes)
+            load_pretrained(built, initial, num_classes)
         if train.freeze_norm:
             freeze_batch_norm(built.backbone)
         net = synchronise_batch_norm(built, device)
@@ -69,12 +68,17 @@ class Learner:
                 static_graph=not (fixed or self.micro_batch or self.config.train.compile),
             )  # fmt: skip
 
-    def step(self, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
-        """One optimizer step on this worker's rows of the global batch."""
+    def step(
+        self, image: torch.Tensor, label: torch.Tensor, *, step: int, learning_rate: float, rows: tuple[int, int] | None = None
+    ) -> StepResult:
+        """One optimizer step on image uint8[b, 3, h, w] and label uint8[b, h, w] of this worker.
+
+        `rows`: (first row, all rows): these are the rows of the global batch from the first on. By default all shares are equal.
+        """
         train = self.config.train
         return train_step(
             self.parallel, self.optimizer, self._copied(image), self._copied(label), learning_rate=learning_rate,
-            objective=self.objective, seed=self.config.seed, step=step, rows=distributed.rows(train.global_batch),
+            objective=self.objective, seed=self.config.seed, step=step, rows=rows,
             precision=train.precision, scaler=self.scaler, micro_batch=self.micro_batch, clip_norm=train.clip_norm,
             average=self.average,
         )  # fmt: skip

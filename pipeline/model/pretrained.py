@@ -33,7 +33,7 @@ CONVERTERS: dict[str, Callable[[State], State]] = {
 }
 
 
-class Initial(NamedTuple):
+class Pretrained(NamedTuple):
     """A published checkpoint under our names."""
 
     state: State
@@ -41,7 +41,7 @@ class Initial(NamedTuple):
     """Of the file."""
 
 
-def read_initial(config: Config) -> Initial | None:
+def read_pretrained(config: Config) -> Pretrained | None:
     """The checkpoint at `model.weights`; None when there is none.
 
     Raises ConfigError naming what does not fit, StorageError when the store refuses.
@@ -63,10 +63,10 @@ def read_initial(config: Config) -> Initial | None:
             words = str(error).replace(f"{file}: ", "")
             raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
     _refuse_another_network(config, architecture(state))
-    return Initial(state, hashlib.sha256(data).hexdigest())
+    return Pretrained(state, hashlib.sha256(data).hexdigest())
 
 
-def start_from(net: CCNet, initial: Initial, num_classes: int) -> None:
+def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
     """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes, and the
     embedding when the checkpoint has none like it. ValueError lists what else does not fit.
     """

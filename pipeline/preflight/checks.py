@@ -1,27 +1,64 @@
-"""The checks before a run."""
+"""The checks before a run, the same for jobs.plan, jobs.train and jobs.tune; they read no image and take no worker."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from pipeline.checkpoints.retention import newest_progress
+from pipeline.cluster import connect
 from pipeline.config.config import Config
-from pipeline.data.manifest import Manifest
-from pipeline.preflight import training_checks
-from pipeline.preflight.cluster_checks import disk, resources
-from pipeline.preflight.data_checks import duplicates, labels, oversampling, sizes
+from pipeline.data.manifest import Manifest, open_data
+from pipeline.errors import DataError, StorageError
+from pipeline.preflight import cluster_checks, data_checks, run_checks, storage_checks, training_checks
 from pipeline.preflight.findings import Finding
+from pipeline.storage.store import open_store
 
 
-def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
-    """Every finding about a data set and a run on it, errors first, in well under two seconds.
+class Preflight(NamedTuple):
+    """What was found, and what a run needs of it."""
 
-    `cluster` is what `ray.cluster_resources()` says: CPU, GPU and object_store_memory in bytes.
+    findings: list[Finding]
+    """Errors first."""
+    cluster: dict[str, float]
+    """CPU, GPU and object_store_memory (bytes) of the cluster that is joined or would be started."""
+    newest: dict[str, Any] | None = None
+    """What the newest checkpoint of the run recorded; None for a run that starts."""
+
+
+def prepared(config: Config) -> tuple[Manifest | None, list[Finding]]:
+    """The prepared data set, or why there is none."""
+    try:
+        return open_data(config), []
+    except StorageError as error:
+        return None, [Finding("error", f"storage.path: {error}")]
+    except DataError as error:
+        return None, [Finding("error", str(error))]
+
+
+def examine(config: Config, manifest: Manifest | None, run_key: str | None = None) -> Preflight:
+    """Checks storage, MLflow, data, settings, the cluster, and the run that would be resumed; all findings at once.
+
+    `manifest`: the prepared data set, or what its source holds; None leaves out what depends on it. `run_key`: of a run other
+    than the configuration's own, such as a search.
     """
+    found = [*storage_checks.buckets(config, checked=[config.storage.path]), *run_checks.tracking(config)]
+    cluster, newest = connect.resources(), None
+    if manifest is None:
+        found += cluster_checks.resources(config, cluster)
+    else:
+        store = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
+        newest = newest_progress(store)
+        found += examine_settings(config, manifest, cluster)
+        found += run_checks.resume(config, manifest, store, newest)
+        if newest is None:  # a run that resumes has its weights
+            found += training_checks.weights(config, len(manifest.class_names))
+    return Preflight(sorted(found, key=lambda finding: finding.level), cluster, newest)
+
+
+def examine_settings(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
+    """What settings, manifest and the cluster's size tell without asking anybody, errors first, in well under two seconds."""
     found = [
-        *labels(manifest),
-        *duplicates(manifest),
-        *sizes(config, manifest),
-        *oversampling(config, manifest),
+        *data_checks.examine(config, manifest),
         *training_checks.examine(config, manifest, cluster),
-        *resources(config, cluster),
-        *disk(config, manifest),
+        *cluster_checks.examine(config, manifest, cluster),
     ]
     return sorted(found, key=lambda finding: finding.level)

@@ -9,11 +9,17 @@ from pathlib import Path
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.formatting import percent, size
+from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
 
 OBJECT_STORE_SHARE = 0.5
 """Share of the cluster's object store that Ray Data fills before it holds its tasks back (its own default)."""
+
+
+def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
+    """Every finding about the cluster and the disk. `cluster`: CPU, GPU and object_store_memory in bytes."""
+    return [*resources(config, cluster), *disk(config, manifest)]
 
 
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
@@ -24,7 +30,7 @@ def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
         *cpus(config, cpu),
         *crowding(config, cpu, gpu),
         *gpus(config, gpu),
-        *gpu_apart(config, cpu, gpu),
+        *background_gpu(config, cpu, gpu),
         *object_store(config, cluster),
     ]
 
@@ -42,12 +48,11 @@ def shares(config: Config) -> list[Finding]:
 
 
 def cpus(config: Config, available: float) -> list[Finding]:
-    """Too few CPUs for the workers, the fewest that may be, and what runs beside them."""
+    """Too few CPUs for the fewest workers and what runs besides them."""
     train, fewest = config.train, config.train.fewest_workers
     if (needed := cpus_needed(config, fewest)) <= available:
         return []
-    apart = config.evaluate.apart
-    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / (fewest + apart)) / 100
+    room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / (fewest + config.evaluate.background)) / 100
     what = (
         f"train.workers = {json.dumps(train.workers)}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
         f"{_beside(config)}), the cluster has {available:g}"
@@ -57,7 +62,7 @@ def cpus(config: Config, available: float) -> list[Finding]:
 
 
 def crowding(config: Config, available: float, available_gpus: float) -> list[Finding]:
-    """So many elastic workers that they leave too few CPUs for what runs beside: Ray Train starts as many as fit."""
+    """Elastic workers that leave too few CPUs for what runs besides them: Ray Train starts as many as fit."""
     train, beside = config.train, cpus_beside(config)
     started = workers_started(config, available, available_gpus)
     left = available - started * train.cpus_per_worker
@@ -66,14 +71,14 @@ def crowding(config: Config, available: float, available_gpus: float) -> list[Fi
     fitting = max(train.fewest_workers, math.floor((available - beside) / train.cpus_per_worker + 1e-9))
     what = (
         f"train.workers = {json.dumps(train.workers)}: {started} of them start on a cluster of {available:g} CPUs and leave "
-        f"{left:g}, {beside:g} are needed beside them ({_beside(config)})"
+        f"{left:g}, {beside:g} are needed besides them ({_beside(config)})"
     )
     return [Finding("error", what, f"train.workers=[{train.fewest_workers}, {fitting}]")]
 
 
 def _beside(config: Config) -> str:
-    apart = f"validation apart {config.train.cpus_per_worker:g} + " if config.evaluate.apart else ""
-    return f"{apart}{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}"
+    background = f"validation in the background {config.train.cpus_per_worker:g} + " if config.evaluate.background else ""
+    return f"{background}{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}"
 
 
 def gpus(config: Config, available: float) -> list[Finding]:
@@ -90,17 +95,17 @@ def gpus(config: Config, available: float) -> list[Finding]:
     return [Finding("warning", what, fix)]
 
 
-def gpu_apart(config: Config, available_cpus: float, available: float) -> list[Finding]:
-    """A validation apart that waits for the end of training, because the workers hold every GPU."""
+def background_gpu(config: Config, available_cpus: float, available: float) -> list[Finding]:
+    """A validation in the background that waits for the end of training, because the workers hold every GPU."""
     train, started = config.train, workers_started(config, available_cpus, available)
-    if not config.evaluate.apart or available < train.fewest_workers or available >= started + 1:
+    if not config.evaluate.background or available < train.fewest_workers or available >= started + 1:
         return []
-    fix = "evaluate.apart=false"
+    fix = "evaluate.background=false"
     if (left := int(available) - 1) >= train.fewest_workers:
         fix = f"train.workers=[{train.fewest_workers}, {left}], or {fix}"
     what = (
-        f"evaluate.apart: validation needs a GPU beside those of the {started} workers, the cluster has {available:g}: it waits "
-        "until training ends"
+        f"evaluate.background: validation needs a GPU besides those of the {started} workers, the cluster has {available:g}: it "
+        "waits until training ends"
     )
     return [Finding("warning", what, fix)]
 
@@ -113,10 +118,10 @@ def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
     if available is None or needed <= OBJECT_STORE_SHARE * available:
         return []
     what = (
-        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(config.block_bytes(workers))} on the way to the workers "
+        f"data.block_bytes = {config.data.block_bytes}: blocks of {size(block_bytes(config, workers))} on the way to the workers "
         f"need {size(needed)}, over {percent(OBJECT_STORE_SHARE)} of the cluster's object store ({size(available)})"
     )
-    tried, step_bytes = config.data.block_bytes, config.block_bytes(workers) // config.steps_per_block(workers)
+    tried, step_bytes = config.data.block_bytes, block_bytes(config, workers) // steps_per_block(config, workers)
     while (tried := tried // 2) >= step_bytes:
         smaller = config.model_copy(update={"data": config.data.model_copy(update={"block_bytes": tried})})
         if max(feed_bytes(smaller, cpu, number) for number in numbers) <= OBJECT_STORE_SHARE * available:

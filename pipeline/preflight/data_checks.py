@@ -1,4 +1,4 @@
-"""What is wrong or doubtful with data, settings and cluster, each with its fix, before a GPU is taken; reads no image."""
+"""What is wrong or doubtful with a prepared data set, each with its fix; reads no image."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,11 @@ MOSTLY_PADDING = 0.75
 """Share of a crop beyond the image above which the crop is doubted."""
 SHOWN = 10
 """Class names listed in one finding."""
+
+
+def examine(config: Config, manifest: Manifest) -> list[Finding]:
+    """Every finding about a data set."""
+    return [*labels(manifest), *duplicates(manifest), *sizes(config, manifest), *oversampling(config, manifest)]
 
 
 def labels(manifest: Manifest) -> list[Finding]:
@@ -55,7 +60,7 @@ def duplicates(manifest: Manifest) -> list[Finding]:
 
 def sizes(config: Config, manifest: Manifest) -> list[Finding]:
     """Crops that the training images, as they are scaled, do not fill."""
-    crop, train = config.data.crop, manifest.splits["train"]
+    crop, train = config.data.crop_size, manifest.splits["train"]
     if shorter := config.data.short_sides:
         if max(shorter) >= min(crop):  # how long the longer sides are depends on each image
             return []
@@ -90,7 +95,7 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
             found.append(Finding("error", f"data.oversample.{name}: no training image contains it", "leave it out"))
     if found:
         return found
-    for stream in Feed(config, manifest, 0, workers=1).plan.oversampled:
+    for stream in Feed(config, manifest, 0, workers=1).sampler.oversampled:
         if not stream.per_epoch and stream.label is not None:
             what = f"data.oversample.{names[stream.label]}: its share of an epoch of {manifest.num_images('train')} is no image"
             found.append(Finding("warning", what, "raise its weight"))

@@ -1,6 +1,15 @@
-"""One thing that the doctor found."""
+"""What the checks before a run find: errors stop it, warnings do not; each with its fix."""
 
+import logging
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
+
+from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20
+"""Findings of one level that a report lists; its last line counts all."""
 
 
 class Finding(NamedTuple):
@@ -18,3 +27,22 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.level:<9}{self.what}" + (f"\n{'':<9}fix: {self.fix}" if self.fix else "")
+
+
+def refuse(found: Iterable[Finding]) -> None:
+    """Logs the warnings. Raises ConfigError with all errors when there is one."""
+    for finding in found:
+        if finding.level == "warning":
+            logger.warning("warning: %s", finding.line)
+    if errors := [finding.line for finding in found if finding.level == "error"]:
+        raise ConfigError(errors)
+
+
+def report(found: Iterable[Finding]) -> str:
+    """The findings, errors first, and how many there are."""
+    lines, counts = [], []
+    for level in ("error", "warning"):
+        group = [str(finding) for finding in found if finding.level == level]
+        lines += group[:SHOWN] + ([f"{'':<9}... and {len(group) - SHOWN} more"] if len(group) > SHOWN else [])
+        counts.append(f"{len(group)} {level}{'' if len(group) == 1 else 's'}")
+    return "\n".join([*lines, *([""] if lines else []), ", ".join(counts)])

@@ -6,6 +6,7 @@ import torch
 
 from ccnet import build_ccnet, freeze_batch_norm
 from pipeline.config.config import Config
+from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.model.learner import network_arguments
 
 DATA_TASKS = 2
@@ -13,13 +14,13 @@ DATA_TASKS = 2
 
 
 def cpus_needed(config: Config, workers: int) -> float:
-    """Logical CPUs of a run of so many workers, those of its data and of a validation apart included."""
+    """Logical CPUs of a run with `workers` workers, of its data, and of a validation in the background."""
     return workers * config.train.cpus_per_worker + cpus_beside(config)
 
 
 def cpus_beside(config: Config) -> float:
-    """Logical CPUs that must be left beside the workers: of the data, and of a validation apart, which takes a worker's."""
-    return DATA_TASKS * config.data.cpus_per_task + config.evaluate.apart * config.train.cpus_per_worker
+    """Logical CPUs needed besides the workers: of the data, and of a validation in the background, which takes a worker's."""
+    return DATA_TASKS * config.data.cpus_per_task + config.evaluate.background * config.train.cpus_per_worker
 
 
 def workers_started(config: Config, available_cpus: float, available_gpus: float) -> int:
@@ -33,10 +34,10 @@ def workers_started(config: Config, available_cpus: float, available_gpus: float
 def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
     """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
     train, data = config.train, config.data
-    held = (workers + config.evaluate.apart) * train.cpus_per_worker
+    held = (workers + config.evaluate.background) * train.cpus_per_worker
     tasks = max(1, math.floor((available_cpus - held) / data.cpus_per_task + 1e-9))
-    step_bytes = workers * config.block_bytes(workers) // config.steps_per_block(workers)
-    return min((2 * tasks + 2 * workers) * config.block_bytes(workers), train.steps * step_bytes)
+    step_bytes = workers * block_bytes(config, workers) // steps_per_block(config, workers)
+    return min((2 * tasks + 2 * workers) * block_bytes(config, workers), train.steps * step_bytes)
 
 
 def checkpoint_bytes(config: Config, num_classes: int) -> int:

@@ -11,7 +11,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.loading.sampler import largest_share
 from pipeline.model.learner import network_arguments, objective
-from pipeline.model.pretrained import read_initial, start_from
+from pipeline.model.pretrained import load_pretrained, read_pretrained
 from pipeline.preflight.findings import Finding
 
 
@@ -34,7 +34,7 @@ def losses(config: Config, manifest: Manifest) -> list[Finding]:
         what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
         found.append(Finding("error", what, "give one each"))
     hard = objective(config.loss).ohem
-    if problem := hard and hard.problem(config.train.global_batch, *config.data.crop):
+    if problem := hard and hard.problem(config.train.global_batch, *config.data.crop_size):
         what, _, fix = problem.rpartition("; ")
         found.append(Finding("warning", f"loss.ohem.{what}", fix))
     return found
@@ -103,8 +103,8 @@ def without_effect(config: Config) -> list[Finding]:
 def weights(config: Config, num_classes: int) -> list[Finding]:
     """Whether a run can start from `model.weights`, by doing it: reads the file, some seconds from a bucket."""
     try:
-        if initial := read_initial(config):
-            start_from(build_ccnet(**network_arguments(config, num_classes)), initial, num_classes)
+        if initial := read_pretrained(config):
+            load_pretrained(build_ccnet(**network_arguments(config, num_classes)), initial, num_classes)
     except ConfigError as error:
         return [Finding("error", mistake) for mistake in error.mistakes]
     except (StorageError, ValueError) as error:

@@ -8,6 +8,7 @@ restarts is waited for, one that is gone is an error, never a hang. No layer bel
 import builtins
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from pipeline.storage.retry import Failed, outcome, retried
 from pipeline.storage.s3 import _S3, CHECKSUMS, PART_BYTES, RETRIED, _OneTry
 from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
 
+PIECE_BYTES = 16 * 2**20
+"""Largest part of an object that is in memory while it is compared."""
 R = TypeVar("R")
 Range = tuple[str, int, int | None]  # key, first byte, byte behind the last; None: to the object's end
 logger = logging.getLogger(__name__)
@@ -101,10 +104,20 @@ class Store:
         """Bytes of a key as the store itself answers, 0 for one it does not hold."""
         return self._held(key) or 0
 
-    def shortfall(self, key: str, data: bytes) -> str | None:
-        """Why a key does not hold what was written, for some stores answer with success and keep nothing; else None."""
-        held = self.size(key)
-        return None if held == len(data) else f"{self.url(key)}: {len(data)} bytes were written but the store holds {held}"
+    def difference(self, key: str, sha256: str, num_bytes: int) -> str | None:
+        """What a key holds, read back in pieces, when it is not these bytes; None when it is.
+
+        Some stores answer a write with success and keep nothing.
+        """
+        size, digest = self.size(key), hashlib.sha256()
+        if size != num_bytes:
+            return str(size)
+        try:
+            for start in range(0, size, PIECE_BYTES):
+                digest.update(self.read_ranges([(key, start, min(start + PIECE_BYTES, size))])[0])
+        except FileNotFoundError:
+            return "none that can be read"
+        return None if digest.hexdigest() == sha256 else "others: their sha256 differs"
 
     def exists(self, key: str) -> bool:
         return self._held(key) is not None

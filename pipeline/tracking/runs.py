@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RUN_KEY = "ccnet.run_key"
-LEFT_OFF = "ccnet.left_off"
+STOP_REASON = "ccnet.stop_reason"
 
 
-def open_run(
+def open_mlflow_run(
     settings: Config,
     *,
     environment: Mapping[str, str],
@@ -100,14 +100,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], left_off: str | None = None) -> None:
+def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], stop_reason: str | None = None) -> None:
     """Ends a run; a run that a killed driver left RUNNING is ended the same way, or reopened by open_run.
 
-    `left_off`: why it ended before its last step, kept as a tag.
+    `stop_reason`: why it ended before its last step, kept as a tag.
     """
     client = connect(uri)
-    if left_off:
-        client.set_tag(run_id, LEFT_OFF, left_off)
+    if stop_reason:
+        client.set_tag(run_id, STOP_REASON, stop_reason)
     client.set_terminated(run_id, status)
 
 

@@ -6,9 +6,10 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray.train
 import ray.train.collective
@@ -17,61 +18,73 @@ from ray.train import CheckpointUploadMode
 from pipeline.checkpoints import checkpoint
 from pipeline.evaluation.metrics import Score
 from pipeline.evaluation.protocol import validation_protocol
-from pipeline.fault_tolerance.failures import explained
-from pipeline.fault_tolerance.interruptions import Spent
+from pipeline.fault_tolerance.failures import as_worker_fault
+from pipeline.fault_tolerance.interruptions import TimeSpent
 from pipeline.model.learner import Learner
 from pipeline.storage.store import Store
 from pipeline.tracking.metric_log import MetricLog
-from pipeline.training.run import Job
+from pipeline.training.run import Run
 
 
-class Record(NamedTuple):
-    """What a run remembers beside its weights. A checkpoint keeps it as it was before the checkpoint's own score."""
+@dataclass
+class RunRecord:
+    """What a run remembers besides its weights. A checkpoint holds it as it was before the checkpoint's own score."""
 
     replaced: int = 0
     """Training samples that could not be read and were replaced."""
     skipped: int = 0
-    """Steps left out because loss or gradient were not finite."""
-    spent: Spent = Spent()
+    """Steps skipped because loss or gradient was not finite."""
+    spent: TimeSpent = field(default_factory=TimeSpent)
     best: float = -1.0
     """Highest mIoU so far."""
     since_best: int = 0
     """Validations since then."""
 
     @classmethod
-    def of(cls, progress: dict[str, Any]) -> "Record":
-        """As a checkpoint's progress tells, its score included."""
-        kept, miou = progress.get("record", {"replaced": progress.get("replaced", 0)}), checkpoint.miou(progress)
-        record = cls(**kept | {"spent": Spent(**kept.get("spent", {}))})
-        return record if miou is None else record.scored(miou)
+    def of(cls, progress: dict[str, Any]) -> "RunRecord":
+        """The record of a checkpoint's progress, the checkpoint's score included."""
+        kept, miou = progress["record"], checkpoint.miou(progress)
+        record = cls(**kept | {"spent": TimeSpent(**kept["spent"])})
+        if miou is not None:
+            record.add_score(miou)
+        return record
 
     def json(self) -> dict[str, Any]:
-        return self._asdict() | {"spent": self.spent._asdict()}
+        return vars(self) | {"spent": self.spent._asdict()}
 
-    def scored(self, miou: float) -> "Record":
-        """After one more validation."""
-        return self._replace(best=miou, since_best=0) if miou > self.best else self._replace(since_best=self.since_best + 1)
+    def add_score(self, miou: float) -> None:
+        """Takes one more validation."""
+        if miou > self.best:
+            self.best, self.since_best = miou, 0
+        else:
+            self.since_best += 1
 
 
-class Saver:
+class CheckpointSaver:
     """Saves the run's state from rank 0, which alone has a log; every worker calls `save` at the same steps."""
 
-    def __init__(self, job: Job, learner: Learner, log: MetricLog | None) -> None:
-        self.job, self.learner, self.log = job, learner, log
+    def __init__(self, run: Run, learner: Learner, log: MetricLog | None) -> None:
+        self.run, self.learner, self.log = run, learner, log
         self.idle = threading.Event()
         self.idle.set()
         self.blocked_s, self.stored_s = 0.0, 0.0
         """Seconds that training waited for checkpoints, all in all, and that the last one took to be stored."""
 
     def save(
-        self, step: int, record: Record, *, score: Score | None = None, validation: bool = False, interrupted: str | None = None
+        self,
+        step: int,
+        record: RunRecord,
+        *,
+        score: Score | None = None,
+        validation: bool = False,
+        interrupted: str | None = None,
     ) -> None:
         """Reports a checkpoint after `step` steps; one that is taken on leaving off is stored when this returns.
 
-        `validation` asks for its score to be made apart.
+        `validation`: its score is computed in the background.
         """
         started = time.monotonic()
-        metrics = {"step": step, "run_id": self.job.run_id} | (score_metrics(score) if score else {})
+        metrics = {"step": step, "run_id": self.run.run_id} | (score_metrics(score) if score else {})
         mode = CheckpointUploadMode.SYNC if interrupted else CheckpointUploadMode.ASYNC
         name = checkpoint.folder_name(step)
         if self.log is None:
@@ -84,13 +97,13 @@ class Saver:
             progress = {
                 "step": step,
                 "record": record.json(),
-                "run_key": self.job.config.run_key,
-                "run_id": self.job.run_id,
+                "run_key": self.run.config.run_key,
+                "run_id": self.run.run_id,
                 "model": learner.model,
-                "class_names": self.job.manifest.class_names,
+                "class_names": self.run.manifest.class_names,
                 "metrics": metrics,
-                "config": self.job.config.record(),
-                "protocol": validation_protocol(self.job.config, self.job.manifest),
+                "config": self.run.config.record(),
+                "protocol": validation_protocol(self.run.config, self.run.manifest),
                 "scaler": learner.scaler.state_dict() if learner.scaler else {},
                 "initial_sha256": learner.initial_sha256,
                 "score": score and score._asdict(),
@@ -116,13 +129,13 @@ class Saver:
         self, state: checkpoint.State, progress: dict[str, Any], local: ray.train.Checkpoint, name: str
     ) -> ray.train.Checkpoint:
         """Ray Train's upload, by our own commit order: files, read back, manifest last; then the older ones go."""
-        started, job = time.monotonic(), self.job
+        started, run = time.monotonic(), self.run
         try:
-            with explained():
+            with as_worker_fault():
                 checkpoint.save(Path(local.path), state, progress)
-                checkpoint.upload(Path(local.path), job.checkpoints, name)
-                checkpoint.prune(job.checkpoints, job.config.train.keep_checkpoints, stored=name)
-                return uploaded(job.checkpoints, name)
+                checkpoint.upload(Path(local.path), run.checkpoints, name)
+                checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints, stored=name)
+                return uploaded(run.checkpoints, name)
         except BaseException:
             shutil.rmtree(local.path, ignore_errors=True)  # Ray Train removes what was uploaded, and no more
             raise

@@ -1,194 +1,210 @@
 """The training loop of one worker: batches in plan order, a step each, validation and checkpoints."""
 
-import json
 import logging
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import ray.train
 import ray.train.torch
 import torch
 
+from ccnet import distributed
 from ccnet.optim import poly_learning_rate
 from ccnet.step import StepResult
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import distributed
-from pipeline.cluster.connect import show_own_lines
 from pipeline.config.config import Config
+from pipeline.config.train import Train
 from pipeline.errors import CheckpointError, StorageError
-from pipeline.fault_tolerance.failures import MemoryShort, Moved, explained, is_memory_short
-from pipeline.fault_tolerance.hang import StepWatch
-from pipeline.fault_tolerance.interruptions import Interruption, Lookout
-from pipeline.fault_tolerance.step_failures import MICRO_BATCH, LeftOut, noted_micro_batch
+from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
+from pipeline.fault_tolerance.hang import HangDetector
+from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor
+from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
+from pipeline.formatting import show_own_lines
 from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
-from pipeline.loading.stall import Watchdog, stall_reason
+from pipeline.loading.stall import StallMonitor, stall_reason
 from pipeline.model.learner import Learner
-from pipeline.model.pretrained import read_initial
+from pipeline.model.pretrained import read_pretrained
 from pipeline.tracking import runs
 from pipeline.tracking.metric_log import MetricLog
-from pipeline.training.agenda import Agenda
-from pipeline.training.checkpointing import Record, Saver, remove_left_over, score_metrics
-from pipeline.training.run import Job
-from pipeline.training.throughput import Progress
+from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_left_over, score_metrics
+from pipeline.training.run import Run
+from pipeline.training.throughput import Throughput
 from pipeline.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
 
-def train_worker(job: Job) -> None:
+class Actions(NamedTuple):
+    """What to do after a step; the same on every worker."""
+
+    log: bool
+    validate: bool
+    save: bool
+    stop: Interruption | None = None
+
+
+class Schedule:
+    """Says what to do after each step; `check` is that of an InterruptionMonitor.
+
+    A validation that is due waits for a step that was not skipped: a run resumed from a checkpoint after a skipped step could not
+    learn.
+    """
+
+    def __init__(self, train: Train, check: Callable[[int, float], Interruption | None]) -> None:
+        self.train, self.check, self.validation_due = train, check, False
+
+    def after(self, done: int, applied: torch.Tensor | bool, stored_s: float) -> Actions:
+        """What to do after `done` steps, the last of which changed the weights (`applied`) or was skipped.
+
+        `applied` is read only where something depends on it, because reading it waits for the device. `stored_s`: seconds that
+        storing a checkpoint takes. Every worker must call it after each step.
+        """
+        last = done == self.train.steps
+        log = last or done % self.train.log_every == 0
+        self.validation_due = self.validation_due or done % self.train.validate_every == 0
+        found = None if last else self.check(done, stored_s)
+        if found and not applied:  # no checkpoint: a preempted worker leaves anyway, any other stop waits for the next check
+            found = found._replace(save=False) if found.moves else None
+        if found:
+            # If there is no time to validate, the resumed run validates this checkpoint first.
+            return Actions(log, found.validate, found.save, found)
+        validate_now = last or (self.validation_due and bool(applied))
+        self.validation_due = self.validation_due and not validate_now
+        return Actions(log, validate_now, validate_now)
+
+
+def train_worker(run: Run) -> None:
     """One DDP worker, from the newest checkpoint to the last step, or to what interrupts it before."""
     torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
     remove_left_over()
-    log = MetricLog(job.tracking_uri, job.run_id) if distributed.rank() == 0 else None
+    log = MetricLog(run.tracking_uri, run.run_id) if distributed.rank() == 0 else None
     try:
-        with explained(), StepWatch(job.config.faults.hang_s, partial(_report_hang, job)) as watch:
-            _train(job, log, watch)
+        with as_worker_fault(), HangDetector(run.config.faults.hang_s, partial(_report_hang, run)) as hang:
+            _train(run, log, hang)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
             logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
 
 
-def _train(job: Job, log: MetricLog | None, watch: StepWatch) -> None:
-    if job.done():  # a worker died when all that was left to do was to say so
+def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
+    if run.done():  # the last checkpoint is complete; the worker died before it could report it
         return
-    config, train = job.config, job.config.train
-    progress = Progress(train.steps, train.global_batch)
-    learner, batches, record = _start(job, log)
-    if config.stop.impatient(record.since_best):  # by a validation that was owed
+    config, train = run.config, run.config.train
+    learner, batches, record = _start(run, log)
+    if config.stop.impatient(record.since_best):  # after the validation that was pending
         return
-    saver, lookout = Saver(job, learner, log), Lookout(config, job.stop_flag, record.spent, distributed.world_size())
-    agenda, left_out = Agenda(train, lookout.look), LeftOut(config.faults.max_skipped_steps, record.skipped)
-    for step, image, label, replaced in progress.timed(batches):
-        learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
-        result = _step(job, learner, image, label, step, learning_rate)
-        progress.step_done()
-        watch.progress()
-        left_out.add(step, learning_rate, result)
-        record = record._replace(replaced=record.replaced + replaced)
-        done = step + 1
-        turn = agenda.after(done, result.applied, saver.stored_s)
-        if turn.logs or turn.saves or turn.leaves:
-            left_out.ask()
-            record = record._replace(skipped=left_out.total)
-        total = replaced_in_all(config, record.replaced, learner.device) if turn.logs or turn.saves else 0
-        if log and turn.logs:
-            points, text = progress.flush(done)
-            log.metrics(points | _points(config, result, learning_rate, record.skipped, total), done)
+    saver, throughput = CheckpointSaver(run, learner, log), Throughput(train.steps, train.global_batch)
+    interruptions = InterruptionMonitor(config, run.stop_flag, record.spent, distributed.world_size())
+    schedule, skipped = Schedule(train, interruptions.check), SkippedSteps(config.faults.max_skipped_steps, record.skipped)
+    replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers
+    for batch in throughput.timed(batches):
+        learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
+        with smaller_passes(run.checkpoints, config, learner.micro_batch, batch.step):
+            result = learner.step(batch.image, batch.label, step=batch.step, rows=batch.rows, learning_rate=learning_rate)
+        throughput.step_done()
+        hang.progress()
+        skipped.record(batch.step, learning_rate, result)
+        replaced += batch.replaced
+        done = batch.step + 1
+        due, score = schedule.after(done, result.applied, saver.stored_s), None
+        if due.log or due.save or due.stop:
+            skipped.check()
+            record.skipped, record.spent = skipped.total, interruptions.spent
+        if due.log or due.save:
+            record.replaced = replaced_in_all(config, replaced, learner.device)
+        if log and due.log:
+            points, text = throughput.flush(done)
+            log.metrics(points | _points(config, result, learning_rate, record), done)
             logger.info("step %d/%d  loss %.4f  %s", done, train.steps, float(result.losses["loss"]), text)
-        kept, score, apart = record._replace(replaced=total, spent=lookout.spent), None, config.evaluate.apart
-        if turn.validates and not apart:
-            score = validate(job, learner.scored, learner.device, done, log, watch.progress)
-            record = record.scored(score.miou)
-        if turn.saves:
-            reason = turn.leaves and turn.leaves.reason
-            with watch.paused():  # the storage has a patience of its own
-                saver.save(done, kept, score=score, validation=turn.validates and apart, interrupted=reason)
-        if turn.leaves:
-            _leave(turn.leaves, done)
-        if turn.leaves or config.stop.impatient(record.since_best):
+        if due.validate and not config.evaluate.background:
+            score = validate(run, learner.scored, learner.device, done, log, hang.progress)
+        if due.save:
+            with hang.paused():  # the storage has a patience of its own
+                background = due.validate and config.evaluate.background
+                saver.save(done, record, score=score, validation=background, interrupted=due.stop and due.stop.reason)
+        if score:
+            record.add_score(score.miou)
+        if due.stop:
+            return _stop(due.stop, done)
+        if config.stop.impatient(record.since_best):
             return
 
 
-def _leave(found: Interruption, done: int) -> None:
-    """Says why the workers leave off. Raises Moved when they are to start on other nodes."""
-    logger.warning("leaving off after step %d: %s", done, found.reason)
+def _stop(found: Interruption, done: int) -> None:
+    """Logs why the workers stop early. Raises NodePreempted when they are to start on other nodes."""
+    logger.warning("stopping after step %d: %s", done, found.reason)
     if found.moves:
-        raise Moved(found.reason)
+        raise NodePreempted(found.reason)
 
 
-def _points(config: Config, result: StepResult, learning_rate: float, skipped: int, replaced: int) -> dict[str, float]:
-    """What MLflow is told of a step."""
+def _points(config: Config, result: StepResult, learning_rate: float, record: RunRecord) -> dict[str, float]:
+    """The metric points of a step."""
     points = {f"train/{name if name == 'loss' else f'loss_{name}'}": float(value) for name, value in result.losses.items()}
     points |= {"train/learning_rate": learning_rate, "train/gradient_norm": float(result.gradient_norm)}
-    points |= {"train/skipped_steps": skipped} if skipped else {}
-    return points | ({"data/replaced_samples": replaced} if config.data.max_skipped else {})
+    points |= {"train/skipped_steps": record.skipped} if record.skipped else {}
+    return points | ({"data/replaced_samples": record.replaced} if config.data.max_skipped else {})
 
 
-def _start(job: Job, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], Record]:
+def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], RunRecord]:
     """The learner as it was when the feed's first step began, the batches from there, and what the run remembers."""
-    config, record = job.config, Record()
-    build = partial(Learner, config, len(job.manifest.class_names), ray.train.torch.get_device())
+    config, record = run.config, RunRecord()
+    build = partial(Learner, config, len(run.manifest.class_names), ray.train.torch.get_device())
     with ThreadPoolExecutor(1) as pool:  # Ray Data starts its processes while this one imports and builds what learns
-        fed = pool.submit(_first_batch, job)
-        resumes = checkpoint.newest_progress(job.checkpoints) is not None
-        learner = build(None if resumes else read_initial(config))
+        fed = pool.submit(_first_batch, run)
+        resumes = checkpoint.newest_progress(run.checkpoints) is not None
+        learner = build(None if resumes else read_pretrained(config))
     first, batches, fed_s = fed.result()
     if resumes and not first.step:  # no checkpoint verifies
-        learner = build(read_initial(config))
-    learner.micro_batch = noted_micro_batch(job) or learner.micro_batch
+        learner = build(read_pretrained(config))
+    learner.micro_batch = noted_micro_batch(run.checkpoints) or learner.micro_batch
     if first.step:
         loading = time.monotonic()
-        found = _load(job, first.step)
+        found = _load(run, first.step)
         learner.restore(found)
-        record = Record.of(found.progress)
-        if distributed.rank():  # counts are added up over all workers
-            record = record._replace(replaced=0)
+        record = RunRecord.of(found.progress)
         logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
-        due = found.step % config.train.validate_every == 0 and not config.evaluate.apart
+        due = found.step % config.train.validate_every == 0 and not config.evaluate.background
         if due and checkpoint.miou(found.progress) is None:
-            record = record.scored(_make_up(job, learner, found, log))
+            record.add_score(_validate_pending(run, learner, found, log))
     learner.distribute()
     size = distributed.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, chain([first], batches), record
 
 
-def _first_batch(job: Job) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
+def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
     """This worker's first batch, those after it, and the seconds that the first one took."""
-    config, started = job.config, time.monotonic()
-    feed = Feed(config, job.manifest, 0, distributed.world_size())
+    config, started = run.config, time.monotonic()
+    feed = Feed(config, run.manifest, 0, distributed.world_size())
     batches = training_batches(ray.train.get_dataset_shard("train"), feed, distributed.rank())
-    batches = Watchdog(config.data.stall_s, partial(stall_reason, config, job.manifest)).watched(batches)
+    batches = StallMonitor(config.data.stall_s, partial(stall_reason, config, run.manifest)).watched(batches)
     return next(batches), batches, time.monotonic() - started
 
 
-def _load(job: Job, step: int) -> checkpoint.Checkpoint:
+def _load(run: Run, step: int) -> checkpoint.Checkpoint:
     """The checkpoint with which the feed goes on. Raises StorageError, so that the next attempt looks again which ones verify."""
     try:
-        return checkpoint.load(job.checkpoints, checkpoint.folder_name(step))
+        return checkpoint.load(run.checkpoints, checkpoint.folder_name(step))
     except CheckpointError as error:
         raise StorageError(f"{error}; it verified when this attempt began") from error
 
 
-def _make_up(job: Job, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:
+def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:
     """Validates a checkpoint that was stored without its score, before training goes on from it; the mIoU."""
     # Not counted as progress, for the first step still to come may compile for minutes.
-    score = validate(job, learner.scored, learner.device, found.step, log, lambda: None)
+    score = validate(run, learner.scored, learner.device, found.step, log, lambda: None)
     metrics = score_metrics(score)
     if log:
-        checkpoint.write_score(job.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
-    ray.train.report({"step": found.step, "run_id": job.run_id} | metrics)
+        checkpoint.write_score(run.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
+    ray.train.report({"step": found.step, "run_id": run.run_id} | metrics)
     return score.miou
-
-
-def _step(job: Job, learner: Learner, image: torch.Tensor, label: torch.Tensor, step: int, learning_rate: float) -> StepResult:
-    """A step; when memory runs short, half as many images a pass are noted for the next attempt. Raises MemoryShort then."""
-    try:
-        return learner.step(image, label, step, learning_rate)
-    except RuntimeError as error:
-        if not is_memory_short(error):
-            raise
-        share = math.ceil(job.config.train.global_batch / distributed.world_size())
-        used = min(learner.micro_batch or share, share)
-        if used == 1:
-            lighter = ", or set train.precision=bf16" if job.config.train.precision == "float32" else ""
-            raise MemoryShort(
-                f"one image of {job.config.data.crop} does not fit: lower data.crop_size{lighter} ({error})",
-                smaller=False,
-            ) from error
-        job.checkpoints.write(MICRO_BATCH, json.dumps({"micro_batch": math.ceil(used / 2), "step": step}).encode())
-        raise MemoryShort(
-            f"{used} images a pass do not fit at step {step}; going on with {math.ceil(used / 2)}, gradients added up to the "
-            f"same global batch ({error})",
-            smaller=True,
-        ) from error
 
 
 def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
@@ -204,11 +220,11 @@ def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
     return total
 
 
-def _report_hang(job: Job, text: str) -> None:
+def _report_hang(run: Run, text: str) -> None:
     """The stacks of a worker that hangs, into the log and into the run."""
     logger.error("%s", text)
     name = f"stacks/rank-{distributed.rank()}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     try:
-        runs.log_text(job.tracking_uri, job.run_id, name, text)
+        runs.log_text(run.tracking_uri, run.run_id, name, text)
     except Exception as error:  # the log has it already, and nothing may keep the worker from starting anew
         logger.warning("the stacks did not reach MLflow: %s", error)

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Progress:
+class Throughput:
     """Counts steps, images and seconds since the last line; validation and checkpoints are left out of the speed."""
 
     def __init__(self, steps: int, global_batch: int) -> None:

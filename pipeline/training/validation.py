@@ -5,33 +5,30 @@ leaves training alone; the next validation makes up for it, at the latest the on
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.train import Checkpoint, ValidationConfig
 
-from ccnet import CCNet, build_ccnet
+from ccnet import CCNet, build_ccnet, distributed
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import distributed
-from pipeline.cluster.connect import show_own_lines
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import evaluate, figures, panels
 from pipeline.evaluation.metrics import Score
 from pipeline.evaluation.protocol import validation_protocol
-from pipeline.fault_tolerance.failures import cause
-from pipeline.fault_tolerance.hang import StepWatch
-from pipeline.fault_tolerance.interruptions import asked
+from pipeline.fault_tolerance.failures import root_cause
+from pipeline.fault_tolerance.hang import HangDetector
+from pipeline.fault_tolerance.interruptions import stop_requested
+from pipeline.formatting import show_own_lines
 from pipeline.loading.batches import Sample, evaluation_samples
 from pipeline.loading.sampler import evaluation_share
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import score_metrics
-from pipeline.training.run import Job
+from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -39,94 +36,95 @@ LOOK_S = 2.0
 """Between two looks whether the job is told to stop."""
 
 
-def validate(job: Job, net: CCNet, device: torch.device, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
+def validate(run: Run, net: CCNet, device: torch.device, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
     """The score of the validation split, each image once over all workers; `log` gets it with its pictures.
 
     `progress` is called at each image.
     """
     started = time.monotonic()
-    indices = evaluation_share(job.manifest.num_images("val"), distributed.rank(), distributed.world_size())
-    samples = _told(evaluation_samples(job.config, job.manifest, "val", indices, job.config.evaluate.scale), progress)
-    counts, num_images = evaluate.evaluate_samples(net, samples, len(job.manifest.class_names), device)
-    protocol = validation_protocol(job.config, job.manifest)
-    score = evaluate.reduced_score(counts, num_images, job.manifest, "val", protocol, device)
+    indices = evaluation_share(run.manifest.num_images("val"), distributed.rank(), distributed.world_size())
+    samples = _reporting_progress(
+        evaluation_samples(run.config, run.manifest, "val", indices, run.config.evaluate.scale), progress
+    )
+    counts, num_images = evaluate.evaluate_samples(net, samples, len(run.manifest.class_names), device)
+    protocol = validation_protocol(run.config, run.manifest)
+    score = evaluate.reduced_score(counts, num_images, run.manifest, "val", protocol, device)
     if log:
         log.metrics(score.metrics(), step)
         log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
-        for name, picture in panels.of_validation(job, net, device).items():
+        for name, picture in panels.of_validation(run.config, run.manifest, net, device).items():
             log.picture(name, step, picture)
-        logger.info("step %d/%d  val mIoU %.4f on %d images  (%.1f s)", step, job.config.train.steps, score.miou,
+        logger.info("step %d/%d  val mIoU %.4f on %d images  (%.1f s)", step, run.config.train.steps, score.miou,
                     score.num_images, time.monotonic() - started)  # fmt: skip
     return score
 
 
-def _told(samples: Iterator[Sample], progress: Callable[[], None]) -> Iterator[Sample]:
+def _reporting_progress(samples: Iterator[Sample], progress: Callable[[], None]) -> Iterator[Sample]:
     for sample in samples:
         yield sample
         progress()
 
 
-def owed(job: Job, step: int) -> list[int]:
+def pending_validations(run: Run, step: int) -> list[int]:
     """Steps, the oldest first, of the stored checkpoints that should have a score and have none: the one after `step` steps, and
     those of validations before it."""
-    every = job.config.train.validate_every
-    return [found for found in checkpoint.unscored(job.checkpoints) if found == step or (found < step and found % every == 0)]
+    every = run.config.train.validate_every
+    return [found for found in checkpoint.unscored(run.checkpoints) if found == step or (found < step and found % every == 0)]
 
 
-def apart(job: Job) -> ValidationConfig:
+def background_validation(run: Run) -> ValidationConfig:
     """Ray Train's order to validate each checkpoint that is reported so, one at a time, while the workers go on."""
     # What the controller waits for needs nothing itself: Ray Train would end with a process that dies.
-    return ValidationConfig(fn=partial(_ordered, job), ray_remote_kwargs={"num_cpus": 0})
+    return ValidationConfig(fn=partial(_ordered, run), ray_remote_kwargs={"num_cpus": 0})
 
 
-def _ordered(job: Job, reported: Checkpoint) -> dict[str, Any]:
+def _ordered(run: Run, reported: Checkpoint) -> dict[str, Any]:
     """Has a reported checkpoint validated; a failure is a warning. Nothing for Ray Train to keep: the store has the score."""
     step = int(reported.path.rpartition("-")[2])
-    if asked(job.stop_flag):  # Ray Train waits for all that were reported before it lets the run end
+    if stop_requested(run.stop_flag):  # Ray Train waits for all that were reported before it lets the run end
         return {}
     try:
-        task = validation_task(job, step)
+        task = validation_task(run, step)
         while not ray.wait([task], timeout=LOOK_S)[0]:
-            if asked(job.stop_flag):
+            if stop_requested(run.stop_flag):
                 ray.cancel(task, force=True)
                 return {}
         ray.get(task)
     except Exception as error:
-        logger.warning("%s is not validated yet, training goes on: %s", reported.path, cause(error))
+        logger.warning("%s is not validated yet, training goes on: %s", reported.path, root_cause(error))
     return {}
 
 
-def validation_task(job: Job, step: int) -> Any:
-    """Starts `validate_owed` with the resources of one training worker; what `ray.get` waits for."""
-    train = job.config.train
-    num_gpus = int(job.on_gpus)
-    return ray.remote(num_cpus=train.cpus_per_worker, num_gpus=num_gpus)(validate_owed).remote(job, step)
+def validation_task(run: Run, step: int) -> Any:
+    """Starts `validate_all_pending` with the resources of one training worker; what `ray.get` waits for."""
+    train = run.config.train
+    num_gpus = int(run.on_gpus)
+    return ray.remote(num_cpus=train.cpus_per_worker, num_gpus=num_gpus)(validate_all_pending).remote(run, step)
 
 
-def validate_owed(job: Job, step: int) -> None:
+def validate_all_pending(run: Run, step: int) -> None:
     """Scores all checkpoints that are owed a score, in this process alone; one that does not verify is passed over."""
     show_own_lines()
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    # Another one than the workers', whose own spool has one writer.
-    log = MetricLog(job.tracking_uri, job.run_id, Path(tempfile.gettempdir(), "ccnet-spool-apart"))
+    log = MetricLog(run.tracking_uri, run.run_id)
     try:
-        with StepWatch(job.config.faults.hang_s, partial(logger.error, "%s")) as watch:
-            for each in owed(job, step):
+        with HangDetector(run.config.faults.hang_s, partial(logger.error, "%s")) as watch:
+            for each in pending_validations(run, step):
                 try:
-                    _score(job, each, device, log, watch.progress)
+                    _score(run, each, device, log, watch.progress)
                 except CheckpointError as error:
                     logger.warning("not validated: %s", error)
     finally:
         log.close()
 
 
-def _score(job: Job, step: int, device: torch.device, log: MetricLog, progress: Callable[[], None]) -> None:
+def _score(run: Run, step: int, device: torch.device, log: MetricLog, progress: Callable[[], None]) -> None:
     """Validates a stored checkpoint as the workers would have, and stores its score."""
     name = checkpoint.folder_name(step)
-    found = checkpoint.load(job.checkpoints, name, with_optimizer=False)
+    found = checkpoint.load(run.checkpoints, name, with_optimizer=False)
     net: CCNet = build_ccnet(**found.progress["model"])
     checkpoint.restore(found, net)
     # In the learner's memory format, in which sums are rounded differently.
     net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    score = validate(job, net, device, step, log, progress)
-    checkpoint.write_score(job.checkpoints, name, found.sha256, score_metrics(score), score._asdict())
+    score = validate(run, net, device, step, log, progress)
+    checkpoint.write_score(run.checkpoints, name, found.sha256, score_metrics(score), score._asdict())

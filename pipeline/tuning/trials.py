@@ -17,8 +17,8 @@ from pipeline.storage.store import Store, open_store
 from pipeline.tracking import registry, runs
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.tracking.provenance import environment
-from pipeline.training.run import Job
-from pipeline.training.train import best_facts, best_of, build_trainer, end_run
+from pipeline.training.run import Run
+from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +34,20 @@ class Trial(NamedTuple):
     run_id: str
 
 
-def run_trial(overrides: dict[str, Any], *, parent: Job, key: str) -> None:
+def run_trial(overrides: dict[str, Any], *, parent: Run, key: str) -> None:
     """One trial: the training of `jobs.train` under its overrides, reporting the global mIoU of every validation to Tune."""
-    job = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
+    run = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
     try:
-        build_trainer(job, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
+        build_trainer(run, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
     except Exception as error:
-        end_run(job, error)
+        end_run(run, error)
         raise
 
 
-def trial_job(parent: Job, overrides: dict[str, Any], key: str, number: str) -> Job:
+def trial_job(parent: Run, overrides: dict[str, Any], key: str, number: str) -> Run:
     """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
     config = trial_config(parent.config, overrides)
-    run_id = runs.open_run(
+    run_id = runs.open_mlflow_run(
         config,
         environment=environment(),
         run_key=f"{key}-{number}",
@@ -66,7 +66,7 @@ def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
     """A trial's settings, with the fewest workers that may be: those fit the cluster, and elastic trials would take one another's
     CPUs. The global batches, and so what is learnt, are the same for any number. Validated in place: ASHA waits for scores."""
     config = override(config, overrides)
-    return override(config, {"train.workers": config.train.fewest_workers, "evaluate.apart": False})
+    return override(config, {"train.workers": config.train.fewest_workers, "evaluate.background": False})
 
 
 def _checkpoints(config: Config, key: str, number: str) -> Store:
@@ -84,17 +84,17 @@ def _domain(dimension: Dimension) -> Any:
     return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
 
 
-def _end_trial(parent: Job, key: str, result: Any) -> Trial:
+def _end_trial(parent: Run, key: str, result: Any) -> Trial:
     """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
     run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
     config = override(parent.config, dict(result.config))
     stopped_early = step < config.train.steps
     MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
-    job = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
+    run = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
     miou = float(result.metrics["miou"])
-    if checkpoint.best(job.checkpoints):
-        best, score = best_of(job)
-        registry.log_best(job.tracking_uri, run_id, **best_facts(best, score))
+    if checkpoint.best(run.checkpoints):
+        best, score = best_of(run)
+        registry.log_best(run.tracking_uri, run_id, **checkpoint_summary(best, score))
         miou = max(miou, score.miou)
     runs.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
     return Trial(number, dict(result.config), miou, step, stopped_early, run_id)

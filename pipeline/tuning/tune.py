@@ -16,10 +16,11 @@ from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.evaluation.metrics import Score
-from pipeline.fault_tolerance.failures import cause
+from pipeline.fault_tolerance.failures import root_cause
+from pipeline.formatting import table
 from pipeline.storage.store import open_store
 from pipeline.tracking import runs
-from pipeline.training.run import Job, open_job
+from pipeline.training.run import Run, open_run
 from pipeline.training.train import best_of, end_run, record_best
 from pipeline.tuning.trials import Trial, _checkpoints, _domain, _end_trial, _Lines, concurrent_trials, run_trial
 
@@ -30,6 +31,7 @@ class SearchResult(NamedTuple):
     """A finished search: the trials, best first, and where its MLflow run is."""
 
     run_id: str
+    tracking_uri: str
     trials: list[Trial]
     score: Score
     """Of the best trial's best checkpoint."""
@@ -37,22 +39,19 @@ class SearchResult(NamedTuple):
     def table(self) -> str:
         """One line per trial, and the overrides that reproduce the winner."""
         keys = list(self.trials[0].overrides)
-        rows = [["trial", *keys, "mIoU", "step", "ended"]]
-        for trial in self.trials:
-            values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()]
-            rows.append(
-                [
-                    trial.number,
-                    *values,
-                    f"{trial.miou:.4f}",
-                    str(trial.step),
-                    "stopped early" if trial.stopped_early else "complete",
-                ]
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows = [
+            [
+                trial.number,
+                *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()),
+                f"{trial.miou:.4f}",
+                str(trial.step),
+                "stopped early" if trial.stopped_early else "complete",
+            ]
+            for trial in self.trials
+        ]
+        lines = table(["trial", *keys, "mIoU", "step", "ended"], rows)
         winner = shlex.join(f"{key}={json.dumps(value)}" for key, value in self.trials[0].overrides.items())
-        return "\n".join([*lines, "", f"reproduce the best: the search's configuration and overrides, and\n{winner}"])
+        return f"{lines}\n\nreproduce the best: the search's configuration and overrides, and\n{winner}"
 
 
 def search(config: Config) -> SearchResult:
@@ -60,20 +59,20 @@ def search(config: Config) -> SearchResult:
     if not config.tune.space:
         raise ConfigError(["tune.space: missing; name at least one setting, such as train.learning_rate: {log: [0.003, 0.1]}"])
     key = f"{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
-    parent = open_job(config, run_key=key)
+    parent = open_run(config, run_key=key)
     try:
         grid = _run_trials(parent, key)
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
         trials = sorted((_end_trial(parent, key, result) for result in ended), key=lambda trial: -trial.miou)
-        score = _crown(parent, key, trials)
+        score = _register_best(parent, key, trials)
     except BaseException as error:
         end_run(parent, error)
         raise
     runs.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
-    return SearchResult(parent.run_id, trials, score)
+    return SearchResult(parent.run_id, parent.tracking_uri, trials, score)
 
 
-def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
+def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
     config, settings = parent.config, parent.config.tune
     file_system, path = open_store(config.runs_url, config.storage).arrow()
     # One step past the last: a trial that trains to its end closes itself, instead of being stopped while it saves.
@@ -99,22 +98,22 @@ def _run_trials(parent: Job, key: str) -> tune.ResultGrid:
     if len(lines.ended) + len(grid.errors) < len(grid):
         raise KeyboardInterrupt  # Tune swallows the first one and returns what there is
     if len(grid.errors) == len(grid):
-        raise RunFailed(f"all {len(grid)} trials failed; the first: {cause(grid.errors[0])}")
+        raise RunFailed(f"all {len(grid)} trials failed; the first: {root_cause(grid.errors[0])}")
     for error in grid.errors:
-        logger.warning("a trial failed and is left out: %s", cause(error))
+        logger.warning("a trial failed and is left out: %s", root_cause(error))
     return grid
 
 
-def _crown(parent: Job, key: str, trials: list[Trial]) -> Score:
+def _register_best(parent: Run, key: str, trials: list[Trial]) -> Score:
     """Records the best checkpoint of the best trial that has one, in the parent's run and in the registry.
 
     ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
     """
     for trial in trials:
-        job = parent._replace(checkpoints=_checkpoints(parent.config, key, trial.number))
-        if checkpoint.best(job.checkpoints):
-            best, score = best_of(job)
-            record_best(job, best, score)
+        run = parent._replace(checkpoints=_checkpoints(parent.config, key, trial.number))
+        if checkpoint.best(run.checkpoints):
+            best, score = best_of(run)
+            record_best(run, best, score)
             return score
         logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
     raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")

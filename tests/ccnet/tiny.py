@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ccnet import Output, SampleDropout2d, build_optimizer, synchronise_batch_norm, train_step
+from ccnet.distributed import rank, world_size
 from ccnet.ema import Average
-from ccnet.layers import freeze_batch_norm, rank, world_size
+from ccnet.layers import freeze_batch_norm
 from ccnet.losses import PUBLISHED, Objective
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ccnet import distributed
 from ccnet.optim import poly_learning_rate
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import distributed
 from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.data.manifest import open_data
@@ -37,7 +37,7 @@ def train(config: Config, threads: int) -> Learner:
     learner = Learner(config, len(feed.manifest.class_names), torch.device("cpu"))
     learner.distribute()
     for step in range(config.train.steps):
-        image, label, _ = feed.crops(feed.plan.positions(step, step + 1, distributed.rank(), feed.workers))
+        image, label, _ = feed.crops(feed.sampler.positions(step, step + 1, distributed.rank(), feed.workers))
         rate = poly_learning_rate(config.train.learning_rate, step, config.train.steps, config.train.power)
         learner.step(torch.from_numpy(np.moveaxis(image, 3, 1)), torch.from_numpy(label), step=step, learning_rate=rate)
     return learner

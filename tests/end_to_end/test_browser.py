@@ -26,7 +26,7 @@ def test_pages_of_a_run_show_charts_and_panel(mlflow_server: MlflowServer, tmp_p
     truth = ((x - 30) ** 2 + (y - 35) ** 2 < 400).astype(np.uint8)
     image = figures.colorize(truth, COLORS)
     uri = mlflow_server.uri
-    run_id = runs.open_run(settings(uri, **{"tracking.experiment": "browser"}), environment=ENVIRONMENT)
+    run_id = runs.open_mlflow_run(settings(uri, **{"tracking.experiment": "browser"}), environment=ENVIRONMENT)
     log = MetricLog(uri, run_id, tmp_path / "spool")
     for step in range(10, 301, 10):
         log.metrics({"train/loss": math.exp(-step / 100), "train/learning_rate": 0.01 * (1 - step / 301)}, step)

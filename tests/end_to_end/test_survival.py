@@ -241,8 +241,8 @@ def test_without_a_finite_loss_the_run_goes_back_and_ends_with_the_diagnosis(pla
     assert did == "not retried: it went back to a checkpoint as often as faults.max_rollbacks = 1 allows"
     # Steps 2 to 4 were left out, and no checkpoint was written in between: none that only leads there again.
     assert (ended.log.count(STARTED), ended.log.count("resumed at step 2 ")) == (2, 1)
-    left_out = [line for line in ended.log.splitlines() if "left out, loss or gradient is not finite: step 2" in line]
-    assert len(left_out) == 4, "both workers, twice"
+    skipped_steps = [line for line in ended.log.splitlines() if "left out, loss or gradient is not finite: step 2" in line]
+    assert len(skipped_steps) == 4, "both workers, twice"
     assert place.history(ended, "train/skipped_steps") == {3: 1, 4: 2}
     assert [(fault["kind"], fault["did"][:15]) for fault in ended.faults] == [
         ("not finite", "back to the las"),

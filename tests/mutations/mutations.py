@@ -68,11 +68,10 @@ MUTATIONS = (
         name="metric-twice",
         file="pipeline/tracking/metric_log.py",
         old="""\
-                if record["step"] not in self._steps[key]:
-                    fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
+        if fresh := [point for point in named if point.step not in self._steps[point.key]]:
 """,
         new="""\
-                fresh.setdefault((key, record["step"]), tracking.Point(key, value, record["time"], record["step"]))
+        if fresh := named:
 """,
         test="tests/pipeline/tracking/test_metric_log.py::test_a_gap_left_on_another_machine_is_filled_when_its_records_come",
     ),
@@ -97,11 +96,11 @@ MUTATIONS = (
         name="learning-rate-after-resume",
         file="pipeline/training/loop.py",
         old="""\
-    for step, image, label, replaced in progress.timed(batches):
-        learning_rate = poly_learning_rate(train.learning_rate, step, train.steps, train.power, train.warmup_steps)
+    for batch in throughput.timed(batches):
+        learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
 """,
         new="""\
-    for taken, (step, image, label, replaced) in enumerate(progress.timed(batches)):
+    for taken, batch in enumerate(throughput.timed(batches)):
         learning_rate = poly_learning_rate(train.learning_rate, taken, train.steps, train.power, train.warmup_steps)
 """,
         test=RESUMED,
@@ -110,14 +109,14 @@ MUTATIONS = (
         # A worker's exception is printed, and for Ray Train the worker has done its work.
         name="swallowed-fault",
         file="pipeline/fault_tolerance/failures.py",
-        old="raise WorkerFault(fault_of(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error",
+        old="raise WorkerFault(classify(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error",
         new="traceback.print_exception(error)",
         test="tests/pipeline/fault_tolerance/test_failures.py::"
         "test_what_a_worker_sends_names_the_exception_its_cause_and_the_last_line_of_our_own",
     ),
     Mutation(
         name="secret-printed",
-        file="pipeline/tracking/runs.py",
+        file="pipeline/tracking/client.py",
         old="tracking.uri = {shown}: no MLflow server answers there",
         new="tracking.uri = {uri}: no MLflow server answers there",
         test="tests/pipeline/tracking/test_runs.py::test_password_of_a_database_is_not_printed",

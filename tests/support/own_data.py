@@ -10,7 +10,7 @@ from pipeline.config.config import Config
 from pipeline.data.manifest import open_data
 from pipeline.data.synthetic import NAMES, SEED, sample
 from pipeline.images.codec import encode_png
-from pipeline.loading.blocks import num_blocks
+from pipeline.loading.blocks import num_blocks, steps_per_block
 from pipeline.loading.feed import Batch, Feed
 from pipeline.loading.sampler import PADDING
 
@@ -60,7 +60,7 @@ def hashes(batches: dict[int, list[Batch]]) -> dict[int, str]:
 
 def by_step(feed: Feed) -> dict[int, str]:
     """Hashes of the global batches of all blocks of a feed, padding left out."""
-    steps, per_block = feed.config.train.steps, feed.config.steps_per_block(feed.workers)
+    steps, per_block = feed.config.train.steps, steps_per_block(feed.config, feed.workers)
     batches: dict[int, list[Batch]] = {step: [] for step in range(feed.first_step, steps)}
     for number in range(num_blocks(feed.first_step, steps, steps_per_block=per_block, workers=feed.workers)):
         rows = feed.rows({"id": np.array([number])})

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from pipeline.fault_tolerance.failures import WorkerFault, explained
+from pipeline.fault_tolerance.failures import WorkerFault, as_worker_fault
 
 DEATH = """The actor died unexpectedly before finishing this task.
 	class_name: RayTrainWorker
@@ -25,7 +25,7 @@ def died(actor: str = "a1", *, preempted: bool = False) -> Exception:
 
 def sent(error: Exception) -> Exception:
     """As a worker sends its exception to the controller."""
-    with pytest.raises(WorkerFault) as caught, explained():
+    with pytest.raises(WorkerFault) as caught, as_worker_fault():
         raise error
     received: Exception = pickle.loads(pickle.dumps(caught.value))
     return received

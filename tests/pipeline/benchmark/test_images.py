@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import ray
 
-from jobs import benchmark as job
 from pipeline.benchmark.datasets import Target, find_targets, make_pictures, picture, repeated
 from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, steady_rate
-from pipeline.benchmark.images import Figure, benchmark, whole_then_crop
+from pipeline.benchmark.images import Figure, measure_images, whole_then_crop
 from pipeline.benchmark.processes import family, own_peak, pss
-from pipeline.benchmark.tables import json_line
+from pipeline.benchmark.tables import images_tables, json_line
 from pipeline.benchmark.workload import Steps, positions
 from pipeline.config.benchmark import Pictures
 from pipeline.config.config import Config
@@ -79,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             patch.setattr(f"pipeline.benchmark.images.{name}", value)
         ray.shutdown()
         small = config(tmp_path_factory.mktemp("bench"))
-        (figures,) = benchmark(small)
+        (figures,) = measure_images(small)
     ((feed, stages, left),) = rounds
     return Run(small, figures, feed, stages, left, ray.is_initialized())
 
@@ -179,7 +178,7 @@ def test_made_pictures_are_prepared_once(run: Run, target: Target) -> None:
 @pytest.mark.slow
 def test_rows_are_the_few_objects_over_and_over(target: Target) -> None:
     many = Feed(target.config, repeated(target, 1_000), 0, workers=1)
-    assert many.plan.num_samples == 1_000
+    assert many.sampler.num_samples == 1_000
     assert many.crops(np.arange(40))[0].shape == (40, 33, 33, 3)
 
 
@@ -248,7 +247,7 @@ def figure(stage: str, **other: object) -> Figure:
 
 def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
     fed = {"from_request": 88.0, "first_batch_s": 1.25, "data_wait": 0.031, "peak_mib": 812.3, "first_batch_cold_s": 4.5}
-    text = job.tables(
+    text = images_tables(
         [
             figure("bare loop", ratios={"bare loop": 1.0, "torch DataLoader": 1.1}),
             figure("Ray Data", ratios={"bare loop": 0.9, "torch DataLoader": 0.99}, **fed),
@@ -256,7 +255,7 @@ def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
             figure("decode only", store="/disk", ratios={}),
         ]
     )
-    rows = {line[:26].strip(): line[26:].split() for line in text.splitlines()}
+    rows = {line[:23].strip(): line[23:].split() for line in text.splitlines()}
     assert rows["bare loop"] == ["100.0", "90.0", "to", "110.0", "1.00", "1.10"]
     assert rows["Ray Data"] == ["100.0", "90.0", "to", "110.0", "0.90", "0.99", "88.0", "1.25", "3.1%", "812"]
     assert "augment: the crop alone: 3.50 x augment: whole, then crop" in text

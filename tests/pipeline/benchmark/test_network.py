@@ -9,6 +9,7 @@ import torch
 from jobs import benchmark as job
 from pipeline.benchmark.device import gflop
 from pipeline.benchmark.launchers import measure_launchers
+from pipeline.benchmark.tables import launchers_tables
 from pipeline.config.config import Config
 from pipeline.config.load import load
 
@@ -47,5 +48,5 @@ def test_both_launchers_run_the_loop_in_turns_and_alone(tmp_path):
     assert all(0 < f.alone_s < f.whole_s for f in figures)
     assert figures[0].ratio == pytest.approx(figures[0].step_s / figures[1].step_s), "one round: its own ratio"
     assert figures[1].ratio == 1
-    assert "x torchrun" in job.launchers_tables(figures)
+    assert "x torchrun" in launchers_tables(figures)
     assert not multiprocessing.active_children()

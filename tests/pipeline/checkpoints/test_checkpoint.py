@@ -117,7 +117,7 @@ def test_saving_takes_no_second_copy_of_the_tensors(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import torch
-from pipeline import checkpoint
+from pipeline.checkpoints import checkpoint
 from pipeline.benchmark.processes import own_peak
 folder = Path(sys.argv[1])
 small, large = ({"weight": torch.ones(mib, 1 << 18)} for mib in (1, 192))

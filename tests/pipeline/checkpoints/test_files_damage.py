@@ -183,5 +183,5 @@ def test_a_store_that_refuses_is_no_reason_to_take_an_older_one(endpoint: str, c
         saved(bucket, tmp_path, step)
     with FaultyStore(endpoint, aimed={f"GET .*step-000020/{MODEL}": "forbid"}) as proxy:
         sick = dataclasses.replace(bucket, endpoint=proxy.endpoint)
-        with pytest.raises(ValueError, match=rf"step-000020/{MODEL}.*access refused"):
+        with pytest.raises(StorageError, match=rf"step-000020/{MODEL}.*access refused"):
             latest(sick)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoints import checkpoint, files
+from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, OPTIMIZER, PROGRESS
 from pipeline.config.base import Storage
 from pipeline.errors import CheckpointError, StorageError
@@ -80,7 +80,7 @@ def test_a_local_file_that_changed_after_it_was_saved_is_noticed(bucket: Store, 
 
 
 def test_reading_back_is_in_pieces(bucket: Store, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PIECE_BYTES", 100)
+    monkeypatch.setattr("pipeline.storage.store.PIECE_BYTES", 100)
     with FaultyStore(endpoint) as proxy:
         saved(behind(proxy, bucket), tmp_path, 10)
     reads = sum(line.startswith("GET ") and MODEL in line for line in proxy.lines)

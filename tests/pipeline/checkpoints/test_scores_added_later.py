@@ -15,8 +15,8 @@ from pipeline.checkpoints.files import SCORE, read_manifest
 from pipeline.config.base import Storage
 from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store, open_store
-from pipeline.training.checkpointing import Record
-from tests.support.checkpoints import saved, trained
+from pipeline.training.checkpointing import RunRecord
+from tests.support.checkpoints import saved
 from tests.support.faulty_store import FaultyStore
 
 
@@ -101,21 +101,7 @@ def test_one_whose_score_may_be_on_its_way_is_kept_until_a_newer_one_has_one(sto
 
 
 def test_patience_counts_a_checkpoints_own_score() -> None:
-    before = Record(best=0.6, since_best=1).json()
-    assert Record.of({"record": before, "metrics": {}}) == Record(best=0.6, since_best=1)
-    assert Record.of({"record": before, "metrics": {"miou": 0.5}}) == Record(best=0.6, since_best=2)
-    assert Record.of({"record": before, "metrics": {"miou": 0.7}}) == Record(best=0.7, since_best=0)
-
-
-def test_a_checkpoint_from_before_late_scores_reads_as_one_of_today(tmp_path: Path) -> None:
-    """Before a checkpoint could be without a score, the score alone had the class names and the protocol."""
-    store, local = Store(str(tmp_path / "store")), tmp_path / "local"
-    local.mkdir()
-    score = {"class_names": ["sky", "road"], "protocol": {"data_fingerprint": "ab"}, "num_images": 3}
-    before = {"step": 10, "replaced": 2, "metrics": {"miou": 0.5}, "score": score}
-    checkpoint.save(local, checkpoint.snapshot(*trained(10)), before)
-    checkpoint.upload(local, store, folder_name(10))
-    found = checkpoint.newest_progress(store)
-    assert found is not None
-    assert (found["class_names"], found["protocol"]) == (["sky", "road"], {"data_fingerprint": "ab"})
-    assert Record.of(found) == Record(replaced=2, best=0.5)
+    before = RunRecord(best=0.6, since_best=1).json()
+    assert RunRecord.of({"record": before, "metrics": {}}) == RunRecord(best=0.6, since_best=1)
+    assert RunRecord.of({"record": before, "metrics": {"miou": 0.5}}) == RunRecord(best=0.6, since_best=2)
+    assert RunRecord.of({"record": before, "metrics": {"miou": 0.7}}) == RunRecord(best=0.7, since_best=0)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.classes import CITYSCAPES, VOC, palette
-from pipeline.data.classes import CAMVID, CITYSCAPES_LABEL_MAP, classes
+from pipeline.data.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_MAP, VOC, classes, palette
 from pipeline.errors import SourceError
 from pipeline.storage.store import Store
 from tests.support.sources import ADE, make, object_info

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.inspection import inspect
 from pipeline.data.classes import CAMVID
+from pipeline.data.inspection import inspect
 from pipeline.images import codec
 from pipeline.images.codec import check_encoding
 

@@ -9,8 +9,8 @@ import pytest
 from pipeline.config.base import Storage
 from pipeline.data.classes import GENERATED, classes
 from pipeline.data.layouts import Pair, find_splits
-from pipeline.images.codec import IGNORE
 from pipeline.errors import SourceError, StorageError
+from pipeline.images.codec import IGNORE
 from pipeline.storage.store import Store, open_store
 from tests.support.sources import ADE, faults, make, object_info, voc
 

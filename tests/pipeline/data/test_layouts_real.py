@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.classes import VOC
-from pipeline.data.classes import CAMVID, classes
+from pipeline.data.classes import CAMVID, VOC, classes
 from pipeline.data.layouts import Pair, find_splits
 from pipeline.storage.store import Store
 from tests.support.sources import faults, make, voc

@@ -51,7 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     net = build_ccnet(**MODEL)
     with torch.no_grad():
         net.head.attention.gamma.fill_(1.0)  # at its initial 0 every R gives the same
-    score = Score([[0]], synthetic.NAMES, 0, {})
+    score = Score([[0]], synthetic.NAMES, 0, {}, [[0], [0]])
     folder = tmp_path_factory.mktemp("checkpoint")
     checkpoint.save(
         folder,
@@ -236,7 +236,7 @@ def test_shared_out_every_number_comes_back_once_and_progress_is_said(
     monkeypatch.setattr(tasks, "SECONDS_BETWEEN_LINES", 0.0)
     made = override(config, {"train.workers": num_workers, "train.cpus_per_worker": 0.25})
     with caplog.at_level(logging.INFO, logger="pipeline.cluster.tasks"):
-        assert sorted(tasks.in_shares(square, 5, made)) == [0, 1, 4, 9, 16]
+        assert sorted(tasks.map_images(square, 5, made)) == [0, 1, 4, 9, 16]
     assert [message.split()[0] for message in caplog.messages] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
 
 
@@ -247,4 +247,4 @@ def test_a_share_that_fails_is_not_passed_over(config: Config, local_ray: None) 
         raise ValueError("sample val-2: not a readable image")
 
     with pytest.raises(ValueError, match="sample val-2"):
-        list(tasks.in_shares(broken, 5, config))
+        list(tasks.map_images(broken, 5, config))

@@ -118,9 +118,3 @@ def test_confusion_picture_grows_with_the_classes(num_classes: int) -> None:
     assert picture.dtype == np.uint8
     assert min(picture.shape[:2]) > 46 * num_classes
     assert max(picture.shape[:2]) < 46 * num_classes + 200
-
-
-def test_learning_curve_draws_every_line() -> None:
-    picture = figures.learning_curve({"R = 2": ([0, 10], [0.1, 0.5]), "R = 0": ([0, 10], [0.1, 0.3])}, "mIoU")
-    for line in figures.LINES[:2]:
-        assert (picture == tuple(bytes.fromhex(line[1:]))).all(axis=2).any()

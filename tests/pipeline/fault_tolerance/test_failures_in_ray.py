@@ -24,8 +24,8 @@ from ray.util.state import list_actors
 
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed, SampleError, StorageError
-from pipeline.fault_tolerance.failures import Kind, Moved, WorkerFault, cause, explained, fault_of
-from pipeline.fault_tolerance.policy import Judge
+from pipeline.fault_tolerance.failures import Kind, NodePreempted, WorkerFault, as_worker_fault, classify, root_cause
+from pipeline.fault_tolerance.policy import RestartPolicy
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -40,7 +40,7 @@ def run_config(folder: Path, **faults: Any) -> RunConfig:
         name="run",
         storage_path=str(folder / "storage"),
         failure_config=FailureConfig(max_failures=-1),
-        callbacks=[Judge(Faults(**faults), partial(append, folder / "events"))],
+        callbacks=[RestartPolicy(Faults(**faults), partial(append, folder / "events"))],
     )
 
 
@@ -73,7 +73,7 @@ def save(folder: Path, number: int) -> None:
 
 
 def failing_often(settings: dict[str, Any]) -> None:
-    with explained():
+    with as_worker_fault():
         folder = Path(settings["folder"])
         number = attempt(folder)
         if number == 0:  # before Ray Train has seen it run
@@ -84,7 +84,7 @@ def failing_often(settings: dict[str, Any]) -> None:
             wait_for((folder / "controller").exists)
             os.kill(int((folder / "controller").read_text()), signal.SIGKILL)
             time.sleep(60)
-        raise Moved("node 12ab is about to be taken away") if number == 3 else ConnectionError("store away")
+        raise NodePreempted("node 12ab is about to be taken away") if number == 3 else ConnectionError("store away")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -115,7 +115,7 @@ def test_failures_with_checkpoints_in_between_are_survived_until_one_repeats(tmp
     for _ in range(2):
         with pytest.raises((ControllerError, RayActorError)) as caught:
             trainer.fit()
-        if fault_of(caught.value).kind != Kind.INFRASTRUCTURE:
+        if classify(caught.value).kind != Kind.INFRASTRUCTURE:
             break
         del caught
         gc.collect()  # as run_job does
@@ -125,9 +125,9 @@ def test_failures_with_checkpoints_in_between_are_survived_until_one_repeats(tmp
     # Of those that failed before nothing holds its workers' room; the last one's is held by its handler of SIGINT.
     alive = [("class_name", "=", "TrainController"), ("state", "=", "ALIVE")]
     wait_for(lambda: len(list_actors(filters=alive)) <= 1)
-    error = cause(caught.value)
+    error = root_cause(caught.value)
     assert isinstance(error, RunFailed)
-    assert "worker 0: ConnectionError: store away  [pipeline/test_failures_in_ray.py line" in str(error)
+    assert "worker 0: ConnectionError: store away  [fault_tolerance/test_failures_in_ray.py line" in str(error)
     assert "not retried: the same as before" in str(error)
     kinds = [event["kind"] for event in recorded(tmp_path)]
     assert kinds[-4:] == ["infrastructure", "moved", "infrastructure", "infrastructure"]
@@ -151,7 +151,7 @@ def unreadable(error: Exception, rows: dict[str, np.ndarray[Any, Any]]) -> dict[
 def test_what_a_data_task_raises_is_told_apart_by_the_worker_that_waits_for_it(error: Exception, kind: Kind, quiet: None) -> None:
     rows = ray.data.range(4, override_num_blocks=1).map_batches(partial(unreadable, error), num_cpus=0.2)
     (shard,) = rows.streaming_split(1)
-    with pytest.raises(WorkerFault) as caught, explained():
+    with pytest.raises(WorkerFault) as caught, as_worker_fault():
         next(iter(shard.iter_batches(batch_size=4, batch_format="numpy")))
-    fault = fault_of(pickle.loads(pickle.dumps(caught.value)))
+    fault = classify(pickle.loads(pickle.dumps(caught.value)))
     assert (fault.kind, fault.what) == (kind, f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.fault_tolerance import hang
-from pipeline.fault_tolerance.hang import EXIT_CODE, StepWatch
+from pipeline.fault_tolerance.hang import EXIT_CODE, HangDetector
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 @contextmanager
 def process(role: Callable[..., None], *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A function of this file in a process of its own, which is gone afterwards."""
-    code = f"from tests.pipeline import test_hang; test_hang.{role.__name__}(*{[str(a) for a in arguments]!r})"
+    code = f"from tests.pipeline.fault_tolerance import test_hang; test_hang.{role.__name__}(*{[str(a) for a in arguments]!r})"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         yield running
@@ -57,7 +57,7 @@ def waits_for_ever(folder: str) -> None:
     hang.LINGER_S = 0.2
     threading.Thread(target=idles, args=(threading.Event(),), name="idler", daemon=True).start()
     lock = threading.Lock()
-    with lock, StepWatch(0.5, partial(write, Path(folder, "stacks"))) as watch:
+    with lock, HangDetector(0.5, partial(write, Path(folder, "stacks"))) as watch:
         watch.progress()
         lock.acquire()
 
@@ -79,7 +79,7 @@ def test_a_process_that_hangs_in_a_lock_tells_all_stacks_but_the_watchs_own_and_
 
 def steps_until_told(folder: str) -> None:
     """Slow at first, then steps of 0.3 s; ends when told, or fails after a minute."""
-    with StepWatch(1.0, partial(write, Path(folder, "stacks"))) as watch:
+    with HangDetector(1.0, partial(write, Path(folder, "stacks"))) as watch:
         time.sleep(1.5)
         for step in range(200):
             watch.progress()
@@ -119,7 +119,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_pause_does_not_count_and_what_follows_it_does(ends: list[int]) -> None:
     told: list[str] = []
-    with StepWatch(0.5, told.append) as watch:
+    with HangDetector(0.5, told.append) as watch:
         with watch.paused():  # before the first step: does not start the count
             pass
         time.sleep(0.8)
@@ -136,12 +136,12 @@ def test_the_process_ends_though_the_stacks_cannot_be_told(ends: list[int], capl
     def failing(text: str) -> None:
         raise ConnectionError("MLflow is down")
 
-    with StepWatch(0.2, failing) as watch:
+    with HangDetector(0.2, failing) as watch:
         watch.progress()
         wait_for(lambda: bool(ends))
     assert caplog.messages == ["the stacks could not be told"]
     answered = threading.Event()
-    with StepWatch(0.2, lambda text: answered.wait(60) and None) as watch:
+    with HangDetector(0.2, lambda text: answered.wait(60) and None) as watch:
         watch.progress()
         wait_for(lambda: len(ends) == 2)
     answered.set()
@@ -149,9 +149,9 @@ def test_the_process_ends_though_the_stacks_cannot_be_told(ends: list[int], capl
 
 def test_no_thread_is_left_behind(ends: list[int]) -> None:
     before = set(threading.enumerate())
-    with StepWatch(60.0, print) as watch:
+    with HangDetector(60.0, print) as watch:
         watch.progress()
-    with pytest.raises(KeyError), StepWatch(60.0, print):
+    with pytest.raises(KeyError), HangDetector(60.0, print):
         raise KeyError("image")
     assert set(threading.enumerate()) - before == set()
     assert ends == []

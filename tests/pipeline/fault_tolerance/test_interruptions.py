@@ -3,12 +3,12 @@
 import pytest
 
 from pipeline.config.train import Stop
-from pipeline.fault_tolerance.interruptions import Spent
+from pipeline.fault_tolerance.interruptions import TimeSpent
 
 
 def test_attempts_add_up_whatever_their_number_of_workers() -> None:
-    spent = Spent().plus(1800, 2).plus(3600, 4)
-    assert spent == Spent(hours=1.5, worker_hours=5.0)
+    spent = TimeSpent().plus(1800, 2).plus(3600, 4)
+    assert spent == TimeSpent(hours=1.5, worker_hours=5.0)
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_attempts_add_up_whatever_their_number_of_workers() -> None:
     ],
 )
 def test_a_budget_is_spent_when_it_is_reached(stop: Stop, said: str | None) -> None:
-    assert Spent(hours=1.5, worker_hours=5.0).over(stop) == said
+    assert TimeSpent(hours=1.5, worker_hours=5.0).exhausted(stop) == said

@@ -13,17 +13,17 @@ from ray.train import Checkpoint
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed, StorageError
 from pipeline.fault_tolerance import policy
-from pipeline.fault_tolerance.failures import MemoryShort, Moved, NotFinite
-from pipeline.fault_tolerance.policy import Judge
+from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory
+from pipeline.fault_tolerance.policy import RestartPolicy
 from tests.support.worker_faults import GLOO, died, sent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def judging(**faults: Any) -> tuple[Judge, list[dict[str, Any]], Callable[..., None]]:
+def judging(**faults: Any) -> tuple[RestartPolicy, list[dict[str, Any]], Callable[..., None]]:
     """A judge, what it records, and a call that shows it the exceptions of workers 0, 1, ... of one attempt."""
     events: list[dict[str, Any]] = []
-    made = Judge(Faults(**faults), events.append)
+    made = RestartPolicy(Faults(**faults), events.append)
     return made, events, lambda *errors: made.after_exception(None, dict(enumerate(errors)))
 
 
@@ -34,7 +34,7 @@ def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.
     _, events, fail = judging()
     with pytest.raises(RunFailed) as caught, caplog.at_level(logging.WARNING, "pipeline.fault_tolerance.policy"):
         fail(sent(ValueError("negative label")))
-    assert str(caught.value).startswith("worker 0: ValueError: negative label  [tests/support/worker_faults.py line ")
+    assert str(caught.value).startswith("worker 0: ValueError: negative label  [support/worker_faults.py line ")
     assert str(caught.value).endswith(" in sent]\nnot retried: it would repeat")
     assert [message.split("  [")[0] for message in caplog.messages] == ["worker 0: ValueError: negative label"]
     assert caplog.messages[0].endswith("]: not retried: it would repeat")
@@ -45,7 +45,7 @@ def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.
 
 
 @pytest.mark.parametrize(
-    "collateral", [GLOO, died(), StorageError("s3://b: cannot be reached"), MemoryShort("small", smaller=True)]
+    "collateral", [GLOO, died(), StorageError("s3://b: cannot be reached"), OutOfMemory("small", smaller=True)]
 )
 def test_of_workers_that_fail_together_the_deterministic_one_decides(collateral: Exception) -> None:
     _, _, fail = judging()
@@ -123,16 +123,16 @@ def test_a_run_goes_back_so_many_times_and_ends_with_the_diagnosis() -> None:
 def test_short_memory_goes_on_in_smaller_passes_or_ends_the_run() -> None:
     _, events, fail = judging(max_failures=0)
     for _ in range(3):
-        fail(sent(MemoryShort("4 images do not fit", smaller=True)), GLOO)
+        fail(sent(OutOfMemory("4 images do not fit", smaller=True)), GLOO)
     assert [event["did"] for event in events] == ["goes on in smaller passes"] * 3
     with pytest.raises(RunFailed, match=r"one image does not fit: lower data.crop_size.*\nnot retried: no smaller pass"):
-        fail(sent(MemoryShort("one image does not fit: lower data.crop_size")))
+        fail(sent(OutOfMemory("one image does not fit: lower data.crop_size")))
 
 
 def test_workers_that_moved_are_never_counted() -> None:
     _, events, fail = judging(max_failures=0)
     for _ in range(5):
-        fail(sent(Moved("node 12ab is about to be taken away")), GLOO)
+        fail(sent(NodePreempted("node 12ab is about to be taken away")), GLOO)
     assert {event["kind"] for event in events} == {"moved"}
 
 
@@ -153,10 +153,10 @@ def test_a_record_that_fails_or_hangs_holds_nothing_up(caplog: pytest.LogCapture
     def failing(event: dict[str, Any]) -> None:
         raise ConnectionError("MLflow is down")
 
-    Judge(Faults(), failing).after_exception(None, {0: died()})
+    RestartPolicy(Faults(), failing).after_exception(None, {0: died()})
     assert caplog.messages[-1] == "the failure could not be recorded: ConnectionError: MLflow is down"
     monkeypatch.setattr(policy, "RECORD_S", 0.1)
     answered = threading.Event()
-    Judge(Faults(), lambda event: answered.wait(60) and None).after_exception(None, {0: died()})
+    RestartPolicy(Faults(), lambda event: answered.wait(60) and None).after_exception(None, {0: died()})
     assert caplog.messages[-1] == "the failure is not recorded yet after 0.1 s"
     answered.set()

@@ -1,13 +1,17 @@
-"""Steps left out: asked about one step late, counted, said, and refused when too many follow each other."""
+"""Steps that fail: skipped ones, checked one step late and counted; those for which memory runs short."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from ccnet.step import StepResult
-from pipeline.fault_tolerance.failures import NotFinite
-from pipeline.fault_tolerance.step_failures import LeftOut
+from pipeline.config.load import load
+from pipeline.fault_tolerance.failures import NotFinite, OutOfMemory
+from pipeline.fault_tolerance.step_failures import MICRO_BATCH, SkippedSteps, noted_micro_batch, smaller_passes
+from pipeline.storage.store import Store
 
 
 class Asked:
@@ -27,31 +31,62 @@ def result(applied):
 
 
 def test_a_step_is_asked_about_when_the_next_one_is_under_way():
-    left_out, first, second = LeftOut(limit=3, total=0), Asked(True), Asked(True)
-    left_out.add(0, 0.1, result(first))
+    skipped_steps, first, second = SkippedSteps(limit=3, total=0), Asked(True), Asked(True)
+    skipped_steps.record(0, 0.1, result(first))
     assert not first.asked
-    left_out.add(1, 0.1, result(second))
+    skipped_steps.record(1, 0.1, result(second))
     assert (first.asked, second.asked) == (True, False)
-    left_out.ask()
+    skipped_steps.check()
     assert second.asked
 
 
 def test_each_one_is_said_and_the_total_goes_on(caplog):
-    left_out = LeftOut(limit=3, total=5)
+    skipped_steps = SkippedSteps(limit=3, total=5)
     with caplog.at_level(logging.WARNING):
         for step, applied in enumerate([True, False, False, True, False]):
-            left_out.add(step, 0.1, result(applied))
-        left_out.ask()
-        left_out.ask()
-    assert left_out.total == 8
+            skipped_steps.record(step, 0.1, result(applied))
+        skipped_steps.check()
+        skipped_steps.check()
+    assert skipped_steps.total == 8
     said = [record.message for record in caplog.records]
     assert [line.split(":")[1].strip() for line in said] == ["step 1", "step 2", "step 4"]
     assert [line[-12:] for line in said] == ["(1 in a row)", "(2 in a row)", "(1 in a row)"]
 
 
 def test_too_many_in_a_row_are_refused_with_the_last_steps_figures():
-    left_out = LeftOut(limit=2, total=0)
-    left_out.add(6, 0.1, result(False))
-    left_out.add(7, 0.25, result(False))
+    skipped_steps = SkippedSteps(limit=2, total=0)
+    skipped_steps.record(6, 0.1, result(False))
+    skipped_steps.record(7, 0.25, result(False))
     with pytest.raises(NotFinite, match=r"^2 steps in a row .* step 7: loss nan, gradient norm nan, learning rate 0\.25"):
-        left_out.ask()
+        skipped_steps.check()
+
+
+def short_of_memory(store: Store, micro_batch: int | None) -> None:
+    """A step of five images for which torch has no memory."""
+    config = load("jobs/configs/demo.yaml", ["train.workers=1", "train.global_batch=5", "data.crop_size=17"])
+    with smaller_passes(store, config, micro_batch, step=7):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("used", "then"), [(None, 3), (3, 2), (2, 1)])
+def test_half_as_many_images_a_pass_are_noted_for_the_next_attempt(tmp_path: Path, used: int | None, then: int) -> None:
+    store, words = Store(str(tmp_path)), f"{used or 5} images a pass do not fit at step 7; the next attempt takes {then}"
+    with pytest.raises(OutOfMemory, match=words) as raised:
+        short_of_memory(store, used)
+    assert raised.value.smaller
+    assert json.loads(store.read(MICRO_BATCH)) == {"micro_batch": then, "step": 7}
+    assert noted_micro_batch(store) == then
+
+
+def test_when_one_image_does_not_fit_the_fix_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match=r"one image of \(17, 17\) does not fit: lower data.crop_size, or .*bf16") as raised:
+        short_of_memory(Store(str(tmp_path)), 1)
+    assert not raised.value.smaller
+    assert noted_micro_batch(Store(str(tmp_path))) is None
+
+
+def test_another_error_of_a_step_is_passed_on(tmp_path: Path) -> None:
+    config = load("jobs/configs/demo.yaml")
+    with pytest.raises(RuntimeError, match="negative label"), smaller_passes(Store(str(tmp_path)), config, None, step=7):
+        raise RuntimeError("negative label")
+    assert noted_micro_batch(Store(str(tmp_path))) is None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import layouts
+from pipeline.data.classes import CITYSCAPES_LABEL_MAP
 from pipeline.images.augment import MEAN_COLOUR, Augmentation, Photometric, Recipe, apply, augment, draw
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -277,7 +277,7 @@ def test_preparation_equals_the_published_one(case: str) -> None:
     """The image exactly, once the mean is taken off; its padding, uint8 here, is the mean rounded: at most 0.5 of 255 away."""
     with np.load(GOLDEN / f"{case}.npz") as z:
         size, crop, mean = z["label_ids"].shape, tuple(map(int, z["crop"])), z["mean_bgr"][::-1]
-        train_ids = np.vectorize(layouts.CITYSCAPES_LABEL_MAP.get, otypes=[np.uint8])(z["label_ids"])
+        train_ids = np.vectorize(CITYSCAPES_LABEL_MAP.get, otypes=[np.uint8])(z["label_ids"])
         drawn = Augmentation(size, Fraction(1), crop, 0, 0, bool(z["flipped"]))
         image, label = apply(z["rgb"], train_ids, IDENTITY, drawn)
         assert np.array_equal(label, z["labels_out"])

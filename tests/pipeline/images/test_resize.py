@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import layouts
+from pipeline.data.classes import CITYSCAPES_LABEL_MAP
 from pipeline.images import codec, resize
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -131,7 +131,7 @@ def test_a_damaged_label_is_refused_wherever_it_is_cut_or_changed() -> None:
     picture = Image.fromarray(IMAGE[:20, :30, 0] % 16).convert("P")
     data = encoded(picture)
     for end in range(0, len(data), 5):
-        with pytest.raises(ValueError, match="not a readable image"):
+        with pytest.raises(ValueError, match=r"not a readable image|truncated PNG"):
             codec.decode_label(data[:end])
     for place in (18, 24, 25, 28):  # width, depth, colour type, interlacing
         with pytest.raises(ValueError, match="broken header"):
@@ -192,4 +192,4 @@ def test_cityscapes_ids_map_as_published() -> None:
     """But for 34 to 254, which the published code passes on as classes: here they are not in the map, and refused."""
     with np.load(GOLDEN / "prep_pad.npz") as z:
         published = z["id_to_train"]
-    assert {stored: published[stored] for stored in (*range(34), 255)} == layouts.CITYSCAPES_LABEL_MAP
+    assert {stored: published[stored] for stored in (*range(34), 255)} == CITYSCAPES_LABEL_MAP

@@ -18,9 +18,9 @@ from pipeline.data.prepare import prepare
 from pipeline.data.synthetic import NAMES
 from pipeline.errors import SampleError, StorageError
 from pipeline.images.codec import decode_label
-from pipeline.loading.batches import planned_batches, training_batches
+from pipeline.loading.batches import checked_batches, training_batches
 from pipeline.loading.feed import Batch, Feed
-from pipeline.loading.ray_dataset import PlannedData, placeholder
+from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from pipeline.loading.samples import open_samples
 from pipeline.storage import store as storage
 from tests.support.faulty_store import FAULTS, FaultyStore
@@ -87,7 +87,7 @@ class Planned(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return STEPS
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, label, _ = self.feed.crops(self.feed.plan.positions(step, step + 1, 0, 1))
+        image, label, _ = self.feed.crops(self.feed.sampler.positions(step, step + 1, 0, 1))
         return torch.from_numpy(image), torch.from_numpy(label)
 
 
@@ -98,7 +98,7 @@ def test_a_torch_data_loader_over_the_plan_gives_the_same_batches_as_ray_data(pr
     feed = feed_of(prepared)
     loader = DataLoader(Planned(feed), batch_size=None, num_workers=1, multiprocessing_context="spawn")
     expected = [(image.numpy(), label.numpy()) for image, label in loader]
-    rows = PlannedData(lambda workers: feed).configure({"train": placeholder()}, 1, None, None)[0]["train"]
+    rows = ResumableDataConfig(lambda workers: feed).configure({"train": placeholder()}, 1, None, None)[0]["train"]
     batches = list(training_batches(rows, feed, rank=0))
     assert [batch.step for batch in batches] == list(range(STEPS))
     for batch, (image, label) in zip(batches, expected, strict=True):
@@ -110,7 +110,7 @@ def test_oversampled_images_contain_the_class(prepared: Path) -> None:
     feed = feed_of(prepared, oversample={"lamp": 0.2, "disc-warm": 0.5})
     split = feed.manifest.splits["train"]
     assert 0 < split.images[NAMES.index("disc-warm")] < NUM_TRAIN
-    picks = feed.plan.picks(np.arange(4 * NUM_TRAIN))
+    picks = feed.sampler.picks(np.arange(4 * NUM_TRAIN))
     samples = open_samples(feed.config, feed.manifest, "train")
     numbers = feed.samples_of(picks, samples)
     labels = [decode_label(row.label) for row in samples.read(range(NUM_TRAIN))]
@@ -122,7 +122,7 @@ def test_oversampled_images_contain_the_class(prepared: Path) -> None:
 
 def rows_of(feed: Feed) -> Iterator[Batch]:
     for step in range(STEPS):
-        positions = feed.plan.positions(step, step + 1, 0, 1)
+        positions = feed.sampler.positions(step, step + 1, 0, 1)
         place = {"position": positions, "step": positions // GLOBAL_BATCH, "rank": np.zeros_like(positions)}
         yield place | {"image": np.zeros((12, 2, 2, 3), np.uint8), "label": np.zeros((12, 2, 2), np.uint8),
                        "replaced": np.zeros(12, bool)}  # fmt: skip
@@ -134,30 +134,30 @@ def test_a_worker_that_meets_a_wrong_row_stops_and_says_which(prepared: Path, wr
     batches = list(rows_of(feed))
     batches[3][wrong] = batches[3][wrong] + 1
     with pytest.raises(RuntimeError, match=f"data order broken at step 3, rank 0: expected {wrong}"):
-        list(planned_batches(iter(batches), feed.plan, steps=STEPS, rank=0, workers=1))
+        list(checked_batches(iter(batches), feed.sampler, steps=STEPS, rank=0, workers=1))
 
 
 def test_padding_is_checked_and_left_out(prepared: Path) -> None:
     """Rank 1 of 5 holds rows 2 and 3 of the 12, and is fed three."""
-    plan = feed_of(prepared).plan
+    sampler = feed_of(prepared).sampler
     images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1) + np.zeros((3, 2, 2, 3), np.uint8)
     row = {"position": np.array([2, 3, -1]), "step": np.zeros(3, int), "rank": np.ones(3, int), "image": images,
            "label": images[..., 0], "replaced": np.zeros(3, bool)}  # fmt: skip
-    (batch,) = planned_batches(iter([row]), plan, steps=1, rank=1, workers=5)
+    (batch,) = checked_batches(iter([row]), sampler, steps=1, rank=1, workers=5)
     assert (batch.image.shape, batch.label.shape) == ((2, 3, 2, 2), (2, 2, 2))
     assert batch.image[:, 0, 0, 0].tolist() == [0, 1]
     shifted = row | {"position": np.array([2, 3, 4])}
     with pytest.raises(RuntimeError, match=r"rank 1: expected position \[2, 3, -1\], got \[2, 3, 4\]"):
-        list(planned_batches(iter([shifted]), plan, steps=1, rank=1, workers=5))
+        list(checked_batches(iter([shifted]), sampler, steps=1, rank=1, workers=5))
 
 
 def test_a_lost_or_missing_batch_is_noticed(prepared: Path) -> None:
     feed = feed_of(prepared)
     batches = list(rows_of(feed))
     with pytest.raises(RuntimeError, match="data order broken at step 3"):
-        list(planned_batches(iter(batches[:3] + batches[4:]), feed.plan, steps=STEPS, rank=0, workers=1))
+        list(checked_batches(iter(batches[:3] + batches[4:]), feed.sampler, steps=STEPS, rank=0, workers=1))
     with pytest.raises(RuntimeError, match="data ended after step 8 of 9"):
-        list(planned_batches(iter(batches[:-1]), feed.plan, steps=STEPS, rank=0, workers=1))
+        list(checked_batches(iter(batches[:-1]), feed.sampler, steps=STEPS, rank=0, workers=1))
 
 
 def test_a_corrupt_sample_stops_the_feed_and_is_named_or_is_replaced_and_reported(
@@ -176,7 +176,7 @@ def test_a_corrupt_sample_stops_the_feed_and_is_named_or_is_replaced_and_reporte
     with caplog.at_level(logging.WARNING):
         _, _, replaced = patient.crops(every)
     assert replaced.sum() == 1
-    assert patient.plan.picks(every).place[replaced].tolist() == [7]
+    assert patient.sampler.picks(every).place[replaced].tolist() == [7]
     assert "007.png" in caplog.text
     bad.unlink()
     assert patient.crops(every)[2].sum() == 1

@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.prepare import prepare
 from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
-from pipeline.loading.ray_dataset import PlannedData, placeholder
+from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from tests.support.own_data import STEPS, config, feed_of, make_source
 
 pytestmark = [
@@ -49,7 +49,7 @@ def rows_of(batch: TrainingBatch) -> list[str]:
 
 def fed(feed: Feed) -> dict[int, list[str]]:
     """What a group of workers gets, each in a thread of its own: Ray Data waits until all have asked."""
-    data = PlannedData(lambda workers: feed._replace(workers=workers))
+    data = ResumableDataConfig(lambda workers: feed._replace(workers=workers))
     parts = data.configure({"train": placeholder()}, feed.workers, None, None)
     batches: dict[int, list[str]] = {}
 

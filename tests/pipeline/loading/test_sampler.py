@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.loading.blocks import block, num_blocks
-from pipeline.loading.sampler import PADDING, Plan, evaluation_share, largest_share, oversampled, permute, share
+from pipeline.loading.sampler import PADDING, Sampler, evaluation_share, largest_share, oversampled, permute, share
 
 sizes = st.integers(1, 3000)
 seeds = st.integers(0, 2**32 - 1)
@@ -20,7 +20,7 @@ def test_every_epoch_holds_each_sample_once(num_samples: int, seed: int, epoch: 
 
 def test_the_order_of_a_seed_never_changes() -> None:
     """A changed order would silently break the resume of every run in the world."""
-    assert Plan(10, 4, seed=7).picks(np.arange(20)).place.tolist() == FIRST_TWENTY
+    assert Sampler(10, 4, seed=7).picks(np.arange(20)).place.tolist() == FIRST_TWENTY
 
 
 FIRST_TWENTY = [2, 7, 1, 3, 4, 0, 8, 5, 6, 9, 7, 2, 1, 9, 4, 0, 3, 5, 6, 8]
@@ -41,12 +41,12 @@ def test_shares_follow_one_another_and_differ_by_one_row_at_most(global_batch: i
 @given(global_batch=st.integers(1, 16), step=st.integers(0, 10_000), steps=st.integers(1, 4), data=st.data())
 def test_ranks_together_hold_the_global_batch(global_batch: int, step: int, steps: int, data: st.DataObject) -> None:
     workers = data.draw(st.integers(1, global_batch))
-    plan = Plan(100, global_batch, seed=0)
-    parts = [plan.positions(step, step + steps, rank, workers).reshape(steps, -1) for rank in range(workers)]
+    sampler = Sampler(100, global_batch, seed=0)
+    parts = [sampler.positions(step, step + steps, rank, workers).reshape(steps, -1) for rank in range(workers)]
     assert {part.shape[1] for part in parts} == {largest_share(global_batch, workers)}
     together = np.concatenate(parts, axis=1).reshape(-1)
     assert together[together != PADDING].tolist() == list(range(step * global_batch, (step + steps) * global_batch))
-    for part in parts:  # padding comes last, where `planned_batches` cuts it off
+    for part in parts:  # padding comes last, where `checked_batches` cuts it off
         assert (np.diff((part == PADDING).astype(int), axis=1) >= 0).all()
 
 
@@ -64,11 +64,11 @@ def test_blocks_cover_each_step_of_each_rank_once(first: int, more: int, per_blo
        global_batch=st.integers(9, 20))  # fmt: skip
 def test_ray_data_deals_each_rank_its_own_blocks(first: int, more: int, per_block: int, workers: int, global_batch: int) -> None:
     """Ray Data gives each block in turn to the output with the fewest rows so far, the first of those."""
-    plan, outputs = Plan(100, global_batch, seed=0), [0] * workers
+    sampler, outputs = Sampler(100, global_batch, seed=0), [0] * workers
     for index in range(num_blocks(first, first + more, steps_per_block=per_block, workers=workers)):
         made = block(index, first, first + more, steps_per_block=per_block, workers=workers)
         assert outputs.index(min(outputs)) == made.rank
-        outputs[made.rank] += len(plan.positions(made.first_step, made.last_step, made.rank, workers))
+        outputs[made.rank] += len(sampler.positions(made.first_step, made.last_step, made.rank, workers))
 
 
 def test_the_order_looks_shuffled() -> None:
@@ -79,7 +79,7 @@ def test_the_order_looks_shuffled() -> None:
 
 
 def test_a_billion_samples_cost_nothing_to_plan() -> None:
-    picks = Plan(10**9, 8, seed=3).picks(np.array([5, 10**9 + 5]))
+    picks = Sampler(10**9, 8, seed=3).picks(np.array([5, 10**9 + 5]))
     assert picks.epoch.tolist() == [0, 1]
     assert picks.place.max() < 10**9
 
@@ -95,7 +95,7 @@ def test_a_worker_without_rows_is_refused() -> None:
 
 
 def test_camvid_sees_each_sample_exactly_once_an_epoch() -> None:
-    places = Plan(367, 8, seed=0).picks(np.arange(5 * 367)).place
+    places = Sampler(367, 8, seed=0).picks(np.arange(5 * 367)).place
     assert np.bincount(places, minlength=367).tolist() == [5] * 367
 
 
@@ -115,12 +115,12 @@ def test_oversampling_keeps_the_epoch_and_gives_each_class_its_share(
     num_samples: int, rare: int, weights: list[float], seed: int, epoch: int
 ) -> None:
     images = dict.fromkeys(range(len(weights)), rare)
-    plan = Plan(num_samples, 4, seed, oversampled(num_samples, images, dict(enumerate(weights))))
-    picks = plan.picks(epoch * num_samples + np.arange(num_samples))
+    sampler = Sampler(num_samples, 4, seed, oversampled(num_samples, images, dict(enumerate(weights))))
+    picks = sampler.picks(epoch * num_samples + np.arange(num_samples))
     drawn = np.bincount(picks.stream, minlength=1 + len(weights))
     assert drawn.sum() == num_samples
     assert drawn[1:].tolist() == [int(num_samples * weight / (1 + sum(weights))) for weight in weights]
-    for number, stream in enumerate(plan.streams):
+    for number, stream in enumerate(sampler.streams):
         places = picks.place[picks.stream == number]
         assert ((places >= 0) & (places < stream.num_images)).all()
 
@@ -129,9 +129,9 @@ def test_oversampling_keeps_the_epoch_and_gives_each_class_its_share(
 def test_every_stream_goes_through_all_its_images_before_any_comes_again(
     num_samples: int, rare: int, weight: float, seed: int
 ) -> None:
-    plan = Plan(num_samples, 4, seed, oversampled(num_samples, {3: rare}, {3: weight}))
-    picks = plan.picks(np.arange(12 * num_samples))
-    for number, stream in enumerate(plan.streams):
+    sampler = Sampler(num_samples, 4, seed, oversampled(num_samples, {3: rare}, {3: weight}))
+    picks = sampler.picks(np.arange(12 * num_samples))
+    for number, stream in enumerate(sampler.streams):
         mine = picks.stream == number
         visits = set(zip(picks.epoch[mine].tolist(), picks.place[mine].tolist(), strict=True))
         assert len(visits) == mine.sum(), "a visit occurs twice"
@@ -141,10 +141,10 @@ def test_every_stream_goes_through_all_its_images_before_any_comes_again(
 
 @given(num_samples=st.integers(5, 300), seed=seeds, at=st.integers(0, 10_000))
 def test_an_oversampling_plan_is_a_function_of_the_position_alone(num_samples: int, seed: int, at: int) -> None:
-    plan = Plan(num_samples, 4, seed, oversampled(num_samples, {0: 3, 1: 2}, {0: 0.5, 1: 0.25}))
-    whole = plan.picks(np.arange(at, at + 50))
+    sampler = Sampler(num_samples, 4, seed, oversampled(num_samples, {0: 3, 1: 2}, {0: 0.5, 1: 0.25}))
+    whole = sampler.picks(np.arange(at, at + 50))
     for i in range(0, 50, 7):
-        assert [int(part[0]) for part in plan.picks(np.array([at + i]))] == [int(part[i]) for part in whole]
+        assert [int(part[0]) for part in sampler.picks(np.array([at + i]))] == [int(part[i]) for part in whole]
 
 
 def test_a_class_that_no_image_contains_cannot_be_oversampled() -> None:

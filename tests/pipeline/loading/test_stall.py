@@ -15,7 +15,7 @@ from pipeline.data.index import write_index
 from pipeline.data.manifest import Manifest, Split
 from pipeline.data.shards import Row, write_shard
 from pipeline.loading import stall
-from pipeline.loading.stall import Watchdog, stall_reason
+from pipeline.loading.stall import StallMonitor, stall_reason
 from pipeline.storage.store import open_store
 
 
@@ -37,12 +37,12 @@ def batches(number: int, seconds: float) -> Iterator[int]:
 
 
 def test_batches_pass_in_order_without_a_word_while_each_comes_in_time(caplog: pytest.LogCaptureFixture) -> None:
-    assert list(Watchdog(1.0, never).watched(batches(12, 0.1))) == list(range(12))  # longer than 1 s together
+    assert list(StallMonitor(1.0, never).watched(batches(12, 0.1))) == list(range(12))  # longer than 1 s together
     assert caplog.messages == []
 
 
 def test_the_time_that_the_caller_spends_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in Watchdog(0.4, never).watched(batches(2, 0)):
+    for _ in StallMonitor(0.4, never).watched(batches(2, 0)):
         time.sleep(0.6)
     assert caplog.messages == []
 
@@ -63,7 +63,7 @@ def test_a_batch_that_does_not_come_is_told_again_and_again_with_the_reason(capl
         yield 1
 
     started = time.monotonic()
-    assert list(Watchdog(0.3, reason).watched(stalled())) == [0, 1]
+    assert list(StallMonitor(0.3, reason).watched(stalled())) == [0, 1]
     assert caplog.messages[:3] == [f"no batch for {0.3 * n:.0f} s: reason {n}" for n in (1, 2, 3)]
     assert all(later - earlier >= 0.3 for earlier, later in zip([started, *told], told, strict=False))
 
@@ -81,7 +81,7 @@ def test_a_batch_that_comes_is_not_held_up_by_the_search_for_the_reason() -> Non
         assert searching.wait(30)
         yield 0
 
-    for batch in Watchdog(0.1, reason).watched(stalled()):
+    for batch in StallMonitor(0.1, reason).watched(stalled()):
         assert batch == 0
         taken.set()
 
@@ -99,14 +99,14 @@ def test_a_reason_that_cannot_be_found_is_told_and_the_watch_goes_on(caplog: pyt
         come.wait()
         yield 0
 
-    assert list(Watchdog(0.1, broken).watched(stalled())) == [0]
+    assert list(StallMonitor(0.1, broken).watched(stalled())) == [0]
     assert caplog.messages[1] == "no batch for 0 s: the reason cannot be found: ConnectionError: no cluster"
 
 
 @pytest.mark.parametrize("num_taken", [0, 1, 3])
 def test_no_thread_is_left_when_the_caller_stops(num_taken: int) -> None:
     before = set(threading.enumerate())
-    watched = Watchdog(60.0, never).watched(iter(range(3)))
+    watched = StallMonitor(60.0, never).watched(iter(range(3)))
     for batch in range(num_taken):
         assert next(watched) == batch
         assert len(set(threading.enumerate()) - before) == 1
@@ -120,9 +120,9 @@ def test_no_thread_is_left_when_the_batches_end_or_fail() -> None:
         raise RuntimeError("data order broken")
 
     before = set(threading.enumerate())
-    assert list(Watchdog(60.0, never).watched(iter(range(3)))) == [0, 1, 2]
+    assert list(StallMonitor(60.0, never).watched(iter(range(3)))) == [0, 1, 2]
     with pytest.raises(RuntimeError, match="data order broken"):
-        list(Watchdog(60.0, never).watched(failing()))
+        list(StallMonitor(60.0, never).watched(failing()))
     assert set(threading.enumerate()) == before
 
 

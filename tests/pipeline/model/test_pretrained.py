@@ -10,7 +10,7 @@ from torch import Tensor
 from ccnet import build_ccnet
 from pipeline.config.load import load
 from pipeline.errors import ConfigError
-from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Initial, read_initial, start_from
+from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Pretrained, load_pretrained, read_pretrained
 from pipeline.storage.store import Store
 
 
@@ -29,12 +29,12 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str]) -> 
 
 def mistakes(settings: Any) -> list[str]:
     with pytest.raises(ConfigError) as raised:
-        read_initial(settings)
+        read_pretrained(settings)
     return raised.value.mistakes
 
 
 def test_random_weights_are_nothing_to_read() -> None:
-    assert read_initial(config(None)) is None
+    assert read_pretrained(config(None)) is None
 
 
 def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_path: Path) -> None:
@@ -43,17 +43,17 @@ def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_
     store._fs().mkdir("weights")
     torch.save(source.state_dict(), tmp_path / "net.pt")
     store.write("published/net.pt", (tmp_path / "net.pt").read_bytes())
-    initial = read_initial(config("s3://weights/published/net.pt", "ccnet", f"storage.endpoint={endpoint}"))
+    initial = read_pretrained(config("s3://weights/published/net.pt", "ccnet", f"storage.endpoint={endpoint}"))
     assert initial is not None
     learner = net()
-    start_from(learner, initial, 6)
+    load_pretrained(learner, initial, 6)
     assert equal(learner.state_dict(), source.state_dict(), set(source.state_dict()))
 
 
 def test_other_classes_start_the_classifiers_anew() -> None:
     source, learner = net(19), net(6)
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    start_from(learner, Initial(source.state_dict(), ""), 6)
+    load_pretrained(learner, Pretrained(source.state_dict(), ""), 6)
     fresh = {name for name in before if name.startswith(CLASSIFIERS)}
     assert len(fresh) == 4
     assert equal(learner.state_dict(), before, fresh)
@@ -63,7 +63,7 @@ def test_other_classes_start_the_classifiers_anew() -> None:
 def test_the_embedding_of_the_consistent_loss_starts_anew_where_there_is_none_like_it() -> None:
     for theirs, mine in (({}, {"embedding_channels": 4}), ({"embedding_channels": 4}, {}), ({"embedding_channels": 8},) * 2):
         source, learner = net(**theirs), net(**mine)
-        start_from(learner, Initial(source.state_dict(), ""), 6)
+        load_pretrained(learner, Pretrained(source.state_dict(), ""), 6)
         taken = {name for name in learner.state_dict() if theirs == mine or not name.startswith(EMBEDDING)}
         assert equal(learner.state_dict(), source.state_dict(), taken)
 
@@ -72,7 +72,7 @@ def test_a_backbone_leaves_the_heads_as_they_are() -> None:
     source, learner = net(), net()
     backbone = {name: tensor for name, tensor in source.state_dict().items() if name.startswith(("backbone.", "pixel_"))}
     head = learner.head.conva[0].weight.clone()
-    start_from(learner, Initial(backbone, ""), 6)
+    load_pretrained(learner, Pretrained(backbone, ""), 6)
     assert equal(learner.state_dict(), source.state_dict(), set(backbone))
     assert torch.equal(learner.head.conva[0].weight, head)
 

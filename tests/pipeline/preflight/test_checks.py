@@ -52,7 +52,7 @@ def with_val(val: Split, train: Split | None = None) -> Manifest:
 
 
 def test_clean_data_and_settings_have_no_finding() -> None:
-    assert checks.examine(config(), manifest(), TWO_CPUS) == []
+    assert checks.examine_settings(config(), manifest(), TWO_CPUS) == []
 
 
 def test_the_demo_has_no_finding() -> None:
@@ -61,7 +61,7 @@ def test_the_demo_has_no_finding() -> None:
     pixels = tuple(sum(int((ids == k).sum()) for ids in label) for k in range(6))
     found = split(pixels=pixels, images=tuple(sum(int((ids == k).any()) for ids in label) for k in range(6)), ignored=0)
     shown = manifest(class_names=synthetic.NAMES, colors=synthetic.COLORS, splits={"train": found, "val": found})
-    assert checks.examine(demo, shown, TWO_CPUS) == []
+    assert checks.examine_settings(demo, shown, TWO_CPUS) == []
 
 
 def test_a_finding_reads_as_a_line_and_as_a_paragraph() -> None:
@@ -73,7 +73,7 @@ def test_a_finding_reads_as_a_line_and_as_a_paragraph() -> None:
 
 def test_errors_come_first_and_all_at_once() -> None:
     broken = config(loss__class_weights=[1, 2], data__oversample={"bus": 1})
-    found = checks.examine(broken, manifest(num_duplicates=1, duplicates=(("train/a", "val/b"),)), {"CPU": 1})
+    found = checks.examine_settings(broken, manifest(num_duplicates=1, duplicates=(("train/a", "val/b"),)), {"CPU": 1})
     assert [finding.level for finding in found] == ["error", "error", "error", "warning"]
 
 

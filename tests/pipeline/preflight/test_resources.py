@@ -29,7 +29,7 @@ def elastic(fewest: int, most: int, **overrides: Any) -> Any:
 def test_a_run_needs_its_workers_and_two_data_tasks() -> None:
     assert cpus_needed(config(), 2) == 2 * 0.5 + 2 * 0.5
     assert cpus_needed(config(), 4) == 4 * 0.5 + 2 * 0.5
-    assert cpus_needed(config(evaluate__apart=True, train__cpus_per_worker=0.75), 2) == 3 * 0.75 + 2 * 0.5
+    assert cpus_needed(config(evaluate__background=True, train__cpus_per_worker=0.75), 2) == 3 * 0.75 + 2 * 0.5
 
 
 def test_crops_on_the_way_follow_the_number_of_workers() -> None:
@@ -89,7 +89,7 @@ def test_elastic_workers_that_would_starve_the_data_are_an_error() -> None:
     (found,) = cluster_checks.crowding(elastic(1, 4), 2, 0)
     assert found.level == "error"
     assert found.what == (
-        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, 1 are needed beside them "
+        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, 1 are needed besides them "
         "(2 data tasks x 0.5)"
     )
     assert found.fix == "train.workers=[1, 2]"
@@ -116,30 +116,32 @@ def test_a_feed_is_weighed_with_the_fewest_workers_and_with_those_that_start() -
 
 
 def test_a_validation_apart_takes_a_workers_cpus_beside_the_workers() -> None:
-    apart = config(evaluate__apart=True)
-    assert cluster_checks.cpus(apart, 2.5) == []
-    (found,) = cluster_checks.cpus(apart, 2)
+    background = config(evaluate__background=True)
+    assert cluster_checks.cpus(background, 2.5) == []
+    (found,) = cluster_checks.cpus(background, 2)
     assert found.what == (
-        "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation apart 0.5 + 2 data tasks x 0.5), the cluster has 2"
+        "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation in the background 0.5 + 2 data tasks x 0.5), the "
+        "cluster has 2"
     )
     assert found.fix == "train.cpus_per_worker=0.33"
-    assert cluster_checks.cpus(override(apart, {"train.cpus_per_worker": 0.33}), 2) == []
-    (found,) = cluster_checks.crowding(elastic(1, 4, evaluate__apart=True), 3, 0)
+    assert cluster_checks.cpus(override(background, {"train.cpus_per_worker": 0.33}), 2) == []
+    (found,) = cluster_checks.crowding(elastic(1, 4, evaluate__background=True), 3, 0)
     assert found.fix == "train.workers=[1, 3]"
-    assert cluster_checks.crowding(elastic(1, 3, evaluate__apart=True), 3, 0) == []
+    assert cluster_checks.crowding(elastic(1, 3, evaluate__background=True), 3, 0) == []
 
 
-def test_a_validation_apart_needs_a_gpu_that_no_worker_holds() -> None:
-    assert cluster_checks.gpu_apart(config(), 64, 2) == []
-    two = config(evaluate__apart=True)
-    assert cluster_checks.gpu_apart(two, 64, 0) == []  # all on CPUs
-    assert cluster_checks.gpu_apart(two, 64, 3) == []
-    (found,) = cluster_checks.gpu_apart(two, 64, 2)
+def test_a_validation_in_the_background_needs_a_gpu_that_no_worker_holds() -> None:
+    assert cluster_checks.background_gpu(config(), 64, 2) == []
+    two = config(evaluate__background=True)
+    assert cluster_checks.background_gpu(two, 64, 0) == []  # all on CPUs
+    assert cluster_checks.background_gpu(two, 64, 3) == []
+    (found,) = cluster_checks.background_gpu(two, 64, 2)
     assert found.level == "warning"
     assert found.what == (
-        "evaluate.apart: validation needs a GPU beside those of the 2 workers, the cluster has 2: it waits until training ends"
+        "evaluate.background: validation needs a GPU besides those of the 2 workers, the cluster has 2: it waits until training "
+        "ends"
     )
-    assert found.fix == "evaluate.apart=false"
-    (found,) = cluster_checks.gpu_apart(elastic(2, 8, evaluate__apart=True), 64, 4)
-    assert found.fix == "train.workers=[2, 3], or evaluate.apart=false"
-    assert cluster_checks.gpu_apart(elastic(2, 3, evaluate__apart=True), 64, 4) == []
+    assert found.fix == "evaluate.background=false"
+    (found,) = cluster_checks.background_gpu(elastic(2, 8, evaluate__background=True), 64, 4)
+    assert found.fix == "train.workers=[2, 3], or evaluate.background=false"
+    assert cluster_checks.background_gpu(elastic(2, 3, evaluate__background=True), 64, 4) == []

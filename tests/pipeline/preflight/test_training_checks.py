@@ -40,7 +40,9 @@ def manifest() -> Manifest:
 
 def test_the_doctor_looks_at_the_training_too() -> None:
     doubtful = config(train__freeze_norm=True)
-    assert [found.what.partition(":")[0] for found in checks.examine(doubtful, manifest(), {"CPU": 2})] == ["train.freeze_norm"]
+    assert [found.what.partition(":")[0] for found in checks.examine_settings(doubtful, manifest(), {"CPU": 2})] == [
+        "train.freeze_norm"
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,14 +1,16 @@
 """Points and pictures arrive exactly once whatever dies: the server, the training, or both."""
 
-import json
+import logging
 import math
-import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ def uri(mlflow_server: MlflowServer) -> str:
 
 @pytest.fixture
 def run_id(uri: str, request: pytest.FixtureRequest) -> str:
-    return runs.open_run(settings(uri), environment=ENVIRONMENT, run_key=request.node.name)
+    return runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT, run_key=request.node.name)
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -40,6 +42,13 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
 
 def pictures(uri: str, run_id: str, name: str) -> list[str]:
     return [Path(entry.path).name for entry in connect(uri).list_artifacts(run_id, name)]
+
+
+def records(folder: Path, statement: str) -> list[tuple[Any, ...]]:
+    """What the one database in the folder answers."""
+    (file,) = folder.glob("*.db")
+    with closing(sqlite3.connect(file)) as database, database:
+        return database.execute(statement).fetchall()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -56,30 +65,37 @@ def test_without_a_server_training_goes_on_and_records_stay_on_disk(tmp_path: Pa
         log.metrics({"train/loss": 1.0, "val/IoU (Café)": math.inf}, step)
     log.picture("panel", 999, PICTURE)
     assert time.monotonic() - start < 1
-    assert log.close(timeout_s=0.1) == 1001
-    lines = next(tmp_path.glob("*/*.jsonl")).read_text().splitlines()
-    assert set(json.loads(lines[7])["metrics"]) == {"train/loss", "val/IoU _Caf__"}
-    assert json.loads(lines[1000])["picture"] == "panel"
+    assert log.close(timeout_s=0.1) == 2001
+    assert records(tmp_path, "SELECT key, value FROM record WHERE step = 7") == [("train/loss", 1.0), ("val/IoU _Caf__", None)]
+    assert records(tmp_path, "SELECT key FROM record WHERE picture IS NOT NULL") == [("panel",)]
 
 
-def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MetricLog(NOWHERE, "b" * 32, tmp_path)
-    write = os.write
+    (used,) = log._records.execute("PRAGMA page_count").fetchone()
+    log._records.execute(f"PRAGMA max_page_count = {used}")  # what SQLite then says is what it says of a full disk
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 500):
+            log.metrics({"loss": 1.0}, step)
+    assert "wait in memory: database or disk is full" in caplog.text
+    log._records.execute("PRAGMA max_page_count = 100000")
+    log.metrics({"loss": 2.0}, 500)
+    assert log.close(timeout_s=0.1) == 500
+    assert records(tmp_path, "SELECT count(*) FROM record") == [(500,)]
 
-    def full(file: int, data: bytes) -> int:
-        if file == log._file:
-            raise OSError(28, "No space left on device")
-        return write(file, data)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        log.metrics({"loss": 1.0}, 1)
-    log.metrics({"loss": 2.0}, 2)
-    assert log.close(timeout_s=0.1) == 2
+def test_a_damaged_database_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / f"{'d' * 32}.db").write_bytes(b"no database" * 1000)
+    with caplog.at_level(logging.WARNING):
+        log = MetricLog(NOWHERE, "d" * 32, tmp_path)
+    log.metrics({"loss": 1.0}, 1)
+    assert log.close(timeout_s=0.1) == 1
+    assert "is damaged" in caplog.text
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
 
 
 @pytest.mark.slow
-def test_every_value_arrives_and_nothing_is_left_on_disk(uri: str, run_id: str, tmp_path: Path) -> None:
+def test_every_value_arrives(uri: str, run_id: str, tmp_path: Path) -> None:
     log = MetricLog(uri, run_id, tmp_path)
     for step in range(1500):
         log.metrics({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step)
@@ -91,7 +107,7 @@ def test_every_value_arrives_and_nothing_is_left_on_disk(uri: str, run_id: str, 
     assert math.isnan(history(uri, run_id, "inf")[0][1])
     assert pictures(uri, run_id, "val/panel") == ["step_000010.png"]
     assert pictures(uri, run_id, "val") == ["panel", "panel.png"]
-    assert [entry.name for entry in (tmp_path / run_id).iterdir()] == ["lock"]
+    assert records(tmp_path, "SELECT count(*), sum(sent), sum(length(picture)) FROM record") == [(3003, 3003, 0)]
 
 
 @pytest.mark.slow
@@ -100,7 +116,7 @@ def test_points_logged_while_the_server_is_down_arrive_exactly_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # of MLflow's client: it is the sender that tries again
     with MlflowServer(tmp_path) as server:
-        run_id = runs.open_run(settings(server.uri), environment=ENVIRONMENT)
+        run_id = runs.open_mlflow_run(settings(server.uri), environment=ENVIRONMENT)
         log = MetricLog(server.uri, run_id, tmp_path / "spool")
         log.metrics({"loss": 0.0}, 0)
         server.stop()
@@ -127,7 +143,7 @@ for step in range(1, 401):
     log.metrics({{"loss": 1 / step}}, step)
     if step % 100 == 0:
         log.picture("panel", step, numpy.zeros((8, 8, 3), "uint8"))
-    while step == 150 and not any(folder.glob("*/*.offset")):  # until some were sent
+    while step == 150 and not log._records.execute("SELECT count(*) FROM record WHERE sent").fetchone()[0]:
         time.sleep(0.01)
 print("done", flush=True)
 time.sleep(600)
@@ -138,9 +154,6 @@ time.sleep(600)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    journal = next((tmp_path / run_id).glob("*.jsonl"))
-    with open(journal, "a") as file:
-        file.write('{"step": 401, "time": 17')  # killed in the middle of a line
 
     log = MetricLog(uri, run_id, tmp_path)  # resumed from the checkpoint of step 300
     for step in range(301, 501):
@@ -171,10 +184,8 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
     log = MetricLog(NOWHERE, run_id, tmp_path)
     log.metrics({"loss": 1.0}, 1)
     log.close(timeout_s=0.1)
-    journal = next(tmp_path.glob("*/*.jsonl"))
-    again = journal.read_bytes()
     for _ in range(2):
-        journal.write_bytes(again)
+        records(tmp_path, "UPDATE record SET sent = 0")  # sent, and killed before it was noted
         assert MetricLog(uri, run_id, tmp_path).close() == 0
     client = connect(uri)
     point = metric_log.Point("twice", 2.0, 1_700_000_000_000, 1)
@@ -187,4 +198,4 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
 def test_default_folder_is_in_the_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     MetricLog(NOWHERE, "c" * 32).close(timeout_s=0)
-    assert (tmp_path / "ccnet-spool" / ("c" * 32)).is_dir()
+    assert (tmp_path / "ccnet-spool" / f"{'c' * 32}.db").is_file()

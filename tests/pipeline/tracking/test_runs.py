@@ -111,13 +111,13 @@ def test_settings_become_dotted_text() -> None:
 def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     check_server(mlflow_server.uri)
     first = settings(mlflow_server.uri)
-    run_id = runs.open_run(first, environment=ENVIRONMENT)
+    run_id = runs.open_mlflow_run(first, environment=ENVIRONMENT)
     runs.finish_run(mlflow_server.uri, run_id, "FAILED")
     client = connect(mlflow_server.uri)
     assert client.get_run(run_id).info.status == "FAILED"
 
     second = settings(mlflow_server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
-    assert runs.open_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
+    assert runs.open_mlflow_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
     assert run.data.tags["ccnet.run_key"] == first.run_key
@@ -131,9 +131,9 @@ def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: Mlflow
 @pytest.mark.slow
 def test_trial_is_a_child_found_by_its_own_key(mlflow_server: MlflowServer) -> None:
     trial = settings(mlflow_server.uri)
-    parent = runs.open_run(trial, environment=ENVIRONMENT, run_key="search")
+    parent = runs.open_mlflow_run(trial, environment=ENVIRONMENT, run_key="search")
     children = [
-        runs.open_run(trial, environment=ENVIRONMENT, run_key=f"search/{i}", parent_run_id=parent, run_name=f"trial {i}")
+        runs.open_mlflow_run(trial, environment=ENVIRONMENT, run_key=f"search/{i}", parent_run_id=parent, run_name=f"trial {i}")
         for i in (0, 1, 0)
     ]
     assert children[0] == children[2] != children[1]
@@ -148,7 +148,7 @@ def test_deleted_experiment_is_an_error_with_the_fix(mlflow_server: MlflowServer
     client = connect(mlflow_server.uri)
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(errors.TrackingError, match="'gone': was deleted; restore it"):
-        runs.open_run(settings(mlflow_server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
+        runs.open_mlflow_run(settings(mlflow_server.uri, **{"tracking.experiment": "gone"}), environment=ENVIRONMENT)
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_deleted_experiment_is_an_error_with_the_fix(mlflow_server: MlflowServer
 def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: MlflowServer, checkpoint: str) -> None:
     uri = mlflow_server.uri
     name = "ccnet-s3" if checkpoint.startswith("s3") else "ccnet-local"
-    run_id = runs.open_run(settings(uri), environment=ENVIRONMENT, run_key=name)
+    run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT, run_key=name)
     with pytest.raises(errors.TrackingError, match="names no checkpoint"):
         registry.find_checkpoint(uri, run_id)
     versions = []
@@ -188,5 +188,5 @@ def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: s
 def test_database_file_without_a_server_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     check_server(uri)
-    run_id = runs.open_run(settings(uri), environment=ENVIRONMENT)
+    run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)
     assert (tmp_path / "mlartifacts" / "ccnet" / run_id / "artifacts" / "config.yaml").is_file()

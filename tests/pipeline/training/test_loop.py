@@ -1,51 +1,57 @@
-"""A step of a worker whose memory runs short, which torch says with an error of its own."""
-
-import json
-from pathlib import Path
-from typing import Any
+"""What follows a step, for a training of ten steps that validates after every fourth and logs every second."""
 
 import pytest
-import torch
 
-from pipeline.config.load import load
-from pipeline.data.manifest import Manifest
-from pipeline.fault_tolerance.failures import MemoryShort
-from pipeline.fault_tolerance.step_failures import MICRO_BATCH, noted_micro_batch
-from pipeline.model.learner import Learner
-from pipeline.storage.store import Store
-from pipeline.training.loop import _step
-from pipeline.training.run import Job
+from pipeline.config.train import Train
+from pipeline.fault_tolerance.interruptions import Interruption
+from pipeline.training.loop import Actions, Schedule
 
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """Torch has no memory for any image."""
-
-    def short(*image: Any) -> None:
-        torch.empty(2**60, dtype=torch.uint8)
-
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", short)
-    config = load("jobs/configs/demo.yaml", ["train.workers=1", "train.global_batch=5", "data.crop_size=17"])
-    return Job(config, Manifest("tiny", "generated", (), (), {}, {}, True, ""), Store(str(tmp_path)), "", "")
+NODE_GOES = Interruption("node a1 is about to be taken away", moves=True)
+TOO_LATE = NODE_GOES._replace(save=False)
+STOPPED = Interruption("told to stop", moves=False)
+SPENT = Interruption("stop.hours = 1 are spent", moves=False, validate=True)
 
 
-def step(job: Job, micro_batch: int | None) -> None:
-    learner = Learner(job.config, num_classes=3, device=torch.device("cpu"))
-    learner.micro_batch = micro_batch
-    _step(job, learner, torch.zeros(5, 3, 17, 17, dtype=torch.uint8), torch.zeros(5, 17, 17, dtype=torch.uint8), 7, 0.01)
+def turns(found: dict[int, Interruption] | None = None, skipped_steps: tuple[int, ...] = ()) -> dict[int, Actions]:
+    """What follows each step, those `skipped_steps` not applied."""
+    schedule = Schedule(Train(steps=10, validate_every=4, log_every=2), lambda done, stored_s: (found or {}).get(done))
+    return {done: schedule.after(done, done not in skipped_steps, 1.0) for done in range(1, 11)}
 
 
-@pytest.mark.parametrize(("used", "then"), [(None, 3), (3, 2), (2, 1)])
-def test_half_as_many_images_a_pass_are_noted_for_the_attempts_to_come(job: Job, used: int | None, then: int) -> None:
-    with pytest.raises(MemoryShort, match=f"{used or 5} images a pass do not fit at step 7; going on with {then}") as raised:
-        step(job, used)
-    assert raised.value.smaller
-    assert json.loads(job.checkpoints.read(MICRO_BATCH)) == {"micro_batch": then, "step": 7}
-    assert noted_micro_batch(job) == then
+def steps(made: dict[int, Actions], name: str) -> list[int]:
+    return [done for done, turn in made.items() if getattr(turn, name)]
 
 
-def test_what_one_image_needs_is_said_when_it_does_not_fit(job: Job) -> None:
-    with pytest.raises(MemoryShort, match=r"one image of \(17, 17\) does not fit: lower data.crop_size, or .*bf16") as raised:
-        step(job, 1)
-    assert not raised.value.smaller
-    assert noted_micro_batch(job) is None
+def test_it_logs_and_validates_in_its_rhythm_and_after_the_last_step() -> None:
+    made = turns()
+    assert steps(made, "log") == [2, 4, 6, 8, 10]
+    assert steps(made, "validate") == steps(made, "save") == [4, 8, 10]
+    assert steps(made, "stop") == []
+
+
+def test_a_validation_waits_for_a_step_that_was_not_left_out_but_the_last() -> None:
+    assert steps(turns(skipped_steps=(4, 5)), "save") == [6, 8, 10]
+    assert steps(turns(skipped_steps=(8, 9, 10)), "save") == [4, 10]
+
+
+@pytest.mark.parametrize(
+    ("found", "turn"),
+    [
+        (NODE_GOES, Actions(True, False, True, NODE_GOES)),
+        (TOO_LATE, Actions(True, False, False, TOO_LATE)),
+        (STOPPED, Actions(True, False, True, STOPPED)),
+        (SPENT, Actions(True, True, True, SPENT)),
+    ],
+)
+def test_leaving_off_saves_where_there_is_time_and_validates_where_a_budget_is_spent(found: Interruption, turn: Actions) -> None:
+    assert turns({6: found})[6] == turns({8: found})[8] == turn
+
+
+def test_a_step_that_was_left_out_is_not_saved_and_only_a_node_that_goes_drives_out() -> None:
+    assert turns({6: NODE_GOES}, skipped_steps=(6,))[6] == Actions(True, False, False, TOO_LATE)
+    for stays in (STOPPED, SPENT):
+        assert turns({6: stays}, skipped_steps=(6,))[6] == Actions(True, False, False)
+
+
+def test_nothing_interrupts_the_last_step() -> None:
+    assert turns({10: STOPPED})[10] == Actions(True, True, True)

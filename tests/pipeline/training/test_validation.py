@@ -16,9 +16,9 @@ from pipeline.config.load import load, override
 from pipeline.data.prepare import prepare
 from pipeline.errors import RunFailed
 from pipeline.fault_tolerance.interruptions import StopFlag
-from pipeline.training.run import Job, open_job
-from pipeline.training.train import STOPPED, build_trainer, left_off, make_up, run_job
-from pipeline.training.validation import apart
+from pipeline.training.run import Run, open_run
+from pipeline.training.train import STOPPED, build_trainer, run_job, stop_reason, validate_pending
+from pipeline.training.validation import background_validation
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -43,50 +43,50 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 class Left(NamedTuple):
     """A run, and what each of its checkpoints tells: step -> progress."""
 
-    job: Job
+    run: Run
     progress: dict[int, dict[str, Any]]
 
     @property
     def given_later(self) -> list[int]:
-        return [step for step in self.progress if self.job.checkpoints.exists(f"{checkpoint.folder_name(step)}/{SCORE}")]
+        return [step for step in self.progress if self.run.checkpoints.exists(f"{checkpoint.folder_name(step)}/{SCORE}")]
 
     def logged(self) -> dict[int, float]:
         """Step -> mIoU in MLflow."""
-        history = MlflowClient(self.job.tracking_uri).get_metric_history(self.job.run_id, "val/miou")
+        history = MlflowClient(self.run.tracking_uri).get_metric_history(self.run.run_id, "val/miou")
         return {point.step: point.value for point in history}
 
 
-def left(job: Job) -> Left:
-    names = sorted({key.split("/")[0] for key in job.checkpoints.list() if key.startswith("step-")})
-    found = [checkpoint.load(job.checkpoints, name) for name in names]
-    return Left(job, {each.step: each.progress for each in found})
+def left(run: Run) -> Left:
+    names = sorted({key.split("/")[0] for key in run.checkpoints.list() if key.startswith("step-")})
+    found = [checkpoint.load(run.checkpoints, name) for name in names]
+    return Left(run, {each.step: each.progress for each in found})
 
 
 @pytest.fixture(scope="module")
 def stopped(tiny: Config) -> Left:
     """To be validated apart, but told to stop; it leaves off after step 8."""
-    job = open_job(override(tiny, {"evaluate.apart": True, "faults.look_every": 8}))
+    run = open_run(override(tiny, {"evaluate.background": True, "faults.look_every": 8}))
     flag = cast(Any, StopFlag).remote()
-    ray.get(flag.put_up.remote(STOPPED))
-    assert run_job(job._replace(stop_flag=flag)) == STOPPED
-    return left(job)
+    ray.get(flag.request.remote(STOPPED))
+    assert run_job(run._replace(stop_flag=flag)) == STOPPED
+    return left(run)
 
 
 @pytest.fixture(scope="module")
 def ended(tiny: Config, stopped: Left) -> Left:
     """Gone on with, validated in place, until its budget is spent after step 10."""
-    job = stopped.job._replace(config=override(tiny, {"stop.hours": 1e-9, "faults.look_every": 10}))
-    build_trainer(job).fit()
-    assert left_off(job) == "stop.hours = 1e-09 are spent: a larger value goes on from here"
-    return left(job)
+    run = stopped.run._replace(config=override(tiny, {"stop.hours": 1e-9, "faults.look_every": 10}))
+    build_trainer(run).fit()
+    assert stop_reason(run) == "stop.hours = 1e-09 are spent: a larger value goes on from here"
+    return left(run)
 
 
 @pytest.fixture(scope="module")
 def finished(tiny: Config, ended: Left) -> Left:
     """Gone on with once more, validated apart, to its last step."""
-    job = ended.job._replace(config=override(tiny, {"evaluate.apart": True}))
-    build_trainer(job).fit()
-    return left(job)
+    run = ended.run._replace(config=override(tiny, {"evaluate.background": True}))
+    build_trainer(run).fit()
+    return left(run)
 
 
 def test_a_run_told_to_stop_leaves_off_without_a_score(stopped: Left) -> None:
@@ -107,7 +107,7 @@ def test_validated_apart_what_is_owed_gets_its_score_and_its_pictures(finished: 
     assert list(mious) == [4, 8, 10, 12]
     assert finished.given_later == [4, 8, 12]
     assert finished.logged() == mious
-    client, run_id = MlflowClient(finished.job.tracking_uri), finished.job.run_id
+    client, run_id = MlflowClient(finished.run.tracking_uri), finished.run.run_id
     for name in ("panel", "attention", "confusion_matrix"):
         found = [Path(file.path).stem for file in client.list_artifacts(run_id, name)]
         assert found == [f"step_{step:06d}" for step in mious]
@@ -116,29 +116,29 @@ def test_validated_apart_what_is_owed_gets_its_score_and_its_pictures(finished: 
 def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(
     finished: Left, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job, store = finished.job, finished.job.checkpoints
+    run, store = finished.run, finished.run.checkpoints
     for step in (4, 8):  # of which the workers themselves have validated the second
         store.delete(f"{checkpoint.folder_name(step)}/{SCORE}")
     model = f"step-000004/{checkpoint.MODEL}"
     whole = store.read(model)
     store.write(model, whole[:-1] + bytes([whole[-1] ^ 1]))
-    make_up(job)
+    validate_pending(run)
     assert checkpoint.unscored(store) == [4]  # which does not verify
     store.write(model, whole)
-    without_data = job._replace(config=override(job.config, {"storage.path": f"{job.config.storage.path}/nothing"}))
+    without_data = run._replace(config=override(run.config, {"storage.path": f"{run.config.storage.path}/nothing"}))
     reported = ray.train.Checkpoint(store.url("step-000004"))
     with caplog.at_level(logging.WARNING):
-        assert apart(without_data).fn(reported) == {}
+        assert background_validation(without_data).fn(reported) == {}
     assert "step-000004 is not validated yet, training goes on: " in caplog.text
     assert checkpoint.unscored(store) == [4]
-    assert apart(job).fn(reported) == {}
-    assert left(job).progress == finished.progress
+    assert background_validation(run).fn(reported) == {}
+    assert left(run).progress == finished.progress
 
 
 def test_workers_that_never_find_room_end_the_run(stopped: Left, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
     crowded = {"train.workers": 4, "train.cpus_per_worker": 1, "faults.max_failures": 0}
-    job = stopped.job._replace(config=override(stopped.job.config, crowded))
-    never = r"(?s)timed out after .* waiting for 4 workers.*not tried again: faults.max_failures = 0"
+    run = stopped.run._replace(config=override(stopped.run.config, crowded))
+    never = r"(?s)timed out after .* waiting for 4 workers.*not retried: faults.max_failures = 0"
     with pytest.raises(RunFailed, match=never):
-        run_job(job._replace(checkpoints=job.checkpoints.join("crowded")))
+        run_job(run._replace(checkpoints=run.checkpoints.join("crowded")))

@@ -1,0 +1,44 @@
+"""Whether a run can start or resume: MLflow, and the checkpoint that it resumes from."""
+
+from typing import Any
+
+from pipeline.config.config import Config
+from pipeline.config.run_key import changed_settings, shaping
+from pipeline.data.manifest import Manifest
+from pipeline.errors import TrackingError
+from pipeline.preflight.findings import Finding
+from pipeline.storage.store import Store
+from pipeline.tracking.client import check_server, tracking_uri
+
+
+def tracking(config: Config) -> list[Finding]:
+    """An MLflow that cannot be used or does not answer."""
+    try:
+        check_server(tracking_uri(config.tracking))
+    except TrackingError as error:
+        return [Finding("error", str(error))]
+    return []
+
+
+def resume(config: Config, manifest: Manifest, store: Store, newest: dict[str, Any] | None) -> list[Finding]:
+    """A run to resume that does not exist, or that was made with other settings or data.
+
+    `newest`: what the newest checkpoint in the run's folder `store` recorded; None when there is none.
+    """
+    named = config.train.resume
+    if newest is None:
+        what = f"train.resume = {named}: no checkpoint in {store.url('')}"
+        return [Finding("error", what, "correct it, or leave it out")] if named else []
+    changed = changed_settings(shaping(newest["config"]), shaping(config.record()))
+    # What decides what a validation's mIoU means: law 8.
+    protocol = {"data_fingerprint": manifest.fingerprint, "image_scale": config.evaluate.scale}
+    before = newest["protocol"]
+    changed += [f"{key} was {before[key]!r} and is {value!r}" for key, value in protocol.items() if before[key] != value]
+    if not changed:
+        return []
+    what = f"{store.url('')}: at step {newest['step']} {'; '.join(changed)}; a run keeps these"
+    return [
+        Finding(
+            "error", what, "set them back, or leave out train.resume" if named else "give the new run another name (name=...)"
+        )
+    ]

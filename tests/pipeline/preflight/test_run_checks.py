@@ -1,0 +1,66 @@
+"""Whether a run may start or resume."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import override, parse
+from pipeline.data.manifest import Manifest
+from pipeline.preflight import run_checks
+from pipeline.preflight.findings import Finding
+from pipeline.storage.store import Store
+
+STORE = Store("/runs/t")
+MANIFEST = Manifest("g", "generated", (), (), {}, {}, True, "", fingerprint="a")
+PROTOCOL = {"data_fingerprint": "a", "image_scale": 1.0, "boundary_dilation_ratio": 0.02}
+
+
+def config(**train: Any) -> Any:
+    return parse(
+        {
+            "name": "t",
+            "storage": {"path": "s3://bucket"},
+            "data": {"name": "g", "layout": "generated", "crop_size": 65},
+            "model": {"recurrence": 2},
+            "train": {"workers": 2, "global_batch": 8} | train,
+        }
+    )
+
+
+def newest(made: Any, **recorded: Any) -> dict[str, Any]:
+    return {"step": 40, "config": made.record(), "protocol": PROTOCOL} | recorded
+
+
+def test_changed_data_cannot_be_resumed_from() -> None:
+    made = config()
+    assert run_checks.resume(made, MANIFEST, STORE, newest(made)) == []
+    (found,) = run_checks.resume(made, MANIFEST, STORE, newest(made, protocol=PROTOCOL | {"data_fingerprint": "b"}))
+    assert found == Finding(
+        "error",
+        "/runs/t/: at step 40 data_fingerprint was 'b' and is 'a'; a run keeps these",
+        "give the new run another name (name=...)",
+    )
+    (found,) = run_checks.resume(override(made, {"evaluate.scale": 0.5}), MANIFEST, STORE, newest(made))
+    assert "image_scale was 1.0 and is 0.5" in found.what
+
+
+def test_changed_settings_are_named_with_both_values_and_the_number_of_workers_may_change() -> None:
+    before = newest(config())
+    assert run_checks.resume(config(workers=4, validate_every=7), MANIFEST, STORE, before) == []
+    other = override(config(global_batch=16), {"seed": 3, "model.recurrence": 1, "train.resume": "t-0123abcd"})
+    (found,) = run_checks.resume(other, MANIFEST, STORE, before)
+    for change in ("seed was 0 and is 3", "train.global_batch was 8 and is 16", "model.recurrence was 2 and is 1"):
+        assert change in found.what
+    assert found.fix == "set them back, or leave out train.resume"
+
+
+def test_a_run_to_resume_that_does_not_exist_is_an_error() -> None:
+    assert run_checks.resume(config(), MANIFEST, STORE, None) == []
+    (found,) = run_checks.resume(override(config(), {"train.resume": "t-0123abcd"}), MANIFEST, STORE, None)
+    assert found.line == "train.resume = t-0123abcd: no checkpoint in /runs/t/ (correct it, or leave it out)"
+
+
+def test_mlflow_out_of_reach_is_an_error(tmp_path: Path) -> None:
+    assert run_checks.tracking(override(config(), {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})) == []
+    (found,) = run_checks.tracking(override(config(), {"tracking.uri": "http://127.0.0.1:1"}))
+    assert found.level == "error"
+    assert found.what.startswith("tracking.uri = http://127.0.0.1:1: no MLflow server answers there")
