@@ -3,12 +3,12 @@
     net = ccnet.build_ccnet(backbone="resnet101", num_classes=19, recurrence=2)
     output = net(image)                                              # image uint8[B, 3, H, W] RGB -> .logits, .aux_logits
     total, count = ccnet.losses.cross_entropy(output.logits, label)  # label uint8[B, H, W], 255 = ignored
-    loss = ccnet.losses.mean(total, count)                           # of sums and counts over all workers
+    loss = ccnet.losses.mean(total, count)                           # total and count summed over all workers
     classes = ccnet.inference.predict_classes(net, image)            # uint8[B, H, W]
     ccnet.ConfusionMatrix(19).update(classes, label)
 
-train_step is a step of training, alone or as one worker of many. weights reads published checkpoints, export writes ONNX,
-attention_maps shows where a pixel looks.
+train_step runs one training step, alone or as one of several workers. weights reads published checkpoints, export writes ONNX
+files, attention_maps shows what a pixel attends to.
 """
 
 from ccnet import export, inference, losses, weights

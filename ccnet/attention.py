@@ -1,4 +1,4 @@
-"""Criss-cross attention: every pixel looks along its own column and its own row, every voxel along its three lines."""
+"""Criss-cross attention: every pixel attends to its own column and row, every voxel to its three lines."""
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,14 @@ from ccnet import criss_cross
 class CrissCrossAttention(nn.Module):
     """One pass of criss-cross attention (CCNet, https://arxiv.org/abs/1811.11721, section 3.2).
 
-    With Q, K, V three 1x1 convolutions of the input H and Omega(u) the H + W - 1 pixels in the column and the row of u::
+    Q, K and V are three 1x1 convolutions of the input H. Omega(u) are the H + W - 1 pixels in the column and the row of u::
 
         A(u, i) = softmax over i in Omega(u) of Q(u) . K(i)        (affinity, no 1 / sqrt(d))
         H'(u)   = gamma * sum over i in Omega(u) of A(u, i) V(i)  +  H(u)
 
-    Q, K, V are `query`, `key`, `value`; the paper's A is the pair of maps that `attention` returns. The pixel itself lies in
-    both its column and its row and counts once: in the row. The paper has no gamma; the published code has, starting at 0, so
-    that a fresh module is the identity, and the published checkpoints carry it.
+    Q, K, V are `query`, `key`, `value`. The paper's A is the pair of maps that `attention` returns. The pixel itself lies in
+    both its column and its row; it counts once, in the row. The paper has no gamma. The published code has it, starting at 0 so
+    that a fresh module is the identity, and the published checkpoints contain it.
     """
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
@@ -29,9 +29,10 @@ class CrissCrossAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def attention(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B H W H"], Float[Tensor, "B H W W"]]:
-        """The attention of pixel (h, w): column[b, h, w, j] to pixel (j, w), 0 at j = h, and row[b, h, w, j] to pixel (h, j).
+        """The attention of pixel (h, w), as (column, row).
 
-        The H + W entries of a pixel sum to 1.
+        column[b, h, w, j] is the attention to pixel (j, w), 0 at j = h. row[b, h, w, j] is the attention to pixel (h, j). The
+        H + W entries of a pixel sum to 1.
         """
         query, key = self.query(x), self.key(x)
         return criss_cross.attention(query.permute(0, 2, 3, 1), key.permute(0, 2, 3, 1))
@@ -39,8 +40,8 @@ class CrissCrossAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """One pass; apply the same module R times for recurrence R. Any device, any floating dtype.
 
-        The weights A(u, i) of a pixel sum to 1, so it is H that is summed under them and V's convolution comes after: the same
-        H', and neither V nor H' - H has to be kept for the backward pass. gamma multiplies that convolution's weights.
+        The weights A(u, i) of a pixel sum to 1. So the operator sums H itself with these weights, and V's convolution is applied
+        to the sum. H' is the same, and the backward pass needs neither V nor H' - H. gamma multiplies the convolution's weights.
         """
         weight, bias = (torch.cat(pair) for pair in zip(_parts(self.query), _parts(self.key), strict=True))
         out_weight, out_bias = (self.gamma * part for part in _parts(self.value))
@@ -50,12 +51,12 @@ class CrissCrossAttention(nn.Module):
 class CrissCrossAttention3d(nn.Module):
     """One pass of criss-cross attention over time, height and width (CCNet's TPAMI version, arXiv 1811.11721v2).
 
-    The equations of `CrissCrossAttention` with Omega(u) the T + H + W - 2 voxels that differ from u in at most one coordinate.
-    The operator treats the axes alike: permute those of the input and those of the output are permuted. R passes carry a voxel
-    to every voxel that differs in at most R coordinates, so R = 3 covers the volume.
+    The equations are those of `CrissCrossAttention`; Omega(u) are the T + H + W - 2 voxels that differ from u in at most one
+    coordinate. The operator treats the axes alike: permuting the axes of the input permutes those of the output. R passes carry
+    a voxel to every voxel that differs in at most R coordinates, so R = 3 covers the volume.
 
     `num_self` is how often the soft-max counts the voxel itself: 1 as in the paper, 2 as in the published code, where it runs
-    over T + H + W - 1 entries. That code besides scrambles the attention along one axis, which is not offered here.
+    over T + H + W - 1 entries. The published code also scrambles the attention along one axis; this is not reproduced here.
     """
 
     def __init__(self, channels: int, reduction: int = 8, *, num_self: int = 1) -> None:
@@ -74,7 +75,8 @@ class CrissCrossAttention3d(nn.Module):
     ) -> tuple[Float[Tensor, "B T H W T"], Float[Tensor, "B T H W H"], Float[Tensor, "B T H W W"]]:
         """The attention of voxel (t, h, w) to the voxels (j, h, w), (t, j, w) and (t, h, j), in this order.
 
-        The T + H + W entries of a voxel sum to 1. Those to itself are 0 but for the last axis, or the last two if num_self = 2.
+        The T + H + W entries of a voxel sum to 1. Its attention to itself is 0 except along the last axis, or along the last two
+        axes if num_self = 2.
         """
         query, key = self.query(x), self.key(x)
         along_t = criss_cross.without_self(torch.einsum("bcthw,bcjhw->bthwj", query, key), axis=1)  # [B, T, H, W, T]
@@ -97,15 +99,15 @@ class CrissCrossAttention3d(nn.Module):
 
 
 def _parts(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias."""
+    """Weight and bias of the convolution."""
     assert convolution.bias is not None
     return convolution.weight, convolution.bias
 
 
 def _reduced(channels: int, reduction: int) -> int:
-    """Width of query and key."""
+    """Number of channels of query and key. ValueError if it would be 0."""
     if channels < reduction:
         raise ValueError(
-            f"channels = {channels}: must be at least reduction = {reduction}, query and key are channels // reduction"
+            f"channels = {channels}: must be at least reduction = {reduction} (query and key have channels // reduction channels)"
         )
     return channels // reduction

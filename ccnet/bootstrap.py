@@ -1,10 +1,10 @@
-"""How far the mIoU would move with other images of the same kind: an interval by resampling the images."""
+"""An interval of the mIoU by resampling the images: how far it would move with other images of the same kind."""
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-# Resamples at a time: with 5000 images and 150 classes some 20 MB are alive at once.
+# Resamples computed at once: with 5000 images and 150 classes they take about 20 MB.
 RESAMPLES_PER_CHUNK = 256
 
 
@@ -18,10 +18,11 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """(low, high) of the mIoU: percentile interval of the bootstrap (Efron 1979, https://doi.org/10.1214/aos/1176344552).
 
-    Row n holds the pixels per class that label and prediction of image n share, and that either has. Every resample draws N
-    images with replacement, adds their counts, divides once and averages the classes that occur in it; a resample without a valid
-    pixel has no mIoU and is left out. (NaN, NaN) without images. The interval is about the choice of images; the training seed
-    is another source of chance. ValueError for a level outside 0 .. 1 or fewer than one resample.
+    Row n counts the pixels of image n per class: `intersection` those that have the class in label and prediction, `union` those
+    that have it in at least one of them. Every resample draws N images with replacement, adds their counts, divides once and
+    averages over the classes that occur in it. A resample without a valid pixel has no mIoU and is ignored. Without images the
+    result is (NaN, NaN). The interval reflects the choice of images; the training seed is a separate source of variation.
+    ValueError for a level outside 0 .. 1 or fewer than one resample.
     """
     if not 0 < level < 1 or num_resamples < 1:
         raise ValueError(f"level = {level}, num_resamples = {num_resamples}: must be between 0 and 1, and at least 1")

@@ -1,4 +1,4 @@
-"""Boundary IoU: how well the outlines fit, where the IoU of a large area hardly notices them."""
+"""Boundary IoU: how well the outlines fit. The plain IoU of a large area hardly depends on them."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from ccnet.metrics import check_ids, check_shapes, count_ids
 class BoundaryIoU:
     """Boundary IoU per class (Cheng et al. 2021, https://arxiv.org/abs/2103.16562), counts added over images.
 
-    |(G_d and G) and (P_d and P)| / |(G_d and G) or (P_d and P)|: G and P are a class's pixels in label and prediction, G_d and
-    P_d the pixels within d of their outlines, d = `dilation_ratio` x image diagonal, rounded, at least 1 pixel. The distance is
-    the larger of rows and columns and the image's edge is an outline, as in the authors' code
+    |(G_d and G) and (P_d and P)| / |(G_d and G) or (P_d and P)|: G and P are a class's pixels in label and prediction. G_d and
+    P_d are the pixels within d of their outlines, d = `dilation_ratio` x image diagonal, rounded, at least 1 pixel. The distance
+    is the larger of the distances in rows and in columns, and the image's edge counts as an outline, as in the authors' code
     (https://github.com/bowenc0221/boundary-iou-api), whose ratios are 0.02 for COCO and LVIS and 0.005 for Cityscapes.
-    `counts` int64[2, K], intersection and union, lives on the CPU and only ever adds up.
+    `counts` int64[2, K], intersection and union, lives on the CPU and only grows.
 
-    Where we differ: the authors compare single objects, one division each; here a class's pixels are summed over all images.
-    The prediction is ignored where the label is before outlines are drawn, so that a perfect one scores 1 beside ignored pixels.
+    Where we differ: the authors compare single objects and divide for each; here a class's pixels are summed over all images.
+    Pixels that the label ignores are ignored in the prediction too, before outlines are drawn. Otherwise a perfect prediction
+    next to ignored pixels would score less than 1.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
@@ -34,7 +35,7 @@ class BoundaryIoU:
         self.counts: Int64[Tensor, "2 K"] = torch.zeros(2, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Integer[Tensor, "*B H W"], label: Integer[Tensor, "*B H W"]) -> None:
-        """Count the boundary pixels of one image or one batch. ValueError for two shapes or a class id outside 0 .. K-1."""
+        """Count the boundary pixels of one image or one batch. ValueError for unequal shapes or a class id outside 0 .. K-1."""
         check_shapes(prediction, label)
         valid = label != self.ignore_index
         check_ids("label", label, valid, self.num_classes, self.ignore_index)
@@ -47,7 +48,7 @@ class BoundaryIoU:
         self.counts += torch.stack([intersection, either - intersection]).to(self.counts.device)  # [2, K]
 
     def merge(self, other: "BoundaryIoU") -> "BoundaryIoU":
-        """Add the counts of `other`; returns self."""
+        """Add the counts of `other` and return self. ValueError if the settings differ."""
         theirs, ours = ((b.num_classes, b.ignore_index, b.dilation_ratio) for b in (other, self))
         if theirs != ours:
             raise ValueError(f"cannot merge boundary counts of (classes, ignore_index, dilation_ratio) = {theirs} into {ours}")
@@ -59,7 +60,7 @@ class BoundaryIoU:
         return self.counts[0].double() / self.counts[1]
 
     def miou(self) -> float:
-        """Mean boundary IoU over the classes that occur in label or prediction; NaN when none does."""
+        """Mean boundary IoU over the classes that occur in label or prediction; NaN if none does."""
         return self.iou().nanmean().item()
 
 
@@ -71,7 +72,8 @@ def boundary_distance(height: int, width: int, dilation_ratio: float) -> int:
 def class_boundary(ids: Integer[Tensor, "*B H W"], distance: int) -> Bool[Tensor, "*B H W"]:
     """Whether a pixel lies within `distance` of another class or of the image's edge.
 
-    For all classes at once: a pixel is inside its class when smallest and largest id of the square of 2 d + 1 around it agree.
+    One pass serves all classes: a pixel is inside its class if the smallest and the largest id in the square with sides
+    of 2 d + 1 pixels around it are equal.
     """
     height, width = ids.shape[-2:]
     boundary = torch.ones_like(ids, dtype=torch.bool)
@@ -82,7 +84,10 @@ def class_boundary(ids: Integer[Tensor, "*B H W"], distance: int) -> Bool[Tensor
 
 
 def _extreme(ids: Tensor, side: int, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`pick`ed over every square of `side` pixels, [..., H - side + 1, W - side + 1]; each pass doubles what a pixel covers."""
+    """Smallest or largest id, by `pick`, of every square of `side` pixels: [..., H - side + 1, W - side + 1].
+
+    Each pass doubles the length that one entry covers, so that few passes are needed.
+    """
     for axis in (-2, -1):
         covered = 1
         while covered < side:

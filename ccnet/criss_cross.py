@@ -1,4 +1,4 @@
-"""The criss-cross operator as one operator of torch: every position of a map looks along its own column and row."""
+"""The criss-cross operator as one operator of torch: every position of a map attends to its own column and row."""
 
 import importlib
 import importlib.util
@@ -18,12 +18,12 @@ def criss_cross(
 ) -> Float[Tensor, "B H W C"]:
     """Sum over i in Omega(u) of A(u, i) value(i), A the softmax of query(u) . key(i) over the H + W - 1 positions of Omega(u).
 
-    Omega(u) are the positions in the column and the row of u, itself once (CCNet, https://arxiv.org/abs/1811.11721, section
-    3.2). Any strides; channels last in memory are read as they lie. Softmax and sums are float32 or wider.
+    Omega(u) are the positions in the column and the row of u, u itself once (CCNet, https://arxiv.org/abs/1811.11721, section
+    3.2). Any strides; arrays with channels last in memory are read as they are. Softmax and sums are float32 or wider.
 
-    No mask and no joint energies [B, H, W, H + W] are laid out. On a GPU that has Triton `ccnet.kernels` computes it and keeps
-    two numbers of each position for the backward pass; elsewhere batches of products do, and the attention is kept.
-    Differentiable once.
+    Neither a mask nor joint energies [B, H, W, H + W] are built. On a GPU with Triton, `ccnet.kernels` computes the operator and
+    keeps two numbers of each position for the backward pass. Elsewhere batched matrix products compute it, and the attention is
+    kept. Differentiable once.
     """
     if torch.compiler.is_exporting():
         return plain(query, key, value)
@@ -40,13 +40,14 @@ def residual(
 ) -> Float[Tensor, "B C H W"]:
     """x + the out convolution of `criss_cross` of x itself; query and key are the halves of one convolution of x (E = 2 D).
 
-    In channels last, which convolutions are fastest on, and so is the result. Kept of x is x as it lies, nothing in a second
-    layout. The backward pass holds three arrays as large as x at a time, the kept one and its result among them.
+    The function works in channels last, the fastest layout for convolutions, and returns channels last. For the backward pass x
+    is kept as it is, without a copy in a second layout. The backward pass holds three arrays as large as x at a time, including
+    the kept x and the result.
     """
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias, out_weight, out_bias = (tensor.to(dtype) for tensor in (x, weight, bias, out_weight, out_bias))
-    if torch.compiler.is_compiling():  # the compiler shares and joins by itself
+    if torch.compiler.is_compiling():  # the compiler shares layouts and fuses by itself
         query, key = F.conv2d(x, weight, bias).permute(0, 2, 3, 1).chunk(2, dim=-1)
         return x + F.conv2d(criss_cross(query, key, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), out_weight, out_bias)
     out: Tensor = _Residual.apply(x, weight, bias, out_weight, out_bias)  # type: ignore[no-untyped-call]
@@ -54,7 +55,7 @@ def residual(
 
 
 class _Residual(torch.autograd.Function):
-    """`residual`: its parts share one layout of x in each direction, and their gradients one sum."""
+    """The autograd function of `residual`: its parts share one layout of x in each direction, and one sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x, weight, out_weight, projected, seen, kept = ctx.saved_tensors
-        # A copy of x or of the gradient in another layout ends with its use.
+        # A copy of x or of the gradient in another layout gets no name, so that its memory is freed right after its use.
         of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grads[0]), seen, out_weight)
         query, key = projected.chunk(2, dim=-1)
         of_query, of_key, of_x = _gradients(of_seen, query, key, x.permute(0, 2, 3, 1), kept)
@@ -80,9 +81,9 @@ class _Residual(torch.autograd.Function):
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [B, H, W, C], weight and bias of a 1x1 convolution, given the [B, C, H, W] of its result.
+    """Gradients of x [B, H, W, C], weight and bias of a 1x1 convolution, given the gradient [B, C, H, W] of its result.
 
-    The bias's by itself: an eighth of what it takes in one call.
+    The bias's gradient is a separate sum: this takes an eighth of the time that it takes inside the call.
     """
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
         grad, x.permute(0, 3, 1, 2), weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
@@ -91,9 +92,10 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tens
 
 
 def _sum(left: Tensor, right: Tensor, *, like: Tensor, spare: Tensor) -> Tensor:
-    """left + right [B, C, H, W], on a CPU in the layout of `like`; row by row, which is twice as fast between two layouts.
+    """left + right [B, C, H, W]; on a CPU in the layout of `like`.
 
-    It takes the memory of left or of spare [B, H, W, C]: new memory costs as much as the sum.
+    The result reuses the memory of left or of spare [B, H, W, C], because new memory takes as long as the sum. On a CPU the sum
+    is computed row by row, which is twice as fast when the two layouts differ.
     """
     if left.device.type != "cpu":
         return left.add_(right)
@@ -104,14 +106,14 @@ def _sum(left: Tensor, right: Tensor, *, like: Tensor, spare: Tensor) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """[B, C, H, W], channels last in memory."""
+    """x [B, C, H, W], with channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def plain(
     query: Float[Tensor, "B H W D"], key: Float[Tensor, "B H W D"], value: Float[Tensor, "B H W C"]
 ) -> Float[Tensor, "B H W C"]:
-    """`criss_cross` by its definition: what an exported graph holds, and what the others are tested against."""
+    """`criss_cross` by its definition: exported graphs use it, and the other implementations are tested against it."""
     column, row = attention(query, key)
     return torch.einsum("bhwj,bjwc->bhwc", column, value) + torch.einsum("bhwj,bhjc->bhwc", row, value)
 
@@ -119,7 +121,7 @@ def plain(
 def attention(
     query: Float[Tensor, "B H W D"], key: Float[Tensor, "B H W D"]
 ) -> tuple[Float[Tensor, "B H W H"], Float[Tensor, "B H W W"]]:
-    """A: column[b, h, w, j] to position (j, w), 0 at j = h, and row[b, h, w, j] to (h, j); together they sum to 1."""
+    """A as column[b, h, w, j] to position (j, w), 0 at j = h, and row[b, h, w, j] to (h, j). Together they sum to 1."""
     height = query.shape[1]
     column = without_self(torch.einsum("bhwd,bjwd->bhwj", query, key), axis=1)
     row = torch.einsum("bhwd,bhjd->bhwj", query, key)
@@ -128,7 +130,7 @@ def attention(
 
 
 def without_self(energy: Tensor, axis: int) -> Tensor:
-    """Energy [B, ..., n at `axis`, ..., n] between the positions of one line, -inf where a position meets itself."""
+    """The energy [B, ..., n at `axis`, ..., n] between positions of one line, with -inf where a position meets itself."""
     shape = [1] * energy.ndim
     shape[axis] = shape[-1] = energy.shape[-1]
     own = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device).view(shape)
@@ -137,7 +139,7 @@ def without_self(energy: Tensor, axis: int) -> Tensor:
 
 @torch.library.custom_op("ccnet::criss_cross", mutates_args=())
 def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The result, and what the backward pass needs besides: the attention of `_laid_out`, or the kernels' two numbers."""
+    """The result, and what backward needs besides the inputs: the attention (see `_laid_out`) or the kernels' two numbers."""
     if kernels := _kernels(query.device.type):
         out, norms = kernels.forward(query, key, value)
         return out, norms
@@ -147,7 +149,7 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     query, key = query.to(weights.dtype), key.to(weights.dtype)
     torch.bmm(_columns(query), _columns(key).mT, out=column.flatten(0, 1))
     torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out=row.flatten(0, 1))
-    column.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))  # the row has the position itself
+    column.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))  # the position itself counts in its row
     top = torch.maximum(row.amax(-1), column.amax(-1).transpose(1, 2))  # [B, H, W]
     row.sub_(top.unsqueeze(-1))
     column.sub_(top.transpose(1, 2).unsqueeze(-1))
@@ -161,7 +163,7 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 @torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
 def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of query, key and value. With P the attention, dP = grad . value and d = sum over i of P dP: dE = P (dP - d)."""
+    """Gradients of query, key and value. P is the attention, dP = grad . value, d = sum over i of P dP: dE = P (dP - d)."""
     grad, value = _packed(grad), _packed(value)
     if kernels := _kernels(query.device.type):
         grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, kept)
@@ -175,13 +177,13 @@ def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Te
     of_column.sub_(mean.transpose(1, 2).unsqueeze(-1)).mul_(column)
     grad_query = _along_lines(of_column, of_row, key.to(row.dtype))
     grad_key = _along_lines(of_column.mT, of_row.mT, query.to(row.dtype))
-    del value
+    del value  # a copy of value, if one was made, is freed before the last gradient is allocated
     grad_value = _along_lines(column.mT.to(grad.dtype), row.mT.to(grad.dtype), grad)
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value
 
 
 def _laid_out(weights: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """One array as the attention along columns [B, W, H, H] and along rows [B, H, W, W], each a batch of matrices."""
+    """Views of one array: the attention along columns [B, W, H, H] and along rows [B, H, W, W], each a batch of matrices."""
     batch, height, width, _ = shape
     num_columns = batch * height * width * height
     column, row = weights[:num_columns], weights[num_columns:]
@@ -189,26 +191,26 @@ def _laid_out(weights: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
 
 
 def _columns(x: Tensor) -> Tensor:
-    """[B, H, W, D] -> [B W, H, D]."""
+    """x [B, H, W, D] as one matrix per column: [B W, H, D]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def _packed(x: Tensor) -> Tensor:
-    """The array [B, H, W, C] contiguous; a third of the time that `contiguous` takes on a CPU."""
+    """The array [B, H, W, C], contiguous. On a CPU this takes a third of the time of `contiguous`."""
     return _channels_last(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _along_lines(column: Tensor, row: Tensor, value: Tensor) -> Tensor:
-    """Columns [B, W, H, H] times the values of their column plus rows [B, H, W, W] times those of their row: [B, H, W, C]."""
+    """Weights [B, W, H, H] times the values of each column plus weights [B, H, W, W] times those of each row: [B, H, W, C]."""
     out = torch.matmul(row, value)
     for sums, weights, values in zip(out, column, value, strict=True):
-        sums.transpose(0, 1).baddbmm_(weights, values.transpose(0, 1))  # in place: one image's columns are no batch in memory
+        sums.transpose(0, 1).baddbmm_(weights, values.transpose(0, 1))  # in place: columns are not contiguous
     return out
 
 
 @cache
 def _kernels(device: str) -> ModuleType | None:
-    """The kernels for GPUs where Triton is installed; a module by its name, because importing it needs Triton."""
+    """`ccnet.kernels` on a GPU where Triton is installed, else None. Imported by name, because the import needs Triton."""
     wanted = device == "cuda" and importlib.util.find_spec("triton") is not None
     return importlib.import_module("ccnet.kernels") if wanted else None
 
@@ -247,4 +249,4 @@ def _flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...],
 @register_flop_formula(torch.ops.ccnet.criss_cross_backward)
 def _backward_flops(grad: tuple[int, ...], query: tuple[int, ...], *rest: object, **_: object) -> int:
     batch, height, width, channels = grad
-    return 2 * batch * height * width * (height + width) * (2 * query[-1] + 2 * channels)  # what is recomputed is not counted
+    return 2 * batch * height * width * (height + width) * (2 * query[-1] + 2 * channels)  # recomputation is not counted

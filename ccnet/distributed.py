@@ -1,4 +1,4 @@
-"""What one of several training processes knows of the others: rank, number, sums over all of them, threads."""
+"""What a training process knows about the others: its rank, their number, sums over all of them, its share of threads."""
 
 import os
 from typing import Any
@@ -20,15 +20,15 @@ def world_size() -> int:
 
 
 def num_threads(local_workers: int) -> int:
-    """Torch threads of one of `local_workers` processes that share this machine."""
+    """Number of torch threads for each of `local_workers` processes that share this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
     return max(1, cores // local_workers)
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """y = sum of x over the workers. Every worker's loss depends on every x, hence the sum in backward as well.
+    """y = sum of x over the workers. Every worker's loss depends on every worker's x, so backward sums the gradients too.
 
-    torch.distributed.nn.functional.all_reduce does the same and is deprecated in torch 2.13.
+    torch.distributed.nn.functional.all_reduce does the same, but is deprecated in torch 2.13.
     """
 
     @staticmethod
@@ -45,9 +45,9 @@ class _SumOverWorkers(torch.autograd.Function):
 
 
 def sum_over_workers(x: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
-    """The sum of `x` over all workers, differentiable: the gradient is that of the workers' losses added up.
+    """The sum of `x` over all workers, differentiable: the gradient is that of the sum of the workers' losses.
 
-    One collective each way, which every worker must reach equally often; alone it is the identity.
+    One collective in each direction, which every worker must reach equally often. Outside a process group it is the identity.
     """
     if not dist.is_initialized():
         return x

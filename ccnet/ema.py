@@ -13,16 +13,16 @@ Net = TypeVar("Net", bound=nn.Module, covariant=True)
 class Average(Generic[Net]):
     """average <- d average + (1 - d) weights after step n, counted from 0, with d = min(decay, (1 + n) / (10 + n)).
 
-    It starts as a copy of the network, which the smaller d of the first steps forgets (as tf.train.ExponentialMovingAverage with
-    num_updates). Averaged are parameters and floating-point buffers, integer buffers are copied. `net` is the average as a
-    network, in evaluation mode and without gradients; its state dict and the number of the step are the whole state.
+    The average starts as a copy of the network. The smaller d of the first steps makes it forget this start (as in
+    tf.train.ExponentialMovingAverage with num_updates). Parameters and floating-point buffers are averaged, integer buffers are
+    copied. `net` is the average as a network, in evaluation mode and without gradients. Its state dict and the number of the
+    step are the whole state.
 
-    torch.optim.swa_utils.AveragedModel has one decay, replaces the average by the weights at its first update, and keeps a count
-    of its own that the caller's step number would have to be set from.
+    torch.optim.swa_utils.AveragedModel is not used, because an update here can depend on `applied`, a flag on the device.
     """
 
     def __init__(self, net: Net, decay: float) -> None:
-        """`net` is the bare module, not compiled or wrapped. ValueError unless 0 < decay < 1."""
+        """`net` is the bare module, neither compiled nor wrapped. ValueError unless 0 < decay < 1."""
         if not 0.0 < decay < 1.0:
             raise ValueError(f"decay = {decay}: must be above 0 and below 1 (0.999 averages over about 1,000 steps)")
         self.decay = decay
@@ -30,14 +30,14 @@ class Average(Generic[Net]):
 
     @torch.no_grad()
     def update(self, net: nn.Module, n: int, applied: Bool[torch.Tensor, ""] | None = None) -> None:
-        """Take in the weights of `net` after step `n`, unless `applied` is false: the step was left out, and all stays.
+        """Add the weights of `net` after step `n` to the average, unless `applied` is false because the step was skipped.
 
-        `net` may be compiled, and wrapped in DistributedDataParallel. The host does not wait for the device.
+        `net` may be compiled and wrapped in DistributedDataParallel. The host does not wait for the device.
         """
         share = 1 - min(self.decay, (1 + n) / (10 + n))
-        # In their order and not by their names, to which wrappers add.
+        # Tensors are matched by order and not by name, because wrappers add prefixes to the names.
         mine, theirs = ([*each.parameters(), *each.buffers()] for each in (self.net, net))
-        # By dtype, because lists of one dtype take a few kernels on a GPU instead of one for each tensor.
+        # Tensors are grouped by dtype, because a list of one dtype takes a few kernels on a GPU instead of one per tensor.
         for dtype in {tensor.dtype for tensor in mine}:
             own, other = ([tensor for tensor in each if tensor.dtype == dtype] for each in (mine, theirs))
             if not dtype.is_floating_point:

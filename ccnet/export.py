@@ -1,4 +1,4 @@
-"""A network as one ONNX file, and the proof that onnxruntime computes with it what torch computes."""
+"""Export of a network as one ONNX file, and the check that onnxruntime computes with it what torch computes."""
 
 import contextlib
 import copy
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int, int]
 """Batch, height and width of an input."""
 
-# Any size does, for none of it stays in the graph, but not a batch of 1: torch.export takes 0 and 1 for constants.
+# Size of the traced input. It does not stay in the graph, so any size works except a batch of 1: torch.export treats 0 and 1 as
+# constants.
 EXAMPLE: Size = (2, 65, 73)
-# 8k + 1 and not, wide and tall, alone and in a batch; none has the example's height or width.
+# Sizes to check: 8k + 1 and others, wide and tall, one image and several. None has the example's height or width.
 SIZES: tuple[Size, ...] = ((1, 129, 97), (3, 33, 41), (2, 50, 71), (1, 97, 130), (1, 57, 57))
 
 
 class ExportError(RuntimeError):
-    """No file that can be relied upon: a package is missing, or the file and the network disagree; the message names which."""
+    """The export gave no reliable file: a package is missing, or file and network disagree. The message names the cause."""
 
 
 class _Deployed(nn.Module):
-    """What the file computes, by a float32 copy of the network on the CPU in evaluation mode; the network stays as it is."""
+    """The computation that the file holds, on a float32 copy of the network on the CPU in evaluation mode."""
 
     def __init__(self, net: CCNet, result: str) -> None:
         super().__init__()
@@ -45,11 +46,11 @@ class _Deployed(nn.Module):
         self.eval()
 
     def scores(self, image: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
-        """Class scores at the result's resolution: stride 8 for logits, the image's own for classes."""
+        """Class scores at the resolution of the result: stride 8 for logits, the image's own for classes."""
         logits: Tensor = self.net(image).logits
         if self.result == "logits":
             return logits
-        # Not by resize_logits: its comparison of sizes cannot be traced while they are free.
+        # Not resize_logits: it compares sizes, which cannot be traced while the sizes are free.
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
     def forward(self, image: Shaped[Tensor, "B 3 H W"]) -> Shaped[Tensor, "B ..."]:
@@ -67,15 +68,15 @@ def export_onnx(
 ) -> int:
     """Writes the network as one ONNX file, weights included, and returns its opset (torch.onnx.export with dynamo=True).
 
-    Input `image`: uint8[batch, 3, height, width], RGB, 0..255, not normalised, each dimension but the 3 free. Output by `result`:
-    `logits`, float32[batch, K, h, w] at stride 8, or `classes`, uint8[batch, height, width]: the arg max of the logits resized to
-    the image (bilinear, corners aligned), for which the runtime holds K scores of every pixel at once. The auxiliary head and
-    the embedding are left out. The model's metadata tell recurrence, num_classes, class_names (JSON), pixel_order and
-    output_stride. `opset` None is torch's own choice, 20 in torch 2.13, which the most runtimes read; 18 to 25 are safe.
+    Input `image`: uint8[batch, 3, height, width], RGB, 0..255, not normalised; all dimensions except the 3 are free. Output by
+    `result`: `logits`, float32[batch, K, h, w] at stride 8, or `classes`, uint8[batch, height, width], the arg max of the logits
+    resized to the image (bilinear, corners aligned). For `classes` the runtime holds K scores of every pixel at once. The
+    auxiliary head and the embedding are not exported. The model's metadata hold recurrence, num_classes, class_names (JSON),
+    pixel_order and output_stride. `opset` None is torch's default, 20 in torch 2.13, which most runtimes read; 18 to 25 are safe.
 
-    The network may be on any device and in training mode, and stays so. Raises ExportError when onnx, onnxscript or onnxruntime
-    is missing or the opset cannot be had, ValueError for class names of another number than the classes, another `result`, a
-    wrapped net or a folder that does not exist.
+    The network may be on any device and in training mode, and stays so. Raises ExportError if onnx, onnxscript or onnxruntime
+    is missing or torch does not write the requested opset. ValueError if the number of class names is not that of the classes,
+    for another `result`, a wrapped net or a folder that does not exist.
     """
     if not isinstance(net, CCNet):
         raise ValueError(f"net is a {type(net).__name__}: must be a CCNet (pass the module inside a wrapper)")
@@ -117,18 +118,19 @@ def _traced(deployed: _Deployed, example: Tensor, opset: int | None) -> "onnx.Mo
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # with dynamo it never is
+    assert program is not None  # it never is with dynamo=True
     return program.model_proto
 
 
 def check_onnx(
     path: str | os.PathLike[str], net: CCNet, sizes: Sequence[Size] = SIZES, tolerance: float = 1e-4
 ) -> dict[Size, float]:
-    """Runs the file by onnxruntime on the CPU and the network by torch on the same random images, one batch of each size.
+    """Runs the file with onnxruntime on the CPU and the network with torch on the same random images, one batch of each size.
 
-    Returns the largest difference of each size, in units of max(1, max |score|): for logits that of the scores; for classes how
-    far the score of the class that the file chose lies below the best one, both by torch, so that ties may fall either way.
-    Raises ExportError when one exceeds `tolerance`, is not a number, or when the shapes differ.
+    Returns the largest difference for each size, in units of max(1, max |score|). For logits it is the difference of the scores.
+    For classes it is how far torch's score of the file's class lies below torch's best score, so that ties may fall either way.
+    Raises ExportError if a difference exceeds `tolerance` or is not a number, or if the shapes differ. ValueError without a file
+    or without a size.
     """
     if not sizes or not Path(path).is_file():
         raise ValueError(f"{path}, sizes = {sizes}: must be a file, and at least one size to run it at")
@@ -165,7 +167,7 @@ def _difference(found: Tensor, scores: Float[Tensor, "B K h w"], result: str) ->
 
 
 def _packages() -> Mapping[str, Any]:
-    """onnx and what torch and `check_onnx` need besides, imported on use: training does without. Raises ExportError."""
+    """The packages that export and check need, by name. Imported on use, because training needs none. Raises ExportError."""
     try:
         return {name: importlib.import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     except ImportError as error:
@@ -174,7 +176,7 @@ def _packages() -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Leaves out what the exporter says of itself: a deprecated call of its own, and torchvision, which nothing here uses."""
+    """Hides two messages of the exporter: on a deprecated call in its own code, and on torchvision, which nothing here uses."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)

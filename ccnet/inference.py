@@ -1,4 +1,4 @@
-"""From images to class scores and class maps: whole or in windows, over scales and mirrors, within bounded memory."""
+"""Class scores and class maps of images: whole or in windows, over scales and mirrored, within bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil, inf
@@ -13,20 +13,20 @@ from torch.nn.parallel import DistributedDataParallel
 from ccnet.losses import resize_logits
 from ccnet.model import Output
 
-# Full-resolution scores alive at once: a whole image of 150 classes at 1024 x 2048 pixels would be 1.3 GB of float32.
+# Full-resolution scores held at once. All scores of an image of 150 classes at 1024 x 2048 pixels would be 1.3 GB of float32.
 BLOCK_BYTES = 2**24
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What predicts: a CCNet, or anything that normalises an image and scores the result, as CCNet's methods describe."""
+    """A network that predicts: a CCNet, or any object that normalises an image and scores the result as CCNet's methods do."""
 
     def normalise(self, image: Tensor) -> Tensor: ...
     def scores(self, x: Tensor) -> Output: ...
 
 
 class _Bare:
-    """A module that knows no normalisation, as a Scorer: its images are normalised already."""
+    """A Scorer from a module without normalisation: its images must be normalised already."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -45,7 +45,7 @@ class _Bare:
 
 
 class _Scheme(NamedTuple):
-    """In which windows, scales and orientations to score an image; `window` and `stride` as (height, width)."""
+    """The windows, scales and orientations in which to score an image; `window` and `stride` as (height, width)."""
 
     window: tuple[int, int] | None
     stride: tuple[int, int]
@@ -54,9 +54,9 @@ class _Scheme(NamedTuple):
 
 
 class _View(NamedTuple):
-    """Scores of one view at the net's resolution, and per axis the weights that make output pixels of them.
+    """Scores of one view at the net's resolution, and per axis the weights that turn them into output pixels.
 
-    Resizing, placing windows and averaging their overlaps all work along each axis separately, and so the view's scores at the
+    Resizing, placing windows and averaging their overlaps all work along each axis separately. So the view's scores at the
     output size are, for each class, rows @ scores @ cols.T. Windows lie side by side in `scores`.
     """
 
@@ -77,20 +77,20 @@ def predict_logits(
 ) -> Float[Tensor, "B K H W"]:
     """Raw class scores of every pixel at `size` (height, width; the image's own by default), float32 or wider.
 
-    `net` is a CCNet and `image` uint8[B, 3, h, w] RGB of any size; or it is any module from images to scores (a tensor or an
-    `Output`) and `image` what it takes, normalised already, for it may be padded with zeros. The net is put into evaluation mode.
+    `net` is a CCNet and `image` uint8[B, 3, h, w] RGB of any size. Or `net` is any module from images to scores (a tensor or an
+    `Output`) and `image` its input, already normalised, because padding adds zeros. The net is put into evaluation mode.
     For each scale s the normalised image is resized to (round(s * h), round(s * w)), at least 1, and scored
     - whole (window None): the logits are resized straight to `size`;
-    - in windows of `window` pixels (one number or height, width), `stride` apart (`published_stride` by default):
-      ceil((h - window) / stride) + 1 of them on an axis and at least one, the last one shifted back inside; a smaller image is
+    - or in windows of `window` pixels (one number or height, width), one every `stride` pixels (`published_stride` by default):
+      ceil((h - window) / stride) + 1 of them on an axis and at least one, the last one shifted back inside. A smaller image is
       padded with zeros (the mean colour) at the bottom and right. Logits are resized to the window, averaged where windows
-      overlap, cropped, and resized from the scaled image's size to `size`;
-    with `flip` once more on the left-right mirrored image, mirrored back. The result is the mean over scales and mirrors, without
-    soft-max. All resizing is bilinear with corners aligned, images included: that is what the published code does (branch
-    pytorch-1.5, evaluate.py: ndimage.zoom of order 1), where mmsegmentation resizes the uint8 image by pixel centres.
+      overlap, cropped, and resized from the scaled image's size to `size`.
+    With `flip` the left-right mirrored image is scored too and its scores are mirrored back. The result is the mean over scales
+    and mirrors, without soft-max. All resizing is bilinear with corners aligned, images included, as in the published code
+    (branch pytorch-1.5, evaluate.py: ndimage.zoom of order 1); mmsegmentation resizes the uint8 image by pixel centres instead.
 
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
-    range, an empty batch, or a net in a wrapper. A score that is not finite spoils the rows and columns around it.
+    range, an empty batch, or a net in a wrapper. A score that is not finite also spoils the rows and columns around it.
     """
     return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block)
 
@@ -105,10 +105,11 @@ def predict_classes(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> UInt8[Tensor, "B H W"]:
-    """Class of every pixel: arg max of what `predict_logits` gives for the same arguments, without a map of all scores.
+    """Class of every pixel: the arg max of `predict_logits` for the same arguments, without a map of all scores.
 
-    Alive at once are BLOCK_BYTES of the scores at `size`, and those at the net's resolution of all views of one image: for a
-    view at scale s about s^2 / 64 of the full map, half as much again where windows overlap.
+    Memory holds BLOCK_BYTES of the scores at `size`, and the scores of all views of one image at the net's resolution: for a
+    view at scale s about s^2 / 64 of the full map, half as much again where windows overlap. ValueError as in `predict_logits`,
+    and for more than 256 classes.
     """
     return _predict(net, image, size, _checked(window, stride, scales, flip), _classes_of)
 
@@ -120,8 +121,8 @@ def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
 
 
 def published_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """Two thirds of the window's height, rounded up, on both axes, but no more than its width: the published code's stride."""
-    # To the bit as published: in floating point 33 * (1 - 1/3) is above 22, and the stride therefore 23.
+    """The published code's stride (height, width): two thirds of the window's height, rounded up; in width at most its width."""
+    # In floating point exactly as published: 33 * (1 - 1/3) is above 22, so the stride is 23.
     stride = ceil(window[0] * (1 - 1 / 3))
     return stride, min(stride, window[1])
 
@@ -143,7 +144,7 @@ def _checked(
     down, right = (stride, stride) if isinstance(stride, int) else stride
     legal = (min(max(down, 1), height), min(max(right, 1), width))
     if (down, right) != legal:
-        raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window, or pixels are left out (try {legal})")
+        raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window; more skips pixels (try {legal})")
     return _Scheme((height, width), (down, right), scales, flip)
 
 
@@ -154,13 +155,13 @@ def _predict(
     scheme: _Scheme,
     finish: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """`finish` of each block of rows of each image's scores, put together."""
+    """The scores of each image, computed in blocks of rows; each block goes through `finish`, and the results are joined."""
     if isinstance(net, DistributedDataParallel):
-        raise ValueError("net is wrapped in DistributedDataParallel: pass net.module, its forward would wait for all workers")
+        raise ValueError("net is wrapped in DistributedDataParallel: pass net.module (the wrapper would wait for all workers)")
     if image.ndim != 4 or len(image) == 0:
         raise ValueError(f"image is {list(image.shape)}: must be [B, 3, H, W] of at least one image")
     net.eval()
-    # By their names, and not by the protocol: a compiled net passes them on.
+    # Checked by name and not by the protocol, because a compiled net only forwards these attributes.
     scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)
     height, width = size or image.shape[-2:]
     with torch.no_grad():
@@ -172,12 +173,12 @@ def _predict(
 
 
 def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int, int], scheme: _Scheme) -> list[_View]:
-    """All views of one image: each scale, and its mirror."""
+    """All views of one image: each scale and, with `flip`, its mirror image."""
     x = net.normalise(image)
     scored = []
     for scale in scheme.scales:
         scaled = (max(1, round(scale * x.shape[-2])), max(1, round(scale * x.shape[-1])))
-        # Of the same size it would be a copy, and the image in float32 is the largest thing here.
+        # An image of the right size is not resized: the copy in float32 would be the largest array here.
         x_scaled = x if scaled == x.shape[-2:] else F.interpolate(x, size=scaled, mode="bilinear", align_corners=True)
         scored.append(_score_view(net, x_scaled, size, scheme))
         if scheme.flip:
@@ -196,7 +197,7 @@ def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int],
     rows_of_tiles = ([net.scores(x[..., i : i + height, j : j + width]).logits[0] for j in lefts] for i in tops)
     scores = torch.cat([torch.cat(tiles, dim=-1) for tiles in rows_of_tiles], dim=-2)  # [K, tops * rows, lefts * cols]
     if scheme.window is None:
-        # As if the net had been shown `size`: one resizing from its scores, where by way of the scaled image it would be two.
+        # The scores of a whole image are resized once, straight to `size`, and not first to the scaled image's size.
         (height, width), extent = size, size
     dtype = torch.promote_types(scores.dtype, torch.float32)
     rows = _axis_weights(scores.shape[-2] // len(tops), tops, height, extent[0], size[0], dtype)
@@ -205,7 +206,7 @@ def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int],
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows on an axis begin; the last one is shifted back inside, one that is longer than the axis begins at 0."""
+    """Where the windows on an axis begin. The last one is shifted back inside; a window longer than the axis begins at 0."""
     return [max(0, min(i * stride, length - window)) for i in range(max(0, ceil((length - window) / stride)) + 1)]
 
 
@@ -214,7 +215,7 @@ def _axis_weights(
 ) -> Float[Tensor, "size n"]:
     """Weight of each of n = len(starts) * num_scores scores on each output pixel of an axis, found by resizing unit vectors.
 
-    In the dtype of the result, so that positions are rounded as `resize_logits` rounds them in training.
+    Computed in the dtype of the result, so that positions are rounded as `resize_logits` rounds them in training.
     """
     units = torch.eye(num_scores, dtype=dtype)
     tile = resize_logits(units[None, None], (window, num_scores))[0, 0]  # [window, num_scores]
@@ -222,14 +223,14 @@ def _axis_weights(
     for i, start in enumerate(starts):
         inside = min(window, length - start)
         placed[start : start + inside, i] = tile[:inside]
-    # A window's weights on a pixel add up to one, all weights therefore to the number of windows that cover the pixel.
+    # One window's weights on a pixel add up to 1, so all weights add up to the number of windows that cover the pixel.
     placed /= placed.sum((1, 2), keepdim=True)
     mean = placed.flatten(1)  # [length, n]
     return resize_logits(mean[None, None], (size, mean.shape[1]))[0, 0]  # [size, n]
 
 
 def _blocks(views: list[_View]) -> Iterator[Float[Tensor, "K rows W"]]:
-    """Mean score over the views, a block of rows at a time, from the top; only the scores that weigh on a block are touched."""
+    """Mean score over the views, one block of rows at a time from the top. A block reads only the scores that affect it."""
     cols = views[0].cols
     num_classes, height, width = len(views[0].scores), len(views[0].rows), len(cols)
     num_rows = max(1, BLOCK_BYTES // (num_classes * width * cols.element_size()))

@@ -1,7 +1,7 @@
 """Criss-cross attention of given query, key and value in Triton: forward and backward without the energies in memory.
 
-It needs triton. A line is a column or a row: both directions are the same kernels on other strides, the columns' launch writes
-and the rows' adds. Sums have a fixed order and no atomics: equal calls give equal bits.
+Needs triton. A line is a column or a row. Both directions use the same kernels with other strides: the launch for columns writes,
+the launch for rows adds. Sums have a fixed order and no atomics, so equal calls give equal bits.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ import triton.language as tl  # type: ignore[import-untyped]
 from jaxtyping import Float
 from torch import Tensor
 
-# Positions of a line in one tile. Energies of 128 x 128 in float32 are 64 registers in each thread of 8 warps; wider types need
-# more for the operands.
+# Positions of a line in one tile. 128 x 128 energies in float32 take 64 registers in each thread of 8 warps. Wider types need
+# more registers for the operands.
 LONGEST_TILE = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
-SHORTEST_TILE = 16  # what tl.dot takes at least
-CHANNEL_TILE = 64  # channels of one load, the width of query and key in the published networks
+SHORTEST_TILE = 16  # the least that tl.dot accepts
+CHANNEL_TILE = 64  # channels of one load: the width of query and key in the published networks
 # float32 as three tf32 products: float32's accuracy on the tensor cores. Plain tf32 has 10 bits, an error of 0.1 in an energy of
-# 100; "ieee" leaves the tensor cores. The other types do not look at it.
+# 100; "ieee" does not use the tensor cores. The other types ignore this setting.
 PRECISION = tl.constexpr("tf32x3")
 
 
@@ -39,7 +39,7 @@ class _Lines(NamedTuple):
 @triton.jit
 @no_type_check
 def _places(lines, positions, channels, length, num_channels):
-    """Addresses [positions, channels] in the program's line, and which of them exist. 64 bits: B * H * W * C can pass 2^31."""
+    """Addresses [positions, channels] in the program's line, and which of them exist. int64: B * H * W * C can exceed 2^31."""
     start = lines.array + tl.program_id(2).to(tl.int64) * lines.batch + tl.program_id(1).to(tl.int64) * lines.line
     places = start + positions.to(tl.int64)[:, None] * lines.position + channels.to(tl.int64)[None, :] * lines.channel
     return places, (positions[:, None] < length) & (channels[None, :] < num_channels)
@@ -48,7 +48,7 @@ def _places(lines, positions, channels, length, num_channels):
 @triton.jit
 @no_type_check
 def _load(lines, positions, channels, length, num_channels):
-    """Values [positions, channels], 0 where none exists."""
+    """Values [positions, channels], 0 beyond the array."""
     places, exist = _places(lines, positions, channels, length, num_channels)
     return tl.load(places, mask=exist, other=0.0)
 
@@ -56,7 +56,7 @@ def _load(lines, positions, channels, length, num_channels):
 @triton.jit
 @no_type_check
 def _store(tile, lines, positions, channels, length, num_channels, ADD: tl.constexpr):
-    """Writes the tile or adds it to what is there; the sum is rounded once, to the array's type."""
+    """Writes the tile, or with ADD adds it to the stored values; the sum is rounded once, to the array's type."""
     places, exist = _places(lines, positions, channels, length, num_channels)
     if ADD:
         tile += tl.load(places, mask=exist, other=0.0).to(tile.dtype)
@@ -66,14 +66,14 @@ def _store(tile, lines, positions, channels, length, num_channels, ADD: tl.const
 @triton.jit
 @no_type_check
 def _dot(left, right, total):
-    """total + left @ right, left rounded to the type of right."""
+    """total + left @ right, with left rounded to the type of right."""
     return tl.dot(left.to(right.dtype), right, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
 @no_type_check
 def _products(left, right, own, other, length, num_channels, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """left(own) . right(other) over the channels: [own, other]."""
+    """left(own) . right(other), summed over the channels: [own, other]."""
     total = tl.zeros([own.shape[0], other.shape[0]], DTYPE)
     for start in range(0, num_channels, TILE):
         channels = start + tl.arange(0, TILE)
@@ -85,7 +85,7 @@ def _products(left, right, own, other, length, num_channels, TILE: tl.constexpr,
 @triton.jit
 @no_type_check
 def _energies(query, key, own, other, length, num_reduced, ROW: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """Energies [own, other]; -inf where there is no other, and in a column where a position meets itself."""
+    """Energies [own, other]; -inf where `other` does not exist, and in a column where a position meets itself."""
     exist = other[None, :] < length
     if not ROW:
         exist = exist & (own[:, None] != other[None, :])
@@ -95,7 +95,7 @@ def _energies(query, key, own, other, length, num_reduced, ROW: tl.constexpr, TI
 @triton.jit
 @no_type_check
 def _of_query(lines, own, other, length, TRANSPOSED: tl.constexpr, CHANNEL: tl.constexpr):
-    """A number of each query, to broadcast over [own, other]."""
+    """One number per query, shaped to broadcast over [own, other]."""
     if TRANSPOSED:
         return tl.trans(_load(lines, other, CHANNEL + tl.arange(0, 1), length, CHANNEL + 1))
     else:
@@ -107,7 +107,7 @@ def _of_query(lines, own, other, length, TRANSPOSED: tl.constexpr, CHANNEL: tl.c
 def _weights(
     left, right, norms, own, other, length, num_reduced, TRANSPOSED: tl.constexpr, ROW: tl.constexpr, TILE: tl.constexpr
 ):
-    """Attention [own, other] given the joint norms. TRANSPOSED: own are the keys and other the queries."""
+    """Attention [own, other], given the joint norms. With TRANSPOSED, own are the keys and other the queries."""
     energy = _energies(left, right, own, other, length, num_reduced, ROW, TILE, norms.array.dtype.element_ty)
     weight = tl.exp(energy - _of_query(norms, own, other, length, TRANSPOSED, 0))
     total = _of_query(norms, own, other, length, TRANSPOSED, 1)
@@ -117,7 +117,7 @@ def _weights(
 @triton.jit(do_not_specialize=["length"])
 @no_type_check
 def _line_norms(query, key, norms, length, num_reduced, ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Of each position's energies the largest and the sum of exp(e - largest): its column's; ROW adds its row's."""
+    """Each position's largest energy and its sum of exp(e - largest), over its column; with ROW its row is added."""
     DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], float("-inf"), DTYPE)
@@ -128,7 +128,7 @@ def _line_norms(query, key, norms, length, num_reduced, ROW: tl.constexpr, BLOCK
     for start in range(0, length, BLOCK):
         energy = _energies(query, key, own, start + tl.arange(0, BLOCK), length, num_reduced, ROW, TILE, DTYPE)
         larger = tl.maximum(largest, tl.max(energy, 1))
-        shift = tl.where(larger == float("-inf"), 0.0, larger)  # -inf less -inf would be nan
+        shift = tl.where(larger == float("-inf"), 0.0, larger)  # -inf minus -inf would be nan
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(energy - shift[:, None]), 1)
         largest = larger
     _store(largest[:, None], norms, own, tl.arange(0, 1), length, 1, False)
@@ -141,8 +141,8 @@ def _line_delta(
     query, key, grad, value, delta, norms, length, num_reduced, num_channels,
     ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sum over other of attention * (grad . value(other)). grad . out is the same and needs no products, but rounds otherwise:
-    where one attention is 1, what dE takes from its slope would not cancel it.
+    """Sum over other of attention * (grad . value(other)). grad . out is the same and needs no products, but is rounded in
+    another way: where one attention is 1, delta would not cancel the slope in dE.
     """
     DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -160,9 +160,9 @@ def _line_sum(
     left, right, summed, result, norms, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr, ROW: tl.constexpr,
     ONE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """result(own) = sum over other of attention * summed(other): the output, or TRANSPOSED the gradient of value.
+    """result(own) = sum over other of attention * summed(other): the output, or with TRANSPOSED the gradient of value.
 
-    ONE: the line fits one tile and its attention is computed once; if not, again for each tile of channels.
+    ONE: the line fits one tile and its attention is computed once. Otherwise it is computed for each tile of channels.
     """
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if ONE:
@@ -186,10 +186,10 @@ def _line_slope(
     left, right, slope_left, slope_right, result, norms, delta, length, num_reduced, num_channels, TRANSPOSED: tl.constexpr,
     ROW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """result(own) = sum over other of dE * right(other): the gradient of query, or TRANSPOSED of key.
+    """result(own) = sum over other of dE * right(other): the gradient of query, or with TRANSPOSED of key.
 
-    dE = attention * (slope_left(own) . slope_right(other) - delta) is the loss's derivative by the energy; one of the slopes is
-    the gradient of the output, the other value.
+    dE = attention * (slope_left(own) . slope_right(other) - delta) is the derivative of the loss by the energy. One of the
+    slopes is the gradient of the output, the other is value.
     """
     DTYPE: tl.constexpr = norms.array.dtype.element_ty
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -236,12 +236,12 @@ def _line_backward(
 def forward(
     query: Float[Tensor, "B H W D"], key: Float[Tensor, "B H W D"], value: Float[Tensor, "B H W C"]
 ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B H W 2"]]:
-    """(out, norms): what each pixel gathers; of its H + W - 1 energies e the largest, and the sum of exp(e - largest).
+    """(out, norms): out is the output; norms are each pixel's largest of H + W - 1 energies e and its sum of exp(e - largest).
 
-    CCNet, https://arxiv.org/abs/1811.11721, section 3.2, as `CrissCrossAttention` has it: one soft-max over the pixel's column
-    without itself and its row, no 1 / sqrt(d). Any strides; B, H and W to 65535; bfloat16, float16, float32 or float64, the
-    three alike. out is contiguous and of that dtype; norms is float32, or float64 for float64, and so are all sums. Half types
-    round the attention before it meets value, and the columns' share of out before the rows' is added: as the plain formula does.
+    CCNet, https://arxiv.org/abs/1811.11721, section 3.2, as in `CrissCrossAttention`: one soft-max over the pixel's column
+    without itself and its row, no 1 / sqrt(d). Any strides; B, H and W to 65535; bfloat16, float16, float32 or float64, the same
+    for all three. out is contiguous and of that dtype. norms and all sums are float32, or float64 for float64. Half types round
+    the attention before it meets value, and the columns' part of out before the rows' is added, as the plain formula does.
     """
     widths = query.shape[-1], value.shape[-1]
     out = value.new_empty(value.shape)  # contiguous
@@ -261,9 +261,9 @@ def backward(
     value: Float[Tensor, "B H W C"],
     norms: Float[Tensor, "B H W 2"],
 ) -> tuple[Float[Tensor, "B H W D"], Float[Tensor, "B H W D"], Float[Tensor, "B H W C"]]:
-    """Gradients of query, key and value, contiguous and of their dtype, given grad of `forward`'s out in the same dtype.
+    """Gradients of query, key and value, contiguous and of their dtype; grad is that of `forward`'s out, in the same dtype.
 
-    With P the attention, E the energies and delta each query's sum of P * grad V^T: dV = P^T grad, dE = P * (grad V^T - delta),
+    P is the attention, E the energies, delta each query's sum of P * grad V^T. dV = P^T grad, dE = P * (grad V^T - delta),
     dQ = dE K, dK = dE^T Q.
     """
     widths = query.shape[-1], value.shape[-1]
@@ -283,12 +283,12 @@ def backward(
 
 
 def _fits(query: Tensor, is_row: bool) -> bool:
-    """Whether a line is one tile."""
+    """Whether a line fits one tile."""
     return query.shape[1 + is_row] <= LONGEST_TILE[query.dtype]
 
 
 def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, **flags: bool) -> None:
-    """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *], on the device where they are."""
+    """Runs the kernel on every tile of every row or column of the arrays [B, H, W, *], on their device."""
     views = [array if is_row else array.transpose(1, 2) for array in arrays]  # [B, lines, positions, *]
     num_images, num_lines, length = views[0].shape[:3]
     block = max(SHORTEST_TILE, min(LONGEST_TILE[views[0].dtype], 1 << (length - 1).bit_length()))

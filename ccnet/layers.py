@@ -1,4 +1,4 @@
-"""Batch norm and dropout whose result does not depend on how many workers share the global batch; batch norm that is frozen."""
+"""Batch norm and dropout whose results do not depend on the number of workers that share the global batch; frozen batch norm."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from ccnet.distributed import rank, world_size
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """y = weight (x - mean) / sqrt(var + eps) + bias with mean and var of the global batch, which backward differentiates too."""
+    """y = weight (x - mean) / sqrt(var + eps) + bias with mean and var of the global batch; backward differentiates them too."""
 
     @staticmethod
     def forward(
@@ -43,15 +43,15 @@ class _GlobalBatchNorm(torch.autograd.Function):
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d over the global batch, on the CPU (torch's SyncBatchNorm refuses CPUs). Same state dict as BatchNorm2d.
 
-    In training with more than one worker, mean and variance are those of the batches of all workers together, forward and
-    backward; every worker must reach it equally often. Otherwise it is BatchNorm2d. One collective each way.
+    In training with more than one worker, mean and variance are those of the batches of all workers together, in forward and
+    backward, with one collective in each direction. Every worker must reach it equally often. Otherwise it is BatchNorm2d.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Normalise; updates the running statistics in training. ValueError for a single value per channel."""
+        """Normalise; in training also update the running statistics. ValueError for a single value per channel."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         mean, var, num_values = self._global_statistics(input)
@@ -81,7 +81,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         means, variances, counts = every[:, :channels], every[:, channels:-1], every[:, -1:]
         num_values = counts.sum()
         global_mean = (counts * means).sum(0) / num_values  # [C]
-        # Chan, Golub, LeVeque (1983): within plus between; E[x^2] - E[x]^2 would cancel.
+        # Chan, Golub, LeVeque (1983): variance within plus between workers; E[x^2] - E[x]^2 would cancel.
         global_var = (counts * (variances + (means - global_mean).square())).sum(0) / num_values  # [C]
         return global_mean.to(own.dtype), global_var.to(own.dtype), num_values
 
@@ -97,9 +97,10 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm2d whose statistics, scale and shift never change, not in training either. Same state dict as BatchNorm2d.
+    """BatchNorm2d whose statistics, scale and shift never change, even in training. Same state dict as BatchNorm2d.
 
-    y = weight (x - running_mean) / sqrt(running_var + eps) + bias. Not a subclass of it, which torch's SyncBatchNorm would swap.
+    y = weight (x - running_mean) / sqrt(running_var + eps) + bias. Not a subclass of BatchNorm2d, because torch's conversion to
+    SyncBatchNorm would replace it.
     """
 
     running_mean: Tensor
@@ -124,10 +125,11 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def synchronise_batch_norm(net: nn.Module, device: torch.device | str) -> nn.Module:
-    """Swap every BatchNorm2d of `net`, in place, for one over the global batch, and return `net`.
+    """Replace every BatchNorm2d of `net`, in place, by one over the global batch, and return `net`.
 
     `device` is where the net will train: torch's SyncBatchNorm on GPUs, SyncedBatchNorm2d on the CPU. Parameters and buffers are
-    kept as they are, so an optimizer built before stays valid. Only BatchNorm2d as `ccnet` uses it (affine, running statistics).
+    reused, so an optimizer built before stays valid. Only for BatchNorm2d as `ccnet` uses it: affine, with a momentum and running
+    statistics; on the CPU, ValueError for any other.
     """
     if torch.device(device).type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -136,10 +138,11 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device | str) -> nn.Mod
 
 
 def freeze_batch_norm(net: nn.Module) -> nn.Module:
-    """Swap every batch norm of `net`, in place, for a FrozenBatchNorm2d with its parameters and buffers, and return `net`.
+    """Replace every batch norm of `net`, in place, by a FrozenBatchNorm2d with its parameters and buffers, and return `net`.
 
-    For fine-tuning. Also those that `synchronise_batch_norm` has swapped; it leaves frozen ones alone. Before the optimizer is
-    built, which must not get their parameters. ValueError as there.
+    For fine-tuning. This also replaces the norms that `synchronise_batch_norm` made; that function in turn keeps frozen norms.
+    Call it before the optimizer is built, which must not get the frozen parameters. ValueError for a norm that is not affine or
+    has no running statistics.
     """
     return _swap(net, lambda child: isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm), _frozen)
 
@@ -175,12 +178,12 @@ _global_rows: tuple[Tensor, int] | None = None
 
 @contextmanager
 def global_rows(first: int, total: int) -> Iterator[None]:
-    """Inside, the B rows of a batch are rows [first, first + B) of a global batch of `total`; outside all hold as many, by rank.
+    """Inside, SampleDropout2d takes the B rows of a batch as rows [first, first + B) of a global batch of `total`.
 
-    It says so to SampleDropout2d, in this process; threads share it.
+    Outside, it takes all workers to hold equally many rows, in the order of their ranks. The threads of a process share this.
     """
     global _global_rows
-    # The first as a tensor, because for a number torch.compile would compile each pass anew.
+    # `first` as a tensor, because torch.compile would compile each pass again for another number.
     outside, _global_rows = _global_rows, (torch.tensor(first), total)
     try:
         yield
@@ -191,10 +194,11 @@ def global_rows(first: int, total: int) -> Iterator[None]:
 class SampleDropout2d(nn.Module):
     """Dropout2d whose mask for row j of the global batch is the same for any number of workers.
 
-    In training every worker draws the channel mask of the whole global batch from torch's default CPU generator, and keeps its
+    In training every worker draws the channel mask of the whole global batch from torch's default CPU generator and keeps its
     own rows: those of `global_rows`, outside of it [rank * B, (rank + 1) * B) of world_size * B. The caller seeds that generator
-    alike on every worker before each pass over a part of the batch (`ccnet.step.train_step` does), so that the mask depends on
-    neither shares nor passes. torch.compile's inductor draws otherwise, unless torch._inductor.config.fallback_random is set.
+    equally on every worker before each pass over a part of the batch (`ccnet.step.train_step` does), so that the mask depends
+    neither on the workers' shares nor on the passes. torch.compile's inductor draws other numbers, unless
+    torch._inductor.config.fallback_random is set.
     """
 
     def __init__(self, p: float) -> None:
@@ -209,10 +213,10 @@ class SampleDropout2d(nn.Module):
             return x
         batch, channels = x.shape[:2]
         first, total = _global_rows or (rank() * batch, world_size() * batch)
-        # On the CPU and in float32 whatever x is: the same mask on every kind of device.
+        # Drawn on the CPU and in float32 whatever x is, so that the mask is the same on every kind of device.
         kept = torch.rand(total, channels) >= self.p  # [N, C]
         mask = kept[first + torch.arange(batch), :, None, None]  # [B, C, 1, 1]
-        # non_blocking, for otherwise the host waits for the device at every step.
+        # non_blocking, because otherwise the host would wait for the device at every step.
         mask = mask.to(x.device, x.dtype, non_blocking=True)
         return x * mask / (1.0 - self.p)
 

@@ -1,4 +1,4 @@
-"""Where a pixel looks: the attention of a head's passes, one by one and composed, as maps over the image."""
+"""What a pixel attends to: the attention of a head's passes, one by one and composed, as maps over the image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,14 +19,14 @@ class AttentionMaps(NamedTuple):
     cell: tuple[int, int]
     """The pixel's (row, column) on the maps."""
     passes: tuple[Float[Tensor, "B h w"], ...]
-    """Pass 1 to pass R: zero outside the cell's row and column."""
+    """One map per pass, from pass 1 to pass R: zero outside the cell's row and column."""
     composed: Float[Tensor, "B h w"]
-    """All R passes together, see `attention_map`."""
+    """One map of all R passes together (see `attention_map`)."""
 
 
 @torch.no_grad()
 def attention_passes(head: RCCAHead, features: Float[Tensor, "B C h w"]) -> list[Pass]:
-    """The attention in pass 1 to R of the backbone's features, each computed from that pass's own input: H, H', ...
+    """The attention of the backbone's features in passes 1 to R, each computed from that pass's own input: H, H', ...
 
     The head is put into evaluation mode. ValueError for a head without recurrence.
     """
@@ -44,12 +44,12 @@ def attention_passes(head: RCCAHead, features: Float[Tensor, "B C h w"]) -> list
 def attention_map(passes: Sequence[Pass], pixel: tuple[int, int]) -> Float[Tensor, "B H W"]:
     """The attention of `pixel` (row, column of the map) composed over consecutive passes: its row of A_R ... A_2 A_1.
 
-    With A_r the [HW, HW] matrix whose row u is pixel u's attention in pass r, entry i is the share of the pixel's attention that
-    ends on source pixel i: directly, or through the pixels it attends to. Sums to 1. Give a single pass for its criss-cross map;
-    two passes cover every pixel. The matrices are never built: O(HW (H + W)) per pass.
+    A_r is the [HW, HW] matrix whose row u is pixel u's attention in pass r. Entry i of the map is the share of the pixel's
+    attention that ends on source pixel i, directly or through the pixels it attends to. The map sums to 1. A single pass gives
+    its criss-cross map; two passes cover every pixel. The matrices are never built: O(HW (H + W)) per pass.
 
-    Attention only: what arrives also depends on the value projections, on gamma and on the residual connection, which passes
-    every pixel on to itself, and all three are left out.
+    The map shows attention only. The output of a pixel also depends on the value projections, on gamma and on the residual
+    connection, which passes every pixel on to itself; the map ignores all three.
 
     ValueError for a pixel outside the map.
     """
@@ -58,20 +58,20 @@ def attention_map(passes: Sequence[Pass], pixel: tuple[int, int]) -> Float[Tenso
     share = passes[0][1].new_zeros(batch, height, width)
     share[:, pixel[0], pixel[1]] = 1
     for column, row in reversed(passes):
-        # Pixel u hands its share on to the pixels i of its cross in proportion to A(u, i).
+        # Pixel u divides its share among the pixels i of its cross in proportion to A(u, i).
         share = torch.einsum("bhw,bhwj->bjw", share, column) + torch.einsum("bhw,bhwj->bhj", share, row)  # [B, H, W]
     return share
 
 
 @torch.no_grad()
 def attention_maps(net: CCNet, image: Shaped[Tensor, "B C H W"], pixel: tuple[int, int]) -> AttentionMaps:
-    """Where `pixel` (row, column of the image) looks in each pass and in all together; image uint8[B, 3, H, W], RGB.
+    """What `pixel` (row, column of the image) attends to in each pass and in all together; image uint8[B, 3, H, W], RGB.
 
-    For features instead of an image: `attention_passes` and `attention_map` of ccnet.maps.
+    For features instead of an image, use `attention_passes` and `attention_map` of ccnet.maps.
 
-    The maps have the size of the logits, and the pixel belongs to the nearest cell when both are laid on each other with aligned
-    corners, as the logits are resized. The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside the
-    image, or an image that `CCNet.forward` refuses.
+    The maps have the size of the logits. The pixel belongs to the nearest cell when image and map are placed over each other with
+    aligned corners, as the logits are resized. The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside
+    the image, or an image that `CCNet.forward` refuses.
     """
     height, width = image.shape[-2:]
     _check_inside(pixel, height, width)

@@ -1,4 +1,4 @@
-"""The confusion matrix and what follows from it."""
+"""The confusion matrix and the scores computed from it."""
 
 import torch
 from jaxtyping import Bool, Float64, Int64, Integer
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class ConfusionMatrix:
-    """Pixel counts int64[K, K], row = class of the label, column = predicted class; pixels labelled `ignore_index` are left out.
+    """Pixel counts int64[K, K], row = class of the label, column = predicted class, without pixels labelled `ignore_index`.
 
-    Counts only ever add up: `merge` two, or all-reduce `counts`, then read the figures. `counts` lives on the CPU; move it for a
-    reduction on another device and assign it back. Accuracies and frequency-weighted IoU are those of Long et al., "Fully
-    Convolutional Networks for Semantic Segmentation", section 5 (https://arxiv.org/abs/1411.4038): there n_ij is counts[i, j]
-    and t_i the sum of row i.
+    Counts only grow: `merge` two matrices, or all-reduce `counts`, then read the scores. `counts` lives on the CPU; for a
+    reduction on another device move it there and assign it back. Accuracies and frequency-weighted IoU are those of Long et al.,
+    "Fully Convolutional Networks for Semantic Segmentation", section 5 (https://arxiv.org/abs/1411.4038): there n_ij is
+    counts[i, j] and t_i the sum of row i.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -22,8 +22,8 @@ class ConfusionMatrix:
         self.counts: Int64[Tensor, "K K"] = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Integer[Tensor, "*shape"], label: Integer[Tensor, "*shape"]) -> None:
-        """Count the pixels of one batch, any shape. ValueError for two shapes, or an id outside 0 .. K-1 in the label or, where
-        the label is not ignored, in the prediction."""
+        """Count the pixels of one batch, any shape. ValueError for unequal shapes, or for an id outside 0 .. K-1 in the label or,
+        where the label is not ignored, in the prediction."""
         check_shapes(prediction, label)
         valid = label != self.ignore_index
         check_ids("label", label, valid, self.num_classes, self.ignore_index)
@@ -32,7 +32,7 @@ class ConfusionMatrix:
         self.counts += count_ids(pairs, valid, self.num_classes**2).view_as(self.counts).to(self.counts.device)
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Add the counts of `other`; returns self."""
+        """Add the counts of `other` and return self. ValueError if its classes or ignore_index differ."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError(
                 f"cannot merge a confusion matrix of {other.num_classes} classes (ignore_index {other.ignore_index}) "
@@ -42,7 +42,7 @@ class ConfusionMatrix:
         return self
 
     def intersection_and_union(self) -> tuple[Int64[Tensor, " K"], Int64[Tensor, " K"]]:
-        """Pixels per class that label and prediction share, and that either has."""
+        """Per class, the number of pixels that have it in label and prediction, and of those that have it in at least one."""
         intersection = self.counts.diagonal()
         return intersection, self.counts.sum(0) + self.counts.sum(1) - intersection
 
@@ -52,33 +52,33 @@ class ConfusionMatrix:
         return intersection.double() / union
 
     def miou(self) -> float:
-        """Mean IoU over the classes that occur in label or prediction; NaN when none does."""
+        """Mean IoU over the classes that occur in label or prediction; NaN if none does."""
         return self.iou().nanmean().item()
 
     def miou_all_classes(self) -> float:
-        """Mean IoU over all K classes, absent ones counting 0: the figure of the published code."""
+        """Mean IoU over all K classes, with absent ones counted as 0: the score of the published code."""
         return self.iou().nan_to_num(0.0).mean().item()
 
     def class_accuracy(self) -> Float64[Tensor, " K"]:
-        """Share of a class's labelled pixels that are predicted right (recall), 0 to 1; NaN for a class no pixel is labelled."""
+        """Share of a class's labelled pixels that are predicted right (recall), 0 to 1; NaN for a class without such pixels."""
         return self.counts.diagonal().double() / self.counts.sum(1)
 
     def mean_accuracy(self) -> float:
-        """Mean of the class accuracies over the classes that occur in the label; NaN when none does."""
+        """Mean of the class accuracies over the classes that occur in the label; NaN if none does."""
         return self.class_accuracy().nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of the valid pixels that are predicted right; NaN without any."""
+        """Share of the valid pixels that are predicted right; NaN without valid pixels."""
         return (self.counts.diagonal().sum().double() / self.counts.sum()).item()
 
     def frequency_weighted_iou(self) -> float:
-        """Mean of the IoUs, each weighted by its class's share of the valid pixels; NaN without any."""
+        """Mean of the IoUs, each weighted by its class's share of the valid pixels; NaN without valid pixels."""
         labelled = self.counts.sum(1)
         return ((labelled * self.iou().nan_to_num(0.0)).sum() / labelled.sum()).item()
 
 
 def check_shapes(prediction: Tensor, label: Tensor) -> None:
-    """ValueError unless the shapes are equal: torch would repeat the smaller one and count its pixels several times."""
+    """ValueError unless the shapes are equal: torch would broadcast the smaller one and count its pixels several times."""
     if prediction.shape != label.shape:
         raise ValueError(f"prediction is {list(prediction.shape)}, label {list(label.shape)}: must have the same shape")
 
@@ -90,7 +90,7 @@ def check_ids(
     num_classes: int,
     ignore_index: int | None = None,
 ) -> None:
-    """ValueError naming the ids outside 0 .. K-1 among the valid pixels; `ignore_index` is only said to be legal."""
+    """ValueError naming the ids outside 0 .. K-1 among the valid pixels; the message adds that `ignore_index` is legal."""
     outside = valid & ((ids < 0) | (ids >= num_classes))
     if outside.any():
         found = torch.unique(ids[outside]).tolist()
@@ -99,6 +99,6 @@ def check_ids(
 
 
 def count_ids(ids: Integer[Tensor, "*shape"], where: Bool[Tensor, "*shape"], num_ids: int) -> Int64[Tensor, " num_ids"]:
-    """How often each of 0 .. num_ids - 1 occurs where `where`."""
-    # One more bin for the rest: picking pixels by a mask takes ten times as long.
+    """How often each of 0 .. num_ids - 1 occurs where `where` is true."""
+    # The other pixels go into an extra bin, because selecting pixels by a mask takes ten times as long.
     return torch.bincount(ids.masked_fill(~where, num_ids).flatten(), minlength=num_ids + 1)[:num_ids]

@@ -1,10 +1,11 @@
-"""CCNet: dilated ResNet, recurrent criss-cross attention head, auxiliary head; raw pixels in.
+"""CCNet: dilated ResNet, recurrent criss-cross attention head, auxiliary head. The input is raw pixels.
 
-Where the published code (github.com/speedinghzl/CCNet) and the paper part, or the paper is silent:
-recurrence  2 in the paper, 0 (no attention at all) by default in the published train.py: here without a default.
-gamma       not in the paper; as in the published code (see CrissCrossAttention). Filled with 1 and frozen it leaves the paper's.
-activation  of the heads: the paper names none; leaky ReLU 0.01 as published, ReLU with variant="mmseg".
-batch norm  InPlace-ABN scales by |weight| + 1e-5, plain batch norm, which is ours, by weight: ccnet.weights.plain_norm converts.
+Choices where the published code (github.com/speedinghzl/CCNet) and the paper differ, or the paper is silent:
+recurrence  2 in the paper, 0 (no attention at all) by default in the published train.py. It has no default here.
+gamma       not in the paper; as in the published code (see CrissCrossAttention). Frozen at 1 it gives the paper's formula.
+activation  of the heads: the paper names none. Leaky ReLU 0.01 as published, ReLU with variant="mmseg".
+batch norm  published: InPlace-ABN, which scales by |weight| + 1e-5. Ours is plain and scales by weight; ccnet.weights.plain_norm
+            converts.
 pixels      published: minus the mean, BGR, not divided. Ours are RGB and divided by `pixel_std`, which is 1 for such weights.
 """
 
@@ -18,9 +19,9 @@ from ccnet.attention import CrissCrossAttention
 from ccnet.layers import SampleDropout2d
 from ccnet.resnet import Init, ResNet, Stem
 
-# The published mean, in RGB order (the published code feeds BGR). The published code does not divide, its backbone was trained
-# so; from random weights values of up to 150 train badly, hence ImageNet's deviation here. A converted published checkpoint
-# brings its own pixel_std of 1 in the state dict: both are buffers.
+# The published mean, in RGB order (the published code feeds BGR). The published code does not divide, because its backbone was
+# trained that way. From random weights, values of up to 150 train badly, hence ImageNet's standard deviation here. A converted
+# published checkpoint has its own pixel_std of 1 in the state dict, because both are buffers.
 PIXEL_MEAN = (122.67891434, 116.66876762, 104.00698793)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -29,13 +30,13 @@ EmbeddingLayer = Literal["rcca_output", "rcca_input"]
 
 
 class Variant(NamedTuple):
-    """What the two families of published CCNets compute differently."""
+    """The differences between the two families of published CCNets."""
 
     stem: Stem
     ceil_mode: bool
     contract_dilation: bool
     negative_slope: float  # of the heads' activation, leaky ReLU
-    auxiliary_reduction: int  # the auxiliary head has 1 / this of the layer3 channels
+    auxiliary_reduction: int  # the auxiliary head has layer3's channels // this
     auxiliary_bias: bool  # whether its 3x3 convolution has a bias, although batch norm follows
 
 
@@ -51,9 +52,9 @@ VARIANTS = {
 
 
 class Output(NamedTuple):
-    """Class scores at stride 8: `logits` of the main head, `aux_logits` of the auxiliary head, None when built without it.
+    """Class scores at stride 8: `logits` of the main head, `aux_logits` of the auxiliary head, None if built without it.
 
-    `embedding` is what the category-consistent loss works on, None when built without it.
+    `embedding` is the input of the category-consistent loss, None if the net is built without it.
     """
 
     logits: Float[Tensor, "B K h w"]
@@ -70,7 +71,7 @@ def _conv_norm_act(in_channels: int, out_channels: int, negative_slope: float, *
 def _classifier(in_channels: int, channels: int, num_classes: int, negative_slope: float, *, bias: bool = False) -> nn.Sequential:
     """3x3 convolution, batch norm, leaky ReLU, dropout, 1x1 convolution to class scores."""
     conv, norm, act = _conv_norm_act(in_channels, channels, negative_slope, bias=bias)
-    # Activation and dropout share a place, so that the last convolution is number 3 as in published checkpoints.
+    # Activation and dropout share one index, so that the last convolution has number 3 as in published checkpoints.
     return nn.Sequential(conv, norm, nn.Sequential(act, SampleDropout2d(0.1)), nn.Conv2d(channels, num_classes, 1))
 
 
@@ -79,8 +80,8 @@ class RCCAHead(nn.Module):
 
     H = conva(x); H' = attention(... attention(H)), R times with the same weights; logits = bottleneck([x, convb(H')]).
     The width of H and H' is in_channels // 4, `channels` is the width before the last 1x1 convolution (512 and 512 as published).
-    R = 0 is the baseline without attention: its parameters stay in the state dict but are frozen. `negative_slope` is that of the
-    three leaky ReLUs; 0 makes them ReLUs.
+    R = 0 is the baseline without attention: the attention's parameters stay in the state dict but are frozen. `negative_slope` is
+    that of the three leaky ReLUs; 0 makes them ReLUs.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class RCCAHead(nn.Module):
         self.bottleneck = _classifier(in_channels + inner, channels, num_classes, negative_slope)
 
     def recur(self, reduced: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-        """R passes of attention over the reduced feature map: H' of H."""
+        """R passes of attention over the reduced feature map: H -> H'."""
         for _ in range(self.recurrence):
             reduced = self.attention(reduced)
         return reduced
 
     def context(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        """H' of the backbone features."""
+        """Backbone features -> H'."""
         return self.recur(self.conva(x))
 
     def classify(self, x: Float[Tensor, "B C h w"], context: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
@@ -136,15 +137,15 @@ class CCNet(nn.Module):
         self.auxiliary = auxiliary
         self.embedding = embedding
         self.embedding_layer = embedding_layer
-        # In float64, because a net that becomes double later cannot get back what float32 rounded: 7e-8 of its scores.
+        # In float64, because a net that becomes double later could not undo float32's rounding: 7e-8 of its scores.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN, dtype=torch.float64).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD, dtype=torch.float64).view(1, 3, 1, 1))
 
     def forward(self, image: Shaped[Tensor, "B C H W"]) -> Output:
         """Image uint8[B, 3, H, W], RGB -> Output of float[B, K, h, w], h = floor(H / 8) + 1 for H = 8k + 1.
 
-        ValueError for another dtype or number of channels: normalisation happens here and nowhere else. The auxiliary scores are
-        computed in evaluation too.
+        ValueError for another dtype or number of channels, because normalisation happens here and nowhere else. The auxiliary
+        scores are computed in evaluation too.
         """
         return self.scores(self.normalise(image))
 
@@ -156,7 +157,7 @@ class CCNet(nn.Module):
         return (image.to(dtype) - self.pixel_mean.to(dtype)) / self.pixel_std.to(dtype)
 
     def scores(self, x: Float[Tensor, "B 3 H W"]) -> Output:
-        """Normalised image -> Output; for inference that resizes or pads what is normalised already."""
+        """Normalised image -> Output. A separate method for inference, which resizes and pads normalised images."""
         layer3, layer4 = self.backbone(x)
         reduced = self.head.conva(layer4)
         context = self.head.recur(reduced)
@@ -182,13 +183,13 @@ def build_ccnet(
 ) -> CCNet:
     """CCNet with random weights: `backbone` resnet18, resnet34, resnet50 or resnet101; `recurrence` R >= 0, without a default.
 
-    The widths follow the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives the
-    published 512 and 512 for resnet50 and resnet101. `variant` "mmseg" is the network of mmsegmentation, which differs as
-    VARIANTS says (auxiliary head 256 wide); `stem` None is the variant's own, "plain" the one that torchvision's weights need.
-    `init` "kaiming" and `zero_init_residual` concern the backbone (see ResNet); the heads start from PyTorch's defaults as
+    The widths follow from the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives
+    the published 512 and 512 for resnet50 and resnet101. `variant` "mmseg" is the network of mmsegmentation; VARIANTS lists the
+    differences (auxiliary head 256 wide). `stem` None is the variant's stem, "plain" the one that torchvision's weights need.
+    `init` "kaiming" and `zero_init_residual` concern the backbone (see ResNet). The heads start from PyTorch's defaults as
     published, and with `init` "published" everything does.
-    `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input, by `embedding_layer`, for the
-    category-consistent loss (16 in the TPAMI paper); None leaves it out.
+    `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input (`embedding_layer`) for the
+    category-consistent loss (16 in the TPAMI paper); None adds none.
     ValueError names the setting that is out of range.
     """
     if not 1 <= num_classes <= 255:
@@ -205,7 +206,7 @@ def build_ccnet(
     if embedding_channels is not None and embedding_channels < 1:
         raise ValueError(f"embedding_channels = {embedding_channels}: must be at least 1, or None for no embedding")
     if variant == "mmseg" and backbone in ("resnet18", "resnet34"):
-        # There only the first convolution of such a block is dilated, and no CCNet with one is published.
+        # mmsegmentation dilates only the first convolution of their blocks, and no CCNet with such blocks is published.
         raise ValueError(
             f"backbone = {backbone!r}: variant 'mmseg' needs resnet50 or resnet101 (variant 'official' takes this one)"
         )

@@ -6,7 +6,7 @@ from torch.optim import SGD
 
 
 def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9, warmup_steps: int = 0) -> float:
-    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`, times (step + 1) / warmup_steps until that is 1.
+    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`, times (step + 1) / warmup_steps while this is < 1.
 
     The published recipe has no warm-up. ValueError for a step outside 0 .. steps or a negative warm-up.
     """
@@ -21,8 +21,9 @@ def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9, w
 def build_optimizer(net: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> SGD:
     """SGD over the trainable parameters in one group, weight decay on all of them, as published.
 
-    Fused: one pass over the weights, and it can leave a step out without a word to the host. Its momenta start as zeros, which
-    is what torch's first step makes of none, because they would stay without a value if that step is left out.
+    Fused SGD makes one pass over the weights and can skip a step on the device, without the host. The momentum buffers start as
+    zeros, with which the first step gives the same result as without buffers. Without them a skipped first step would leave
+    buffers that have no value.
     """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = SGD(trainable, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)

@@ -79,18 +79,18 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet that keeps its resolution after layer2: layer3 has dilation 2, layer4 dilation 4.
 
-    An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. The defaults are the published CCNet; what its
-    relatives do otherwise:
+    An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. The defaults are those of the published CCNet. The
+    options are for related networks:
     stem: "deep" is three 3x3 convolutions of 64, 64, 128 channels, "slim" the same with 32, 32, 64 (ResNetV1c of mmsegmentation),
     "plain" one 7x7 convolution of 64 (torchvision).
-    ceil_mode: of the pooling after the stem. With it any n gives floor((n + 1) / 8) + 1 features, without it ceil(n / 8).
-    contract_dilation: the first block of layer3 and of layer4 has half the dilation of its stage. mmsegmentation's CCNet has it
-    so, and torchvision's `replace_stride_with_dilation`.
+    ceil_mode: that of the pooling after the stem. With it any n gives floor((n + 1) / 8) + 1 features, without it ceil(n / 8).
+    contract_dilation: the first block of layer3 and of layer4 has half the dilation of its stage, as in mmsegmentation's CCNet
+    and with torchvision's `replace_stride_with_dilation`.
     init: "kaiming" starts convolutions from kaiming_normal (fan_out, relu), "published" from PyTorch's defaults as the published
     code does, which always loads an ImageNet backbone. We also train from random weights, where the variance of PyTorch's
-    default, 1 / (3 fan_in), fades out the residual branches.
+    default, 1 / (3 fan_in), makes the residual branches fade out.
     zero_init_residual: the last batch norm of each block starts at scale 0, so that a block starts as the identity (Goyal et al.
-    2017, section 5.1): from random weights training starts faster and amplifies rounding less.
+    2017, section 5.1). From random weights training then starts faster and amplifies rounding less.
     ValueError for an unknown backbone.
     """
 
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
     def _add_stem(self, stem: Stem) -> int:
-        """Register the stem's layers under their published names; its output width."""
+        """Register the stem's layers under their published names and return its output width."""
         self.stem = stem
         if stem == "plain":
             self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64)
@@ -157,7 +157,7 @@ def _stage(
     stride: int = 1,
     dilations: tuple[int, int] = (1, 1),
 ) -> nn.Sequential:
-    """`num_blocks` blocks; `dilations` of the first and of the others."""
+    """One stage of `num_blocks` blocks; `dilations` are those of the first block and of the others."""
     first = block(in_channels, channels, stride, dilations[0])
     rest = [block(channels * block.expansion, channels, 1, dilations[1]) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)

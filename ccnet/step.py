@@ -26,19 +26,19 @@ DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16
 
 
 class StepResult(NamedTuple):
-    """What a training step found and did; the same on every worker."""
+    """The results of a training step; the same on every worker."""
 
     losses: dict[str, Float64[Tensor, ""]]
-    """The mean of each term of the objective over the global batch by name, and their weighted sum as "loss"; detached."""
+    """By name, the mean of each term of the objective over the global batch, and their weighted sum as "loss"; detached."""
     gradient_norm: Float64[Tensor, ""]
     """L2 norm of the whole gradient before clipping."""
     applied: Bool[Tensor, ""]
-    """False when the loss or the gradient was not finite: the step was left out. To ask is to wait for the device."""
+    """False if the step was skipped because loss or gradient was not finite. Reading it makes the host wait for the device."""
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch's default generators by (seed, step), alike on every worker; nothing else of the history matters."""
-    # Hashed, because the CPU generator keeps 32 bits of its seed and seed + step would make runs share their masks.
+    """Seed torch's default generators by (seed, step) alone, equally on every worker."""
+    # Hashed, because the CPU generator keeps 32 bits of its seed, and with seed + step different runs would share their masks.
     digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=4).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
 
@@ -63,32 +63,32 @@ def train_step(
     """One optimizer step on this worker's rows of the global batch.
 
     `net` is the bare module on one worker, wrapped in DistributedDataParallel on several. `rows` is (first, total): this worker
-    holds rows [first, first + B) of a global batch of `total`, and shares differ by one row at most; by default all workers hold
-    as many, in the order of their ranks. The mean of a term is its sum over all workers / its count over all workers, whatever
-    their shares. A term that counts nothing, as in a global batch without a valid pixel, is 0 and has zero gradients (momentum
-    and weight decay still act).
+    holds rows [first, first + B) of a global batch of `total`, and shares differ by one row at most. By default all workers hold
+    equally many rows, in the order of their ranks. The mean of a term is its sum over all workers / its count over all workers,
+    whatever their shares. A term that counts nothing, as in a global batch without a valid pixel, is 0 and has zero gradients
+    (momentum and weight decay still act).
 
-    When the loss or the norm of the gradient is not finite, parameters, optimizer state, buffers and `average` stay as they were,
-    on every worker alike. The host does not wait for the device, unless the optimizer is none that leaves a step out by itself:
-    torch's do with `fused=True`, as `build_optimizer` has it.
+    If the loss or the norm of the gradient is not finite, parameters, optimizer state, buffers and `average` stay as they were on
+    every worker. The host does not wait for the device, unless the optimizer cannot skip a step by itself. torch's optimizers can
+    with `fused=True`, which `build_optimizer` sets.
 
     `precision` is that of the network's convolutions and products (autocast); its output becomes float32 before the losses. fp16
-    needs a `scaler`; it takes a smaller scale after a step left out. A gradient with a norm above `clip_norm` is scaled down to
-    it. `average` takes in the weights after each step, `step` being its n.
+    needs a `scaler`, which lowers its scale after a skipped step. A gradient with a norm above `clip_norm` is scaled down to it.
+    `average` is updated with the weights after each step, with n = `step`.
 
     With `micro_batch` the rows go through the network in several passes of at most that many images, equally many passes on
-    every worker (hence passes of 2 for a micro_batch of 1 when shares are unequal and the smallest is 1). A pass counts with its
-    share of the global batch's valid pixels, or of their class weights: cross-entropy has the loss and gradient of a single
-    pass. Batch norm in training and the OHEM, consistency, dice and Lovasz terms see one pass of all workers at a time, OHEM with
-    an equal part of `min_kept`. Dropout is that of a single pass.
+    every worker (hence passes of 2 for a micro_batch of 1 when shares are unequal and the smallest is 1). A pass is weighted by
+    its share of the global batch's valid pixels, or of their class weights, so that cross-entropy has the loss and gradient of a
+    single pass. Batch norm in training and the OHEM, consistency, dice and Lovasz terms see one pass of all workers at a time,
+    OHEM with an equal part of `min_kept`. Dropout is that of a single pass.
 
-    ValueError for `rows` outside the global batch or fewer than there are passes, for micro_batch < 1, for fp16 without scaler.
+    ValueError for `rows` outside the global batch or fewer than the passes, for micro_batch < 1, for fp16 without scaler.
     """
     first, total = rows or (rank() * len(image), world_size() * len(image))
     runs = _runs(len(image), first, total, micro_batch)
     if precision == "fp16" and scaler is None:
         raise ValueError(
-            "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), for small gradients round to 0 (try bf16)"
+            "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), or small gradients round to 0 (try bf16)"
         )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -112,23 +112,23 @@ def train_step(
 
 
 def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> list[slice]:
-    """The rows of each pass: nearly equal runs of this worker's, as many on every worker."""
+    """The rows of each pass: nearly equal parts of this worker's rows, equally many parts on every worker."""
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"micro_batch = {micro_batch}: must be at least 1 image, or None for one pass")
     smallest, largest = total // world_size(), -(-total // world_size())
-    # As many as the smallest share at most: a worker without a row would miss the collectives of a pass.
+    # At most as many passes as the smallest share has rows: a worker without a row would miss the collectives of a pass.
     num_passes = 1 if micro_batch is None else min(-(-largest // micro_batch), smallest)
     if not (0 <= first <= total - num_images and 1 <= num_passes <= num_images):
         raise ValueError(
             f"rows = {(first, total)} with {num_images} images: must be (first, total) with first + {num_images} <= total, "
-            "and every worker with a share of total, equal or different by one"
+            "and the workers' shares of total must differ by one at most"
         )
     cuts = [num_images * n // num_passes for n in range(num_passes + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(cuts)]
 
 
 def _shares(labels: list[Tensor], objective: Objective) -> Float64[Tensor, " M"]:
-    """What part each pass, over all workers, is of the global batch; 0 for all when there is no valid pixel."""
+    """The share of each pass, over all workers, in the global batch; 0 for all passes if there is no valid pixel."""
     if len(labels) == 1:
         return torch.ones(1, dtype=torch.float64, device=labels[0].device)
     extents = torch.stack([objective.extent(label) for label in labels])  # [M]
@@ -138,7 +138,7 @@ def _shares(labels: list[Tensor], objective: Objective) -> Float64[Tensor, " M"]
 
 
 def _gradients_stay_local(net: nn.Module, local: bool) -> AbstractContextManager[None]:
-    """Inside, DistributedDataParallel adds up gradients and does not exchange them, when `local`."""
+    """If `local`, DistributedDataParallel adds up gradients inside and does not exchange them."""
     return net.no_sync() if local and isinstance(net, DistributedDataParallel) else nullcontext()
 
 
@@ -151,7 +151,7 @@ def _add_gradients(
     dtype: torch.dtype | None,
     scaler: GradScaler | None,
 ) -> dict[str, Float64[Tensor, ""]]:
-    """One forward and backward pass; returns its part of the means, the weighted sum first."""
+    """One forward and backward pass. Returns its part of the means by name, the weighted sum first."""
     with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
         output = net(image)
     wide = Output._make(x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in output)
@@ -161,7 +161,7 @@ def _add_gradients(
         dist.all_reduce(totals)
     sums, counts = totals.unbind(1)
     parts = [weight * mean(total, count) for (weight, total, _), count in zip(terms.values(), counts, strict=True)]
-    # Times the world size, because DistributedDataParallel averages the workers' gradients and the law asks for their sum.
+    # Times the world size, because DistributedDataParallel averages the workers' gradients and the mean needs their sum.
     loss = torch.stack(parts).sum() * world_size() * share
     torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
     means = dict(zip(terms, share * mean(sums, counts), strict=True))
@@ -171,17 +171,17 @@ def _add_gradients(
 def _apply(
     optimizer: Optimizer, loss: Float64[Tensor, ""], clip_norm: float | None, scaler: GradScaler | None
 ) -> tuple[Float64[Tensor, ""], Bool[Tensor, ""]]:
-    """Move the weights unless something is not finite; returns the norm of the gradient and whether they moved."""
+    """Update the weights unless loss or gradient is not finite. Returns the gradient's norm and whether they were updated."""
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # All workers have the same sums and gradients, so they decide alike.
+    # All workers have the same sums and gradients, so they make the same decision.
     applied = loss.isfinite() & norm.isfinite()
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    if getattr(optimizer, "_step_supports_amp_scaling", False):  # what torch.amp.GradScaler asks of an optimizer
-        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]  # 1 leaves the step out, on the device
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # the flag that torch.amp.GradScaler reads
+        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]  # 1 skips the step, on the device
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
     elif applied:
@@ -194,7 +194,7 @@ def _apply(
 def evaluate_step(
     net: nn.Module, image: Shaped[Tensor, "B 3 h w"], label: Integer[Tensor, "B H W"], confusion: ConfusionMatrix
 ) -> UInt8[Tensor, "B H W"]:
-    """Predict at the label's size, count into `confusion`, return the prediction. No collective: unequal shares are fine."""
+    """Predict at the label's size, count into `confusion`, return the prediction. No collective, so shares may be unequal."""
     prediction = predict_classes(net, image, (label.shape[-2], label.shape[-1]))
     confusion.update(prediction, label)
     return prediction

@@ -4,8 +4,8 @@
     net = build_ccnet(**architecture(state), recurrence=2)
     load(net, state)
 
-The official branches are those of github.com/speedinghzl/CCNet, whose names and shapes do not differ. mmsegmentation is read as
-of 1.2.2 with the CrissCrossAttention of mmcv, whose names have not changed since the checkpoints of 2020.
+"Official" are all branches of github.com/speedinghzl/CCNet; their names and shapes are the same. "mmseg" is mmsegmentation 1.2.2
+with the CrissCrossAttention of mmcv; its names have not changed since the checkpoints of 2020.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from ccnet.model import PIXEL_MEAN, build_ccnet
 from ccnet.resnet import BLOCKS_PER_STAGE
 
 State = dict[str, Tensor]
-Names = tuple[tuple[str, str], ...]  # (their prefix, our prefix); the first that fits counts
+Names = tuple[tuple[str, str], ...]  # (their prefix, our prefix); the first match is used
 
 OFFICIAL_NAMES: Names = (
     ("dsn.", "auxiliary."),
@@ -47,7 +47,7 @@ MMSEG_NAMES: Names = (
     ("auxiliary_head.convs.0.bn.", "auxiliary.1."),
     ("auxiliary_head.conv_seg.", "auxiliary.3."),
 )
-# Of ResNetV1c; with the 7x7 stem theirs are conv1 and bn1, as ours.
+# The stem of ResNetV1c. The names of the 7x7 stem are conv1 and bn1, as in our networks.
 MMSEG_STEM_NAMES: Names = (
     ("backbone.stem.0.", "backbone.conv1."),
     ("backbone.stem.1.", "backbone.bn1."),
@@ -68,8 +68,8 @@ MISFITS_SHOWN = 100
 def read_state(path: Path | str) -> State:
     """The tensors of a `.safetensors` or torch file, by name, on the CPU; nothing in the file is executed.
 
-    A `state_dict` or `model` inside is taken out, and the prefix `module.` of a wrapped net is dropped from the names.
-    ValueError names the file: it is no checkpoint, damaged, or holds more than tensors and plain values. OSError as from open().
+    If the file has a `state_dict` or a `model`, that is read. The prefix `module.` of a wrapped net is removed from the names.
+    ValueError names a file that is damaged, is no checkpoint or holds more than tensors and plain values. OSError as from open().
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -91,18 +91,18 @@ def read_state(path: Path | str) -> State:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, must hold a dict of tensors")
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path}: must hold tensors alone, or under 'state_dict' or 'model'; {others[:3]} are none")
+        raise ValueError(f"{path}: must hold only tensors, at the top or under 'state_dict' or 'model'; {others[:3]} are not")
     return {str(name).removeprefix("module."): value.detach() for name, value in content.items()}
 
 
 def from_official(state: State, *, in_place_norm: bool = True) -> State:
     """A checkpoint of the official code -> the state dict of build_ccnet(variant="official") of the same backbone and classes.
 
-    The published checkpoints were trained with InPlace-ABN, hence `in_place_norm` (see `plain_norm`); False is for one trained
-    with plain batch norm. The first convolution is turned from BGR to RGB, and the pixel buffers say what the network was trained
-    on: the published mean, no division. Half precision becomes float32. Without any `dsn.*` there is no auxiliary head; without
-    any `head.*` either the state is that of a backbone alone (the ImageNet one that the official training starts from, for which
-    True gives that start and False what it computed on ImageNet). ValueError lists what does not fit.
+    The published checkpoints were trained with InPlace-ABN, hence `in_place_norm` (see `plain_norm`); False is for a checkpoint
+    trained with plain batch norm. The first convolution is converted from BGR to RGB. The pixel buffers get the values of the
+    published training: its mean, no division. Half precision becomes float32. Without any `dsn.*` there is no auxiliary head.
+    Without any `head.*` either, the state is that of a backbone alone: the ImageNet one that the official training starts from,
+    for which True gives that start and False what it computed on ImageNet. ValueError lists what does not fit.
     """
     _refuse_other_families(state, "from_official")
     ours = _converted(_without_classifier(state), OFFICIAL_NAMES, variant="official", stem="deep")
@@ -113,13 +113,14 @@ def from_official(state: State, *, in_place_norm: bool = True) -> State:
 def from_mmseg(state: State) -> State:
     """A CCNet of mmsegmentation -> the state dict of build_ccnet(variant="mmseg") of the same backbone and classes.
 
-    Deep (ResNetV1c) and 7x7 stem; both heads must be there. ValueError lists what does not fit. To get their figures, upsample
-    the logits as their config does: align_corners is True in those for crops of 769 x 769 and False in all others.
+    The stem may be deep (ResNetV1c) or 7x7; the state must have both heads. ValueError lists what does not fit. To reproduce
+    mmsegmentation's scores, upsample the logits as its config does: align_corners is True in the configs for crops of 769 x 769
+    and False in all others.
     """
     _refuse_other_families(state, "from_mmseg")
     deep = any(name.startswith("backbone.stem.") for name in state)
     names, stem = (MMSEG_NAMES + MMSEG_STEM_NAMES, "slim") if deep else (MMSEG_NAMES, "plain")
-    # Their gamma has no dimension, ours one.
+    # Their gamma has no dimension, ours has one.
     state = {name: value[None] if name.endswith("gamma.scale") and value.ndim == 0 else value for name, value in state.items()}
     return _with_pixels(_converted(state, names, variant="mmseg", stem=stem, auxiliary=True), IMAGENET_MEAN, IMAGENET_STD)
 
@@ -134,9 +135,9 @@ def from_torchvision(state: State) -> State:
 
 
 def plain_norm(state: State) -> State:
-    """InPlace-ABN's scales as those of plain batch norm: |weight| + 1e-5 for each weight of one dimension, the rest as it is.
+    """InPlace-ABN's scales as those of plain batch norm: |weight| + 1e-5 for each weight of one dimension, the rest unchanged.
 
-    In float64, of which `load` takes what the net has.
+    The new scales are float64; `load` casts them to the net's dtype.
 
     Sources: mapillary/inplace_abn issues 92 and 180; libs/src/bn.cu of the official branch pytorch-1.5.
     """
@@ -147,11 +148,11 @@ def plain_norm(state: State) -> State:
 
 
 def architecture(state: State) -> dict[str, Any]:
-    """Keyword arguments of build_ccnet for a converted state; `recurrence` is not among them, no checkpoint stores it.
+    """Keyword arguments of build_ccnet for a converted state, except `recurrence`, which no checkpoint stores.
 
-    backbone and stem; with the heads also num_classes, variant and auxiliary, with an embedding its width. A variant shows in a
-    slim stem and in the auxiliary head; without either the state is taken for an official one. For a state that fits nothing
-    here it is the nearest: `load` and the conversions list what then is missing, left over or of another shape.
+    They are backbone and stem; with the heads also num_classes, variant and auxiliary; with an embedding also its width. The
+    variant is recognised by a slim stem or by the auxiliary head; without either the state counts as official. A state that fits
+    no architecture gets the nearest one; `load` and the conversions then list what is missing, left over or of another shape.
     """
     num_blocks = len({name.split(".")[2] for name in state if name.startswith("backbone.layer3.")})
     basic = not any(name.startswith("backbone.layer") and ".conv3." in name for name in state)
@@ -175,28 +176,28 @@ def architecture(state: State) -> dict[str, Any]:
 
 
 def load(net: nn.Module, state: State, *, keep: Sequence[str] = ()) -> None:
-    """Copy `state` into `net`, cast to the net's dtypes; every entry must be there with its shape.
+    """Copy `state` into `net`, cast to the net's dtypes; `state` must have every entry of `net`, with its shape.
 
     `keep` names prefixes that stay as they are in `net` and are ignored in `state`: with ("head.bottleneck.3.", "auxiliary.3.") a
-    checkpoint starts a net for other classes. A state of nothing but a backbone leaves everything else as it is.
-    ValueError lists what is missing, left over and of another shape, or a prefix that no name has; nothing has been copied then.
+    net for other classes starts from a checkpoint. A state of nothing but a backbone leaves everything else as it is.
+    ValueError lists what is missing, left over and of another shape, or a prefix that no name has; then nothing is copied.
     """
     ours = net.state_dict()
     if isinstance(keep, str) or (idle := [prefix for prefix in keep if not any(name.startswith(prefix) for name in ours)]):
         wrong = keep if isinstance(keep, str) else idle
-        raise ValueError(f"keep = {keep!r}: must be a tuple of prefixes of names in the net (not so: {wrong!r})")
+        raise ValueError(f"keep = {keep!r}: must be a tuple of prefixes of names in the net (wrong: {wrong!r})")
     needed = _shapes(ours, but=keep)
     if all(name.startswith(("backbone.", "pixel_")) for name in state):
         needed = {name: shape for name, shape in needed.items() if name.startswith(("backbone.", "pixel_"))}
     found = _shapes(state, but=keep)
     _refuse_misfits(
-        "the state does not fit the net (is it of build_ccnet(**architecture(state), recurrence=...)?)", found, needed
+        "the state does not fit the net (build it with build_ccnet(**architecture(state), recurrence=...))", found, needed
     )
     net.load_state_dict(ours | {name: state[name] for name in found})
 
 
 def _converted(state: State, names: Names, **known: Any) -> State:
-    """`state` under our names, complete and of the right shapes; `known` of its architecture."""
+    """`state` under our names, checked to be complete; `known` are arguments of build_ccnet that are certain."""
     ours = {_renamed(name, names): value for name, value in state.items()}
     ours = {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in ours.items()}
     arguments = architecture(ours) | known
@@ -233,7 +234,7 @@ def _with_pixels(state: State, mean: tuple[float, float, float], std: tuple[floa
 
 
 def _refuse_misfits(what: str, found: Mapping[str, list[int]], needed: Mapping[str, list[int]]) -> None:
-    """One ValueError for everything that is missing, left over or of another shape."""
+    """One ValueError that lists everything that is missing, left over or of another shape."""
     misfits = {
         "missing": [f"{name} {shape}" for name, shape in needed.items() if name not in found],
         "left over": [f"{name} {shape}" for name, shape in found.items() if name not in needed],
@@ -251,9 +252,9 @@ def _refuse_misfits(what: str, found: Mapping[str, list[int]], needed: Mapping[s
 
 
 def _refuse_other_families(state: State, function: str) -> None:
-    """ValueError for entries that are no tensors, or when the names are those of a family that another function converts."""
+    """ValueError for entries that are not tensors, or if the names are those of a family that another function converts."""
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{function}: {', '.join(others[:3])} are no tensors: use ccnet.weights.read_state on the file")
+        raise ValueError(f"{function}: {', '.join(others[:3])} are not tensors: use ccnet.weights.read_state on the file")
     first = state.get("conv1.weight")
     if any(name.startswith(("decode_head.", "backbone.stem.")) for name in state):
         fitting = "from_mmseg"
@@ -264,8 +265,10 @@ def _refuse_other_families(state: State, function: str) -> None:
     elif first is not None:
         fitting = "from_torchvision" if first.shape[-1:] == (7,) else "from_official"
     elif any(name.startswith("layer1.") for name in state) and function != "from_mmseg":
-        return  # a backbone that lacks its first convolution: the list of what is missing will say so
+        return  # a backbone without its first convolution: the list of missing entries will name it
     else:
         fitting = "read_state on the file first, if it is one of the supported families at all"
     if fitting != function:
-        raise ValueError(f"{function}: not such a checkpoint (it has {', '.join(list(state)[:3])}): use ccnet.weights.{fitting}")
+        raise ValueError(
+            f"{function}: cannot convert this checkpoint (it has {', '.join(list(state)[:3])}): use ccnet.weights.{fitting}"
+        )

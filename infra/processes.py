@@ -1,6 +1,6 @@
-"""Starts background processes and later ends them with all they started.
+"""Starts background processes and later ends them with all processes that they started.
 
-A process is known by its id and its start time, so that nothing else is ever ended.
+A process is identified by its id and its start time, because the system reuses ids: no other process is ever ended.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from typing import NamedTuple
 import psutil
 
 MARK = "CCNET_STACK_MARK"
-"""Environment variable that every process of a stack inherits; it finds those whose parent is gone."""
+"""Environment variable that every process of a stack inherits; it identifies those whose parent has ended."""
 
 
 class Identity(NamedTuple):
-    """A process that no later process with the same number can be taken for."""
+    """A process; the start time distinguishes it from a later process with the same id."""
 
     pid: int
     started: float
@@ -35,18 +35,18 @@ class Entry(NamedTuple):
 
 
 def start(command: list[str], *, environment: dict[str, str], log: Path, cwd: Path) -> Identity:
-    """Starts `command` in a session of its own, its output appended to `log`."""
+    """Starts `command` in its own session and appends its output to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    process.returncode = 0  # Popen warns of a process that outlives it; these do on purpose
-    return Identity(process.pid, _started(psutil.Process(process.pid)))  # there until its parent has waited for it
+    process.returncode = 0  # otherwise Popen warns that the process still runs, which is intended
+    return Identity(process.pid, _started(psutil.Process(process.pid)))  # it exists until this process waits for it
 
 
 def alive(identity: Identity) -> bool:
-    """Whether this very process still runs (a zombie does not)."""
-    with contextlib.suppress(ChildProcessError):  # a child of this process that ended is a zombie until it is waited for
+    """Whether exactly this process still runs; a zombie does not."""
+    with contextlib.suppress(ChildProcessError):  # an ended child of this process is a zombie until it is waited for
         os.waitpid(identity.pid, os.WNOHANG)
     try:
         entry = _entry(psutil.Process(identity.pid))
@@ -58,7 +58,7 @@ def alive(identity: Identity) -> bool:
 def members(leader: Identity, mark: str) -> set[Identity]:
     """The leader, its descendants, every process in their sessions and groups, and every process that carries the mark.
 
-    Ray gives a job's entrypoint a group of its own and MLflow's workers outlive their server, so neither the group nor the
+    Ray puts a job's entrypoint into a separate group, and MLflow's workers outlive their server, so neither the group nor the
     parent alone finds them all.
     """
     running = list(psutil.process_iter())
@@ -76,13 +76,13 @@ def members(leader: Identity, mark: str) -> set[Identity]:
 
 
 def stop(leader: Identity, mark: str, *, grace_seconds: float = 10.0) -> None:
-    """SIGTERM to the leader, then SIGKILL to what is left of its members after the grace. Raises RuntimeError if any survives."""
+    """Sends SIGTERM to the leader and, after the grace, SIGKILL to its remaining members. Raises RuntimeError if any survives."""
     known = members(leader, mark)
     if alive(leader):
         os.kill(leader.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while _living(known) and time.monotonic() < deadline:
-        if not alive(leader):  # its children were told by it, or never will be
+        if not alive(leader):  # an ended leader does not stop its children any more
             deadline = min(deadline, time.monotonic() + 2)
         time.sleep(0.1)
         known |= members(leader, mark)
@@ -101,10 +101,10 @@ def stop(leader: Identity, mark: str, *, grace_seconds: float = 10.0) -> None:
 
 
 def free_port(preferred: int, taken: Collection[int] = ()) -> int:
-    """`preferred` when it is free on loopback, else a free one; never one of `taken`."""
+    """`preferred` if it is free on loopback, else another free port; never one of `taken`."""
     for port in (preferred, *[0] * 20):
         with socket.socket() as probe:
-            # as servers do, so that a port in TIME_WAIT counts as free
+            # Servers set it too; with it, a port in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -121,12 +121,12 @@ def _living(identities: set[Identity]) -> set[Identity]:
 
 
 def _started(process: psutil.Process) -> float:
-    # Both are wall clock and read in the same moment: a clock that is set between two calls does not change the difference.
+    # Both times are wall clock and read together, so setting the clock between two calls does not change the difference.
     return round(process.create_time() - psutil.boot_time(), 2)
 
 
 def _entry(process: psutil.Process) -> Entry | None:
-    """What a process is part of; None when it has ended."""
+    """Parent, group and session of a process; None if it has ended."""
     try:
         with process.oneshot():
             if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):

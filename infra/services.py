@@ -13,9 +13,9 @@ from pipeline import ENVIRONMENT, LOOPBACK, OBJECT_STORE_BYTES, SINGLE_NODE
 HOST = "127.0.0.1"
 BUCKET = "ccnet"
 MINISTACK = "ministack==1.5.33"
-"""Its botocore pin clashes with aiobotocore's, hence the environment of its own."""
+"""Its botocore pin conflicts with aiobotocore's, so it gets a separate environment."""
 S3_VENV = "CCNET_S3_VENV"
-"""Environment variable naming the folder of that environment, so that several stacks share one."""
+"""Environment variable with the folder of that environment, so that several stacks can share it."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Ports:
     gcs: int
     dashboard: int
     client: int
-    """Ray's remote driver service, unused here; `ray start` cannot leave it out."""
+    """Ray's remote driver service; unused here, but `ray start` always starts it."""
 
 
 JOB_STOP_S = 60
-"""Seconds between the two signals of a job's stop; by default 3, too few for a checkpoint."""
+"""Seconds from SIGTERM to SIGKILL when a job is stopped. Ray's default of 3 is too short for a checkpoint."""
 PREFERRED = Ports(s3=9000, mlflow=5000, gcs=6379, dashboard=8265, client=10001)
 
 
@@ -44,7 +44,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Service:
-    """`healthy` answers within 5 seconds and does not raise."""
+    """One service of the stack. `healthy` returns within 5 seconds and does not raise."""
 
     name: str
     address: str
@@ -54,7 +54,7 @@ class Service:
 
 
 def client_environment(root: Path, ports: Ports, secrets: Secrets) -> dict[str, str]:
-    """What a driver, a job or a command needs to reach the stack: the content of `root/env`."""
+    """The variables with which a driver, a job or a command reaches the stack: the content of `root/env`."""
     return {
         **ENVIRONMENT,
         **LOOPBACK,
@@ -78,7 +78,7 @@ def services(root: Path, ports: Ports, secrets: Secrets, temporary: Path) -> lis
 
 
 def s3_venv(root: Path) -> Path:
-    """Where the store is installed: CCNET_S3_VENV, else `.venv-s3` beside this Python's environment or beside the root."""
+    """Where the store is installed: CCNET_S3_VENV, else `.venv-s3` next to this Python's environment, or next to the root."""
     if os.environ.get(S3_VENV):
         return Path(os.environ[S3_VENV]).absolute()
     home = Path(sys.prefix) if sys.prefix != sys.base_prefix else root
@@ -86,7 +86,7 @@ def s3_venv(root: Path) -> Path:
 
 
 def install_s3(root: Path) -> None:
-    """Installs the store if it is missing, saying so. Raises CalledProcessError."""
+    """Installs the store if it is missing, and prints that. Raises CalledProcessError."""
     venv = s3_venv(root)
     if (venv / "bin" / "ministack").exists():
         return
@@ -107,7 +107,7 @@ def _s3(root: Path, ports: Ports, secrets: Secrets) -> Service:
         "S3_DATA_DIR": str(data),
         "AWS_ACCESS_KEY_ID": secrets.access_key,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
-        "TMPDIR": str(root),  # its pid file
+        "TMPDIR": str(root),  # for its pid file
     }
     command = [str(s3_venv(root) / "bin" / "ministack")]
     return Service("s3", url, command, os.environ | environment, lambda: answers(f"{url}/_ministack/health"))
@@ -132,7 +132,7 @@ def _ray(root: Path, ports: Ports, secrets: Secrets, temporary: Path) -> Service
         "dashboard-port": ports.dashboard,
         "include-dashboard": "true",
         "ray-client-server-port": ports.client,
-        # 0 is any free port: the fixed defaults collide when two clusters share a machine
+        # 0 means any free port: the fixed defaults collide if two clusters share a machine
         "dashboard-agent-listen-port": 0,
         "min-worker-port": 0,
         "max-worker-port": 0,
@@ -149,19 +149,19 @@ def _ray(root: Path, ports: Ports, secrets: Secrets, temporary: Path) -> Service
 
 
 def _path() -> dict[str, str]:
-    """PATH with this Python first, so that `python` in a job is ours."""
+    """PATH with this Python first, so that `python` in a job is this one."""
     return {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])}
 
 
 def make_bucket(store: str) -> None:
-    """Makes the bucket `ccnet` if it is missing; unsigned, for this store checks no signature. Raises OSError."""
+    """Creates the bucket `ccnet` if it is missing. Requests are unsigned: this store checks no signature. Raises OSError."""
     if not answers(f"{store}/{BUCKET}", method="HEAD") and not answers(f"{store}/{BUCKET}", method="PUT"):
-        raise OSError(f"{store} answers, but bucket {BUCKET} cannot be made: see s3.log")
+        raise OSError(f"{store} answers, but bucket {BUCKET} cannot be created: see s3.log")
 
 
 def answers(url: str, headers: dict[str, str] | None = None, method: str = "GET") -> bool:
     """Whether `url` answers 200 within 5 seconds."""
-    # no proxy: HTTP_PROXY would carry loopback requests elsewhere
+    # without this, HTTP_PROXY would send loopback requests to a proxy
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, headers=headers or {}, method=method), timeout=5) as reply:

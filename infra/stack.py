@@ -1,7 +1,7 @@
 """The local stack: `python -m infra.stack up|down|status [--root DIR]`. Ray head, MLflow server and S3 store, on loopback only.
 
-Data, ports, secrets and logs lie in the root (`.stack`). `up` starts what does not run; `down` ends what `up` started and leaves
-the data. `source ROOT/env` lets commands reach the stack.
+Data, ports, secrets and logs are in the root (`.stack`). `up` starts the services that do not run; `down` ends what `up` started
+and keeps the data. After `source ROOT/env`, commands reach the stack.
 """
 
 import argparse
@@ -31,11 +31,11 @@ READY_SECONDS = 180.0
 
 
 class StackError(RuntimeError):
-    """The stack could not be brought up; what this call started has been ended."""
+    """The stack could not be started; the services that this call started have been ended."""
 
 
 def up(root: Path) -> None:
-    """Starts what does not run yet and returns when all three services answer. Raises StackError."""
+    """Starts the services that do not run yet and returns when all three answer. Raises StackError."""
     root = root.absolute()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     install_s3(root)
@@ -61,7 +61,7 @@ def up(root: Path) -> None:
 
 
 def down(root: Path) -> None:
-    """Ends what `up` started, their children included; data, ports and secrets stay."""
+    """Ends the services and their child processes; data, ports and secrets are kept."""
     root = root.absolute()
     if not (root / "state.json").exists():
         return
@@ -76,7 +76,7 @@ def down(root: Path) -> None:
 
 
 def status(root: Path) -> dict[str, tuple[str, str]]:
-    """Service -> (address, "up" | "not answering" | "down"); empty where no stack has ever been."""
+    """Service -> (address, "up" | "not answering" | "down"); empty if no stack was ever started here."""
     root = root.absolute()
     if not (root / "state.json").exists():
         return {}
@@ -92,24 +92,24 @@ def _condition(state: dict[str, Any], part: Service) -> str:
 
 
 def _place(root: Path, state: dict[str, Any]) -> None:
-    """Chooses ports for what does not run (those of last time if they are free) and Ray's temporary folder."""
+    """Chooses Ray's temporary folder and ports for services that do not run: those of last time if they are free."""
     ports, before = state["ports"], dict(state["ports"])
     for service, keys in {"s3": ["s3"], "mlflow": ["mlflow"], "ray": ["gcs", "dashboard", "client"]}.items():
         if not _running(state, service):
             for key in keys:
                 ports[key] = processes.free_port(ports[key], [port for other, port in ports.items() if other != key])
     if ports != before and _running(state, "ray"):
-        print("restarting Ray: its jobs inherit the addresses of s3 and mlflow, and one of them had to move", flush=True)
+        print("restarting Ray: its jobs inherit the addresses of s3 and mlflow, and one of them has changed", flush=True)
         _stop(root, state, "ray")
     if not state["temporary"] or not Path(state["temporary"]).is_dir():
-        # Ray's socket paths add some 60 bytes and may have 107; mkdtemp gives a folder that only this user may enter
+        # Ray's socket paths add about 60 bytes, and the limit is 107. mkdtemp makes a folder that only this user may enter.
         base = tempfile.gettempdir()
         state["temporary"] = tempfile.mkdtemp(prefix="ccnet-", dir=base if len(base) < 30 else "/tmp")
     _save(root, state)
 
 
 def _start(root: Path, state: dict[str, Any], part: Service) -> None:
-    if part.name in state["processes"]:  # its leader died: end what it left
+    if part.name in state["processes"]:  # the leader died: end its children
         _stop(root, state, part.name)
     mark = secrets.token_hex(8)
     identity = processes.start(
@@ -157,7 +157,7 @@ def _wait(root: Path, state: dict[str, Any], parts: list[Service]) -> None:
 
 
 def _secrets(root: Path) -> Secrets:
-    """The token and the keys of this root, made on first use."""
+    """The token and the keys of this root, created on first use."""
     if not (root / "s3.json").exists():
         keys = {"access_key": "AK" + secrets.token_hex(9).upper(), "secret_key": secrets.token_urlsafe(30)}
         _write(root / "s3.json", json.dumps(keys))
@@ -177,7 +177,7 @@ def _save(root: Path, state: dict[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces the file at once, readable by this user alone."""
+    """Replaces the file atomically; only this user can read it."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             up(arguments.root)
         elif arguments.action == "down":
             down(arguments.root)
-            print(f"stopped; the data stay in {arguments.root}")
+            print(f"stopped; the data are kept in {arguments.root}")
             return 0
         return _print_status(arguments.root)
     except (StackError, OSError, subprocess.CalledProcessError) as error:

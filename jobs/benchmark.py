@@ -1,4 +1,4 @@
-"""`python -m jobs.benchmark CONFIG.yaml`: images, operator, training step or launchers, side by side."""
+"""`python -m jobs.benchmark CONFIG.yaml`: measures images, the operator, training steps or launchers."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints one JSON line per figure as soon as it is measured, and a table for each data set and store or map."""
+    """Prints each figure as a JSON line as soon as it is measured, and a table for each data set and store, or for each map."""
     from pipeline.benchmark.benchmark import benchmark
 
     for line in benchmark(config):

@@ -1,4 +1,4 @@
-"""The one grammar of every verb: `python -m jobs.VERB CONFIG.yaml [dotted.key=value ...]`."""
+"""The command line of every verb: `python -m jobs.VERB CONFIG.yaml [dotted.key=value ...]`."""
 
 import atexit
 import gc
@@ -13,10 +13,10 @@ from pipeline.formatting import show_own_lines
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
-    """Loads the configuration and runs the verb. Returns 0, the verb's own code, 1 for a known fault, 2 for bad settings."""
+    """Runs the verb. Returns the verb's exit code, 1 after a PipelineError, 2 for bad settings or a wrong command line."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     show_own_lines()
-    atexit.register(gc.freeze)  # otherwise Python looks through all objects before it ends, for about a second
+    atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0].startswith("-"):
         name = verb.__module__ if verb.__module__ != "__main__" else "jobs.VERB"

@@ -1,4 +1,4 @@
-"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the figures of a checkpoint, per class and over all."""
+"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the scores of a checkpoint, per class and overall."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints the table and the protocol that belongs to its numbers."""
+    """Prints the table and the protocol under which its numbers were measured."""
     from pipeline.evaluation.evaluate import evaluate
 
     score = evaluate(config)

@@ -1,4 +1,4 @@
-"""`python -m jobs.export CONFIG.yaml [export.result=classes]`: a checkpoint as an ONNX file, checked against torch."""
+"""`python -m jobs.export CONFIG.yaml [export.result=classes]`: writes an ONNX file and checks it against torch."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints where the file went and how far onnxruntime is from torch at each size."""
+    """Prints the largest difference between onnxruntime and torch at each size, and the file's address."""
     from pipeline.evaluation.export import export
     from pipeline.formatting import table
 

@@ -1,7 +1,7 @@
 """`python -m jobs.plan CONFIG.yaml [dotted.key=value ...] [--strict]`: a dry run, and the checks before a run.
 
-Trains nothing and keeps nothing that it writes (a probe of each bucket).
-Ends with 1 when there is an error, with --strict also when there is a warning.
+Trains nothing. The probe that it writes to each store is deleted again.
+The exit code is 1 if there is an error, with --strict also if there is a warning.
 """
 
 import sys
@@ -16,12 +16,12 @@ STRICT = "--strict"
 
 
 def command(argv: list[str]) -> int:
-    """The command; --strict may stand anywhere."""
+    """Runs the command line; --strict may be at any place."""
     return main(lambda config: run(config, strict=STRICT in argv), [word for word in argv if word != STRICT])
 
 
 def run(config: "Config", *, strict: bool = False) -> int:
-    """Prints tables and findings; 1 with an error, or when `strict` with a warning."""
+    """Prints tables and findings. Returns 1 if there is an error, with `strict` also if there is a warning."""
     from pipeline.preflight.plan import plan
 
     planned = plan(config)

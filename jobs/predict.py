@@ -1,4 +1,4 @@
-"""`python -m jobs.predict CONFIG.yaml [predict.images=FOLDER]`: masks and overlays, written back to storage."""
+"""`python -m jobs.predict CONFIG.yaml [predict.images=FOLDER]`: writes masks and overlays to storage."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints where each mask and overlay went."""
+    """Prints the address of each mask and overlay."""
     from pipeline.evaluation.predict import predict
 
     done = predict(config)

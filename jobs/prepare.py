@@ -1,4 +1,4 @@
-"""`python -m jobs.prepare CONFIG.yaml [dotted.key=value ...]`: checks a data set, packs it or indexes it in place."""
+"""`python -m jobs.prepare CONFIG.yaml [dotted.key=value ...]`: checks a data set, then packs it or indexes it in place."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints what is in the prepared data set."""
+    """Prints the splits and classes of the prepared data set."""
     from pipeline.data.prepare import prepare
     from pipeline.data.statistics import class_table, split_table
 

@@ -1,7 +1,7 @@
 """Runs a verb on a cluster through Ray's job API: `python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`.
 
-The folder is sent along as the working directory (what .gitignore names stays here), the log is streamed, and the exit code is
-the job's own. Ctrl-C stops the job.
+This folder is sent as the job's working directory, without what .gitignore names. The log is streamed, and the exit code is the
+job's. Ctrl-C stops the job.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 VERBS = ("prepare", "plan", "train", "tune", "evaluate", "predict", "export", "benchmark")
 USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
 EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
-"""Never sent, whatever .gitignore says; Ray itself leaves out .git and .venv."""
+"""Folders that are never sent, even if .gitignore does not name them; Ray itself excludes .git and .venv."""
 
 
 class SubmitError(ValueError):
-    """The job cannot be submitted; the message says why and how to go on."""
+    """The job cannot be submitted; the message names the reason and the fix."""
 
 
 def entrypoint(verb: str, config: str, overrides: list[str]) -> str:
-    """The shell command of the job. Raises SubmitError for an unknown verb or a configuration that would not travel along."""
+    """The shell command of the job. Raises SubmitError if the verb is unknown or the configuration is not in this folder."""
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise SubmitError(f"{verb}: no such verb{f' (did you mean {near[0]}?)' if near else ''}; legal: {', '.join(VERBS)}")
@@ -42,12 +42,12 @@ def entrypoint(verb: str, config: str, overrides: list[str]) -> str:
         near = difflib.get_close_matches(config, shipped, n=1)
         raise SubmitError(f"{config}: no such file{f' (did you mean {near[0]}?)' if near else ''}")
     if not path.resolve().is_relative_to(here.resolve()):
-        raise SubmitError(f"{config}: must lie under {here}, the folder that is sent to the cluster; copy it there")
+        raise SubmitError(f"{config}: must be under {here}, the folder that is sent to the cluster; copy it there")
     return shlex.join(["python", "-m", f"jobs.{verb}", path.resolve().relative_to(here.resolve()).as_posix(), *overrides])
 
 
 def connect() -> "JobSubmissionClient":
-    """A client of RAY_API_SERVER_ADDRESS, else of the stack in this folder. Raises SubmitError when there is neither."""
+    """A client of RAY_API_SERVER_ADDRESS, else of the stack in this folder. Raises SubmitError if neither is available."""
     if "RAY_API_SERVER_ADDRESS" not in os.environ:
         try:
             os.environ.update(environment())
@@ -56,25 +56,25 @@ def connect() -> "JobSubmissionClient":
                 "no cluster to submit to: start one here with `python -m infra.stack up`, "
                 "or set RAY_API_SERVER_ADDRESS=http://HOST:8265 of a running one"
             ) from None
-    # here and not above: Ray reads RAY_AUTH_MODE when it is first imported
+    # Imported only now: Ray reads RAY_AUTH_MODE at its first import.
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for each file that is not sent
+    logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise Ray logs a line for each file that is not sent
     address = os.environ["RAY_API_SERVER_ADDRESS"]
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise SubmitError(
-            f"{address} (RAY_API_SERVER_ADDRESS) takes no jobs: {reason}\n"
-            "if it is the local stack, `python -m infra.stack up` starts it; if it wants a token, set RAY_AUTH_TOKEN_PATH"
+            f"{address} (RAY_API_SERVER_ADDRESS) accepts no jobs: {reason}\n"
+            "if it is the local stack, `python -m infra.stack up` starts it; if it requires a token, set RAY_AUTH_TOKEN_PATH"
         ) from error
 
 
 def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".") -> str:
     """Sends the folder and starts the shell command in it; returns the job's id."""
-    # The copy has no .git: the run in MLflow still names the commit it was made from.
+    # The copy has no .git, so the commit is passed on for the run in MLflow.
     variables = {"CCNET_COMMIT": describe_commit()}
     return client.submit_job(
         entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables}
@@ -82,9 +82,9 @@ def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".
 
 
 def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:
-    """Writes the job's log as it comes until the job has ended; returns its exit code.
+    """Writes the job's log until the job has ended; returns its exit code.
 
-    A Ctrl-C stops the job and returns 130; a lost connection is said, leaves the job alone and returns 1.
+    Ctrl-C stops the job and returns 130. If the connection is lost, writes that and returns 1; the job is not stopped.
     """
     try:
         asyncio.run(_stream(client, job, write))
@@ -95,7 +95,7 @@ def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], objec
         _wait(client, job)
         return 130
     except (ConnectionError, RuntimeError) as error:
-        write(f"\nlost sight of {job}: {error}\nit may still run: ray job status {job}\n")
+        write(f"\nlost the connection to {job}: {error}\nit may still run: ray job status {job}\n")
         return 1
 
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.train CONFIG.yaml`: trains, or goes on where the same configuration stopped."""
+"""`python -m jobs.train CONFIG.yaml`: trains, or resumes where the same configuration stopped."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints the table of the best checkpoint and where to look at the run."""
+    """Prints the table of the best checkpoint and the addresses of checkpoint and run."""
     from pipeline.tracking.runs import page
     from pipeline.training.train import train
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints the trials, best first, and the best one's per-class table."""
+    """Prints the trials, best first, the best trial's per-class table and the address of the run."""
     from pipeline.tracking.runs import page
     from pipeline.tuning.tune import search
 

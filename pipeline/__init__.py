@@ -1,40 +1,42 @@
-"""The training pipeline: the only place that knows Ray, MLflow, object storage and OpenCV.
+"""The training pipeline: the only package that uses Ray, MLflow, object storage and OpenCV.
 
-Ray, pyarrow and botocore read their environment when first imported, so it is set here, before any of them; what the user
-has set stays. So is how often Python looks for garbage, which most of a start's imports would pay for.
+Importing it sets environment variables and the threshold of the garbage collector. Ray, pyarrow and botocore read their variables
+when they are first imported, so these are set here, before any of them. Variables that the user has set are kept.
 """
 
 import gc
 import os
 
 ENVIRONMENT = {
-    # Without these two, chunked uploads vanish without an error on stores that answer 411 to them.
+    # Without these two, uploads are sent in chunks; stores that answer 411 to chunks keep nothing, and no error is raised.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    # ray.train.report() waits for the controller's next poll: 2 s by default.
+    # ray.train.report() waits for the controller's next poll, by default up to 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # The patched print shows every line of a worker twice.
+    # Ray Train's patched print shows every line of a worker twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Processes that reserve no GPU keep the CUDA_VISIBLE_DEVICES of their node.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Deprecation warnings of libraries about each other would bury the progress lines.
+    # Libraries' deprecation warnings about each other would hide the progress lines.
     "PYTHONWARNINGS": "ignore",
 }
-"""For the driver and every worker; each can be overridden from outside."""
+"""Environment variables of the driver and every worker; the user can override each of them."""
 
-# Ray binds all interfaces unless it takes the machine for a laptop: a cluster of one machine stays on loopback.
+# Keeps a cluster of one machine on 127.0.0.1; by default Ray binds all interfaces (decision 10).
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-# For drivers of a cluster that is this one machine: nobody takes away its only node, so no process watches for that.
+# For a cluster that is this one machine: its only node cannot be preempted, so no process needs to watch for that.
 SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOOPBACK)).items():
     os.environ.setdefault(_key, _value)
 
-# Imports leave no garbage; by default Python looks for some after every 700 objects, an eighth of the CPU time of all imports.
+# Imports leave no garbage. By default Python collects it after every 700 new objects: an eighth of the CPU time of all imports.
 gc.set_threshold(50_000)
 OBJECT_STORE_BYTES = 600 * 2**20
+"""Size of Ray's object store on a cluster that this project starts."""

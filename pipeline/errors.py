@@ -4,19 +4,19 @@ PipelineError
     ConfigError        mistakes of a configuration
     StorageError       a bucket or a folder that cannot be used
     DataError
-        SourceError    faults of the files of a source
+        SourceError    faulty files of a source
         ShardError     a manifest, index or shard that is missing or damaged
         SampleError    a sample that is missing or damaged
     CheckpointError    a checkpoint that is missing or damaged
-    ExportFailed       a model that was not delivered
-    TrackingError      MLflow cannot be used
-    RunFailed          the end of a run that is not started again
+    ExportFailed       an exported model that was not delivered
+    TrackingError      an MLflow server or database that cannot be used
+    RunFailed          a run that ended and is not restarted
 """
 
 from typing import Any
 
 SHOWN = 20
-"""Faults of a source that its message lists."""
+"""Number of a source's faults that the message lists."""
 
 
 class PipelineError(Exception):
@@ -35,7 +35,7 @@ class ConfigError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A store that cannot be used: names the bucket or folder, and the key where there is one, what failed and the fix."""
+    """A store that cannot be used. The message names the bucket or folder, the key if there is one, what failed and the fix."""
 
 
 class DataError(PipelineError):
@@ -43,7 +43,7 @@ class DataError(PipelineError):
 
 
 class SourceError(DataError):
-    """Faults of a source: `.faults` holds one line each, the message the first 20, and what holds for all of them."""
+    """Faults of a source. `.faults` holds one line each; the message has the first 20 and the advice that holds for all."""
 
     def __init__(self, faults: list[str], advice: str = "") -> None:
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
@@ -55,19 +55,19 @@ class SourceError(DataError):
 
 
 class ShardError(DataError):
-    """A manifest, index or shard that is missing, of another version or damaged: names the file and the fix."""
+    """A manifest, index or shard that is missing, damaged or of another version. The message names the file and the fix."""
 
 
 class SampleError(DataError):
-    """A sample that is missing or damaged: names the object, the sample, what is wrong and the fix."""
+    """A sample that is missing or damaged. The message names the object, the sample, what is wrong and the fix."""
 
 
 class CheckpointError(PipelineError):
-    """A checkpoint that is missing, torn or damaged; the message names the file."""
+    """A checkpoint that is missing, incomplete or damaged; the message names the file."""
 
 
 class ExportFailed(PipelineError):
-    """A model that could not be exported, or whose export does not compute what torch does; nothing was written."""
+    """A model that could not be exported, or whose exported file gives other results than torch; nothing was written."""
 
 
 class TrackingError(PipelineError):
@@ -75,4 +75,4 @@ class TrackingError(PipelineError):
 
 
 class RunFailed(PipelineError):
-    """The end of a run: what failed, why it is not started again, and the fix."""
+    """The end of a run. The message has what failed, why the run is not restarted, and the fix."""

@@ -1,16 +1,16 @@
-"""Numbers, tables and log lines for people."""
+"""Formats numbers and tables as text, and limits the log to the pipeline's own lines."""
 
 import logging
 from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """A share of 1: `62 %`, `99.9 %`."""
+    """A fraction of 1 as text: `62 %`, `99.9 %`."""
     return f"{100 * share:.3g} %"
 
 
 def size(num_bytes: float) -> str:
-    """Bytes: `75 MiB`."""
+    """A number of bytes as text: `75 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -19,7 +19,7 @@ def size(num_bytes: float) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0) -> str:
-    """Rows of cells under headings: the first column to the left and at least `width` wide, the others to the right."""
+    """Rows of cells under headings. The first column is left-aligned and at least `width` wide; the others are right-aligned."""
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     widths[0] = max(width, widths[0])
@@ -32,6 +32,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int 
 
 
 def show_own_lines(level: int = logging.INFO) -> None:
-    """Shows the pipeline's lines from `level` on, and of every other package only warnings."""
+    """Logs the pipeline's messages from `level` up, and only warnings of every other package."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(level)

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of ccnet's signatures are checked in every test; one cluster, one MLflow server, one stack serve all tests.
+"""Every test checks shapes and dtypes of ccnet's signatures; all tests share one cluster, one MLflow server and one stack.
 
 Tests that start Ray, a server or a browser are marked `slow`. The others run first and, with `-n`, in parallel.
 """
@@ -17,8 +17,8 @@ import torch
 from moto.server import ThreadedMotoServer
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # for ccnet.kernels; triton reads it when it is imported, as by ccnet
-if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # for ccnet.kernels: triton reads it at its first import
+if "PYTEST_XDIST_WORKER" in os.environ:  # `make` runs two test processes, one a core
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 jaxtyping.install_import_hook("ccnet", "beartype.beartype")  # must run before ccnet is first imported
@@ -31,21 +31,21 @@ from pipeline.storage import s3  # noqa: E402
 from tests.support.mlflow_server import MlflowServer  # noqa: E402
 
 ORDER = ("chaos", "own", "local_ray", "stack")
-"""Clusters in the order of the tests that use them; `own` is what a test starts itself. One has ended before the next starts:
-even an idle one takes a fifth of a core."""
+"""The order of tests, by the cluster that they use; `own` is a cluster that a test starts itself. A cluster ends before the next
+one starts, because even an idle one takes a fifth of a core."""
 
 
 class LocalRay(NamedTuple):
-    """What can be asked of the session's cluster, see tests/support/injected."""
+    """Files that control and record the session's cluster: tests/support/injected."""
 
     fits: Path
-    """File that says how many images of a pass fit into memory; all when there is none."""
+    """File with the number of images of a pass that fit into memory. Without this file all fit."""
     imports: Path
     """Folder where each process writes what it imports."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the tests that start nothing, then those of each cluster together."""
+    """Sorts the tests: first those that start nothing, then those of each cluster together."""
 
     def group(item: pytest.Item) -> int:
         if not item.get_closest_marker("slow"):
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that is not marked `slow` starts no cluster."""
+    """Fails a test that starts a cluster and is not marked `slow`."""
     before = ray.is_initialized()
     yield
     assert before or not ray.is_initialized() or request.node.get_closest_marker("slow"), "started Ray: mark it slow"
@@ -66,9 +66,9 @@ def no_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
-    """A cluster of two CPUs in this process, whatever cluster the environment names, with credentials for tests' S3 servers.
+    """A new cluster of two CPUs, even if the environment names another one, with credentials for the tests' S3 servers.
 
-    Memory can be made to run short in it, and it is written down what its processes import: tests/support/injected.
+    Tests can limit its memory and read what its processes import: tests/support/injected.
     """
     folders = [str(Path(__file__).parent / "support" / "injected"), os.environ.get("PYTHONPATH")]
     variables = {
@@ -81,9 +81,9 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        # Ray's log handler keeps the stream that pytest captured at ray.init and has closed since; it would say so on stderr.
+        # Ray's log handler keeps a stream that pytest closes after ray.init; otherwise logging prints errors about that.
         patch.setattr(logging, "raiseExceptions", False)
-        with pytest.MonkeyPatch.context() as inherited:  # by the cluster's processes, not by those of later tests
+        with pytest.MonkeyPatch.context() as inherited:  # the cluster's processes inherit them, those of later tests do not
             for name, value in variables.items():
                 inherited.setenv(name, value)
             connect.join(num_cpus=2)
@@ -93,15 +93,15 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """For all tests that do not stop it."""
+    """The MLflow server of all tests that do not stop it."""
     with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables of a running stack; put them into the environment of a new process, for Ray reads some at its import."""
-    ray.shutdown()  # of local_ray, whose tests are over
+    """The variables of a running stack. Set them for a new process only, because Ray reads some at its first import."""
+    ray.shutdown()  # ends local_ray, whose tests are over
     root = tmp_path_factory.mktemp("stack")
     command = [sys.executable, "-m", "infra.stack"]
     try:
@@ -123,9 +123,9 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For `endpoint`."""
+    """Credentials for `endpoint`."""
     for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    # fsspec keeps one client per set of arguments, and with it the credentials it was made with.
+    # fsspec caches one client per set of arguments, with the credentials that were set when it was made.
     s3._S3.clear_instance_cache()

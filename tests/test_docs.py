@@ -1,4 +1,4 @@
-"""What the documentation shows runs, and the tests that it names are there."""
+"""The examples in the documentation run, and the tests that it names exist."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_library_examples_run_as_they_stand() -> None:
-    """The first two, one after the other; the third reads published weights."""
+    """Runs the first two examples, one after the other; the third reads published weights."""
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "model.md").read_text(), re.DOTALL)[:2]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -27,7 +27,7 @@ CHAOS = {"tests/chaos/__main__.py", "tests/chaos/faults.py"}
 
 
 def where_it_runs(file: str, name: str) -> str:
-    """The first command that runs a test. KeyError when there is none of this name."""
+    """The first command that runs a test. Raises KeyError if no test has this name."""
     if file in CHAOS:
         return "`make chaos`"
     tree = ast.parse((ROOT / file).read_text())

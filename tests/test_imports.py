@@ -1,4 +1,4 @@
-"""Imports run one way and each dependency has one wing (docs/architecture.md); read from the source, nothing is run."""
+"""Imports run one way and each dependency has one wing (docs/architecture.md)."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from pipeline.config.config import Config
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    {"errors", "formatting", "images", "pipeline"},  # the ground; `pipeline` is its __init__.py: the environment
+    {"errors", "formatting", "images", "pipeline"},  # lowest row; `pipeline` means pipeline/__init__.py, the environment
     {"config"},
     {"storage", "cluster", "tracking"},
     {"data", "checkpoints", "fault_tolerance"},
@@ -22,7 +22,7 @@ ROWS = (
     {"tuning"},
     {"jobs"},
 )
-"""A wing imports itself and wings of lower rows; none imports another one of its own row."""
+"""A wing imports itself and wings of lower rows, but no other wing of its row."""
 DOORS = {
     "cv2": {"images"},
     "pydantic": {"config"},
@@ -37,6 +37,7 @@ DOORS = {
 }
 """Package -> the wings that may import it."""
 WITHOUT_RAY = {"images", "config", "storage", "tracking", "checkpoints", "model", "formatting", "errors"}
+"""Wings and files that must work without Ray."""
 VERBS = {
     "prepare": "data",
     "plan": "preflight",
@@ -56,7 +57,7 @@ OTHERS = sorted(path for folder in ("ccnet", "jobs", "infra") for path in (ROOT 
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, anywhere in it."""
+    """Dotted names that a file imports, also inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -92,7 +93,7 @@ def test_a_wing_imports_lower_rows_and_its_own_dependencies(path: Path) -> None:
         for package, wings in DOORS.items():
             if f"{module}.".startswith(f"{package}."):
                 assert wing in wings, f"{wing} imports {module}: only {sorted(wings)} may"
-        assert module.partition(".")[0] != "ray" or wing not in WITHOUT_RAY, f"{wing} imports {module}: it works without Ray"
+        assert module.partition(".")[0] != "ray" or wing not in WITHOUT_RAY, f"{wing} imports {module}: it must work without Ray"
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -110,7 +111,7 @@ def test_the_library_imports_nothing_of_ours_and_infra_only_the_environment(path
 
 @pytest.mark.parametrize("path", [path for path in PIPELINE if path.name == "__init__.py" and path.parent.name != "pipeline"],
                          ids=lambda path: path.parent.name)  # fmt: skip
-def test_a_wing_says_what_lives_in_it_and_does_nothing_at_import(path: Path) -> None:
+def test_a_wing_describes_its_content_and_does_nothing_at_import(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert len(tree.body) == 1
     text = ast.get_docstring(tree) or ""
@@ -119,7 +120,7 @@ def test_a_wing_says_what_lives_in_it_and_does_nothing_at_import(path: Path) -> 
     for entry in [name for name in text.partition("Entry: ")[2].split("`")[1::2] if "." in name]:
         module, name = entry.split(".")
         source = (path.parent / f"{module}.py").read_text()
-        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{entry} is not there"
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{entry} does not exist"
 
 
 def test_wings_and_files_keep_their_size() -> None:
@@ -144,7 +145,7 @@ def test_a_section_is_in_the_file_of_its_name() -> None:
 @pytest.mark.parametrize(
     ("module", "unused"),
     [
-        *[(f"jobs.{verb}", {"cv2", "mlflow", "ray", "torch"}) for verb in VERBS],  # a mistake is answered at once
+        *[(f"jobs.{verb}", {"cv2", "mlflow", "ray", "torch"}) for verb in VERBS],  # so that a mistake is reported at once
         ("pipeline.training.train", {"matplotlib", "mlflow"}),
         ("pipeline.preflight.plan", {"matplotlib", "mlflow", "ray.data", "ray.train"}),
         ("pipeline.data.prepare", {"matplotlib", "mlflow", "ray.data", "ray.train", "torch"}),
@@ -159,7 +160,7 @@ def test_a_section_is_in_the_file_of_its_name() -> None:
     ],
 )
 def test_a_module_imports_what_it_uses(module: str, unused: set[str]) -> None:
-    """What the processes of a training import: tests/end_to_end/test_survival.py."""
+    """tests/end_to_end/test_survival.py tests what the processes of a training import."""
     code = f"import sys, {module}; print(*{unused!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""What is minimised: segmentation losses as (sum, count), so that workers add both up and divide once."""
+"""Segmentation losses as (sum, count), so that workers add both up and divide once."""
 
 from ccnet.losses.consistency import category_consistent
 from ccnet.losses.cross_entropy import cross_entropy

@@ -17,8 +17,8 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """Cross-entropy of the logits resized to the label: (sum over valid pixels, number of valid pixels).
 
-    With `class_weights` each pixel counts as much as its class weighs, in the sum and in the count, so that sum / count is
-    torch's weighted mean. All pixels ignored: (0, 0), with zero gradients.
+    With `class_weights` each pixel counts with the weight of its class, in the sum and in the count, so that sum / count is
+    torch's weighted mean. If all pixels are ignored the result is (0, 0), with zero gradients.
     """
     target = label.long()
     resized = resize_logits(logits, (label.shape[-2], label.shape[-1]))
@@ -33,15 +33,15 @@ def fitting_weights(class_weights: Float[Tensor, " n"] | None, logits: Float[Ten
         return None
     if len(class_weights) != logits.shape[1]:
         raise ValueError(f"class_weights has {len(class_weights)} values: must have one for each of {logits.shape[1]} classes")
-    # non_blocking, for otherwise the host waits for the device at every step.
+    # non_blocking, because otherwise the host would wait for the device at every step.
     return class_weights.to(logits.device, torch.promote_types(logits.dtype, torch.float32), non_blocking=True)
 
 
 def pixel_weights(
     target: Integer[Tensor, "B H W"], counted: Bool[Tensor, "B H W"], class_weights: Float[Tensor, " K"] | None
 ) -> Bool[Tensor, "B H W"] | Float[Tensor, "B H W"]:
-    """How much each pixel counts: nothing where not `counted`, else 1 or the weight of its class."""
+    """Weight of each pixel: 0 where not `counted`, else 1 or the weight of its class."""
     if class_weights is None:
         return counted
-    # By index and not by mask: a boolean mask has as many rows as it has ones, and the host would wait to learn how many.
+    # Not selected by a boolean mask: the size of that result depends on values, and the host would have to wait for it.
     return torch.where(counted, class_weights[torch.where(counted, target, 0)], 0.0)

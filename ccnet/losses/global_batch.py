@@ -10,18 +10,18 @@ _DIGIT_BITS = 16
 
 @torch.no_grad()
 def kth_smallest(values: Float[Tensor, " n"], valid: Bool[Tensor, " n"], k: int) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
-    """The k-th smallest (from 1) of the valid values of all workers, exactly, and how many of them there are.
+    """The k-th smallest (counted from 1) of the valid values of all workers, exactly, and the number of valid values.
 
     Values must be float32 or float64 and not negative; a NaN counts as larger than all others. Workers may hold different
-    numbers of values. With k = 0 the value is 0, with k above the number of valid values it means nothing.
+    numbers of values. With k = 0 the value is 0, with k above the number of valid values it is meaningless.
 
-    Radix select: the bit patterns of non-negative floats have the order of the floats, so 16 bits at a time, from the top, a
-    histogram of the values that begin like the wanted one tells its next 16 bits. One collective of 65,536 integers for each,
-    whatever the number of values and workers, and the host waits for nothing.
+    Radix select: the bit patterns of non-negative floats have the order of the floats. Each round finds the next 16 bits of the
+    result, from the top, by a histogram over the values that begin with the bits found so far. A round is one collective of
+    65,536 integers, whatever the number of values and workers, and the host never waits for the device.
     """
     bits = torch.finfo(values.dtype).bits
     integers = torch.int32 if bits == 32 else torch.int64
-    # Without the sign, which a NaN may carry.
+    # Without the sign bit, which a NaN may have set.
     patterns = values.contiguous().view(integers).long() & ((1 << (bits - 1)) - 1)  # [n]
     prefix = patterns.new_zeros(1)
     rank, num_valid = torch.full_like(prefix, k), prefix

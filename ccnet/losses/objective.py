@@ -14,16 +14,16 @@ from ccnet.model import Output
 from ccnet.resizing import resize_logits
 
 Term = tuple[float, Float[Tensor, ""], Float64[Tensor, ""]]
-"""(weight, sum, count), a summand of the loss: weight * (sum over all workers / count over all workers)."""
+"""(weight, sum, count) of a summand of the loss: weight * (sum over all workers / count over all workers)."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """loss = main + aux_weight * aux + consistency_weight * consistency + dice_weight * dice + lovasz_weight * lovasz.
 
-    main is cross-entropy, or OHEM's with `ohem`; aux is cross-entropy of the auxiliary head. Both weigh pixels by
-    `class_weights`, one per class. Label 255 is ignored. The defaults are the published loss. ValueError for a weight that is
-    negative or not finite, and for class weights that are all 0.
+    main is the cross-entropy of the main head, over hard pixels only with `ohem`; aux is the cross-entropy of the auxiliary head.
+    Both weigh pixels by `class_weights`, one per class. Label 255 is ignored. The defaults are the published loss. ValueError for
+    a weight that is negative or not finite, and for class weights that are all 0.
     """
 
     aux_weight: float = 0.4
@@ -45,11 +45,11 @@ class Objective:
             raise ValueError(f"class_weights = {weights}: must be >= 0 and finite, and one of them above 0")
 
     def terms(self, output: Output, label: Integer[Tensor, "B H W"]) -> dict[str, Term]:
-        """The terms by name, each with its own count, as this worker's part of the global batch.
+        """The terms by name, each with its own count, over this worker's part of the global batch.
 
-        "main"; "dice" and "lovasz" where weighted; "aux" and "consistency" where the net has that head, whatever its weight,
-        for DistributedDataParallel stops at parameters without a gradient. ValueError when `consistency_weight` is set and the
-        net has no embedding, and for another number of class weights than classes.
+        "main" is always a term; "dice" and "lovasz" are if their weight is above 0; "aux" and "consistency" are if the net has
+        the head for them, even with weight 0, because DistributedDataParallel stops at parameters without a gradient. ValueError
+        if `consistency_weight` is above 0 and the net has no embedding, and for another number of class weights than classes.
         """
         if self.consistency_weight > 0 and output.embedding is None:
             raise ValueError(
@@ -68,15 +68,15 @@ class Objective:
         return terms
 
     def of_pass(self, num_passes: int) -> "Objective":
-        """What each of several passes over a global batch minimises: OHEM's `min_kept`, of the global batch, is divided."""
+        """The objective of each of several passes over a global batch: they share OHEM's `min_kept` equally."""
         if self.ohem is None:
             return self
         return replace(self, ohem=replace(self.ohem, min_kept=self.ohem.min_kept // num_passes))
 
     def extent(self, label: Integer[Tensor, "B H W"]) -> Float64[Tensor, ""]:
-        """How much a label counts beside others: the number of its valid pixels, with `class_weights` the sum of theirs.
+        """Weight of a label relative to other labels: the number of its valid pixels, or the sum of their `class_weights`.
 
-        It is the count of plain cross-entropy, known before the network has run.
+        It equals the count of plain cross-entropy, but is known before the network has run.
         """
         target = label.long()
         weights = None
@@ -100,7 +100,7 @@ class Objective:
 
 
 def mean(total: Float[Tensor, "*n"], count: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-    """total / count, 0 where nothing counts: the mean of a term from its sum and count over all workers."""
+    """total / count, or 0 where the count is 0: the mean of a term from its sum and count over all workers."""
     return total.double() * torch.where(count > 0, 1.0 / count, 0.0)
 
 

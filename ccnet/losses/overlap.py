@@ -12,14 +12,15 @@ def dice(
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """1 - 2 sum(p g) / (sum(p^2) + sum(g^2)) over the valid pixels of an image (Milletari et al. 2016, V-Net, arXiv 1606.04797).
 
-    p is the soft-max probability of a class, g whether it is the true one; the mean over the classes present in the image's
-    label. Returns (sum over images, number of images with a valid pixel). An id that is no class counts as background.
+    p is the soft-max probability of a class, g is 1 where it is the true class, else 0. The loss of an image is the mean over the
+    classes present in its label. Returns (sum over images, number of images with a valid pixel). An id that is no class counts
+    as background. ValueError if logits and label have different numbers of images.
     """
     probability, foreground, valid = _regions(logits, label, ignore_index)
     size = foreground.sum(2)  # [B, K]
     overlap = (probability * foreground).sum(2)
     squares = (probability.square() * valid).sum(2)
-    # A class that is present has a denominator of at least 1.
+    # The clamp only affects absent classes: a class that is present has a denominator of at least 1.
     return _mean_over_present(1.0 - 2.0 * overlap / (squares + size).clamp(min=1), size > 0)
 
 
@@ -28,12 +29,12 @@ def lovasz_softmax(
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """The Lovasz extension of the Jaccard loss 1 - IoU at the errors |g - p| (Berman et al. 2018, arXiv 1705.08790).
 
-    p, g and the averages as in `dice`: "present" and "per image" in the paper's code. The errors of a class in falling order are
-    weighted by what each, once wrong, adds to its Jaccard loss: 1 / union for a pixel of the class,
-    intersection / (union * (union - 1)) for another, where the loss's own differences would cancel in float32.
+    p, g, the averages and the errors raised are as in `dice`: "present" and "per image" in the paper's code. The errors of a
+    class are taken in falling order. Each is weighted by what its pixel, once wrong, adds to the class's Jaccard loss: 1 / union
+    for a pixel of the class, intersection / (union * (union - 1)) for another. Differences of the loss would cancel in float32.
     """
     probability, foreground, valid = _regions(logits, label, ignore_index)
-    # Ignored pixels come last, when nothing is left to intersect: their weight is 0.
+    # Ignored pixels come last, where the intersection is already 0: their weight is 0.
     error = torch.where(valid, (foreground.to(probability.dtype) - probability).abs(), -1.0)  # [B, K, P]
     error, order = error.sort(dim=2, descending=True)
     inside = foreground.gather(2, order)
@@ -47,9 +48,9 @@ def lovasz_softmax(
 def _regions(
     logits: Tensor, label: Tensor, ignore_index: int
 ) -> tuple[Float[Tensor, "B K P"], Bool[Tensor, "B K P"], Bool[Tensor, "B 1 P"]]:
-    """Per pixel of the label: soft-max probabilities, whether it is valid and of class k, whether it is valid."""
+    """For each pixel of the label: its soft-max probabilities, whether it is valid and of class k, whether it is valid."""
     if len(logits) != len(label):
-        raise ValueError(f"logits of {len(logits)} images and labels of {len(label)}: must be as many")
+        raise ValueError(f"logits of {len(logits)} images and labels of {len(label)}: must be equal numbers")
     probability = resize_logits(logits, (label.shape[-2], label.shape[-1])).softmax(1).flatten(2)  # [B, K, P]
     target = label.flatten(1)[:, None]  # [B, 1, P]
     valid = target != ignore_index

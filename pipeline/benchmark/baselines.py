@@ -1,4 +1,4 @@
-"""What the criss-cross operator is measured against; of `ccnet.CrissCrossAttention` they take the parameters alone."""
+"""Blocks that the criss-cross operator is compared with. They have the parameters of `ccnet.CrissCrossAttention`, no more."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from ccnet import CrissCrossAttention
 
 
 class PublishedCrissCross(CrissCrossAttention):
-    """Criss-cross attention the way of the published module (speedinghzl/CCNet, branch pure-python), written anew.
+    """Criss-cross attention as the published module computes it (speedinghzl/CCNet, branch pure-python), rewritten from scratch.
 
-    Query, key and value are laid out anew for each direction, a mask [B W, H, H] is made in every pass, and the energies of both
-    directions are concatenated for the softmax and taken apart after it.
+    Query, key and value are copied to another layout for each direction, a mask [B W, H, H] is made in every pass, and the
+    energies of both directions are concatenated for the softmax and split after it.
     """
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -35,9 +35,9 @@ class PublishedCrissCross(CrissCrossAttention):
 
 
 class NonLocal(CrissCrossAttention):
-    """Every pixel attends to every pixel (https://arxiv.org/abs/1711.07971), set up as CCNet's authors count it.
+    """Every pixel attends to every pixel (https://arxiv.org/abs/1711.07971).
 
-    No subsampling: https://github.com/speedinghzl/CCNet/issues/2.
+    Without subsampling, as CCNet's authors count it: https://github.com/speedinghzl/CCNet/issues/2.
     """
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -48,7 +48,7 @@ class NonLocal(CrissCrossAttention):
 
 
 class AllPixels(CrissCrossAttention):
-    """The non-local block by torch's scaled_dot_product_attention, which need not write the weights [B, HW, HW]."""
+    """The non-local block with torch's scaled_dot_product_attention, which does not have to store the weights [B, HW, HW]."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         query, key, value = (project(x).flatten(2).mT for project in (self.query, self.key, self.value))  # [B, HW, C']

@@ -1,4 +1,4 @@
-"""The benchmarks of `benchmark.of`, one after the other: a line of JSON for each figure, then tables."""
+"""Runs the benchmarks of `benchmark.of` one after the other: a line of JSON for each figure, then tables."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from pipeline.config.config import Config
 
 
 class Measurement(NamedTuple):
-    """One of the benchmarks: how it is measured, and how its figures are shown."""
+    """One benchmark: the function that measures it, and the function that renders its figures."""
 
     measure: Callable[[Config], Iterable[list[Any]]]
     table: Callable[[list[Any]], str]
@@ -26,7 +26,7 @@ def benchmark(config: Config) -> Iterator[str]:
 
 
 def _measurement(name: str) -> Measurement:
-    """Imported on use: the operator's benchmark needs no Ray, that of the images no torch."""
+    """The named benchmark, imported on use: that of the operator needs no Ray, that of the images no torch."""
     if name == "images":
         from pipeline.benchmark.images import measure_images
 

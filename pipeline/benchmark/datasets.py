@@ -1,4 +1,4 @@
-"""What a benchmark measures: the configuration's own data set, or pictures made for it, on each of its stores."""
+"""Data sets of the image benchmark: the configuration's own, or pictures made for it, on each of its stores."""
 
 import logging
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from pipeline.storage.store import Store, open_store
 logger = logging.getLogger(__name__)
 
 NUM_PICTURES = {"train": 24, "val": 2}
-SIDE = 65  # of the generated picture that is enlarged
+SIDE = 65  # side of the generated picture before it is enlarged
 OCTAVES = ((4, 6.0), (2, 4.0), (1, 0.4))
-"""Noise in grey levels at a fourth, half and all of the size: a PNG of 480 x 360 has about 250 kB (CamVid: 190 to 250), one of
-2048 x 1024 2.6 MB; JPEG 46 kB (CamVid's pictures: 46 to 77) and 480 kB."""
+"""(divisor of the size, strength of the noise in grey levels). With them a PNG of 480 x 360 has about 250 kB (CamVid: 190 to
+250), one of 2048 x 1024 2.6 MB; JPEG has 46 kB (CamVid's pictures: 46 to 77) and 480 kB."""
 
 
 class Target(NamedTuple):
@@ -33,14 +33,14 @@ class Target(NamedTuple):
 
     name: str
     config: Config
-    """With one training worker."""
+    """The configuration on this store, with one training worker."""
     manifest: Manifest
     images: int
-    """Images of each stage in each round."""
+    """Number of images of each stage in each round."""
 
 
 def find_targets(config: Config) -> Iterator[Target]:
-    """The data sets to measure, made and prepared where they are not yet. Raises what preparing raises."""
+    """The data sets to measure; those that do not exist are made and prepared. Raises what `prepare` raises."""
     stores = config.benchmark.stores or (config.storage.path,)
     if not config.benchmark.made:
         for path in stores:
@@ -64,7 +64,7 @@ def _placed(config: Config, path: str) -> Config:
 
 
 def make_pictures(store: Store, made: Pictures) -> None:
-    """Writes the pictures in the layout `folders`; nothing where they are already."""
+    """Writes the pictures in the layout `folders`, unless they exist."""
     if store.exists("classes.yaml"):
         return
     logger.info("making %s", store.root)
@@ -76,12 +76,12 @@ def make_pictures(store: Store, made: Pictures) -> None:
             store.write(f"images/{split}/{position:04d}.{end}", encode(image))
             store.write(f"masks/{split}/{position:04d}.png", codec.encode_png(label))
     names = classes("generated", None).names
-    # Last: where it lies, all pictures do.
+    # Written last: if this file exists, all pictures do.
     store.write("classes.yaml", yaml.safe_dump(list(names)).encode())
 
 
 def picture(index: int, size: tuple[int, int]) -> tuple[codec.UInt8, codec.UInt8]:
-    """Image uint8[H, W, 3] and label uint8[H, W]: a generated one enlarged, as hard to compress as a photograph."""
+    """Image uint8[H, W, 3] and label uint8[H, W]: a generated picture, enlarged, and as hard to compress as a photograph."""
     image, label = synthetic.sample(index, synthetic.SEED, SIDE)
     random = np.random.default_rng(index)
     for divisor, strength in OCTAVES:
@@ -92,7 +92,7 @@ def picture(index: int, size: tuple[int, int]) -> tuple[codec.UInt8, codec.UInt8
 
 
 def repeated(target: Target, num_rows: int) -> Manifest:
-    """The manifest of a training split of so many rows over the target's few objects; its index is written if need be."""
+    """The manifest of a training split of `num_rows` rows over the target's few objects; writes its index if it is missing."""
     split = target.manifest.splits["train"]
     store = open_store(target.config.data_url, target.config.storage)
     folder = f"{split.index}-{num_rows}-rows"

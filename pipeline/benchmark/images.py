@@ -1,4 +1,4 @@
-"""Where an image's time goes on this machine: decode, feed and training step, interleaved in one run."""
+"""Measures where an image's time goes on this machine: decode, feed and training step, in turns in one run."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 NUM_ROWS = (1_000, 100_000)
 ROWS_ROUNDS, ROWS_STEPS = 5, 40
 AUGMENTED = 48
-"""Images of a round of the augment path, in one process."""
+"""Number of images in a round of the augment path, in one process."""
 STEPS = 4
 """Training steps of a round."""
 KEPT_WORKERS = "RAY_num_workers_soft_limit"
@@ -38,7 +38,7 @@ WHOLE, CROP = "augment: whole, then crop", "augment: the crop alone"
 
 
 class Figure(NamedTuple):
-    """One stage: images per second, the median of the rounds and their spread, and what else was seen of it."""
+    """One stage: images per second as median and spread of the rounds, and its other measurements."""
 
     data: str
     store: str
@@ -49,14 +49,14 @@ class Figure(NamedTuple):
     rounds: int
     cpus: int
     cores: int
-    """Processes of the stage."""
+    """Number of processes of the stage."""
     ratios: dict[str, float]
-    """Name -> this stage divided by that one; medians over the rounds."""
+    """Name of another stage -> this stage divided by that one; medians over the rounds."""
     from_request: float | None = None
-    """Images per second with the start, where the rate leaves it out."""
+    """Images per second including the start, for stages whose rate excludes it."""
     first_batch_s: float | None = None
     first_batch_cold_s: float | None = None
-    """On a cluster none of whose workers has run a task."""
+    """Seconds to the first batch on a cluster whose workers have not run a task yet."""
     data_wait: float | None = None
     """Share of the time that a consumer at 0.8 of the bare loop's rate waits for data."""
     peak_mib: float | None = None
@@ -65,15 +65,15 @@ class Figure(NamedTuple):
 def measure_images(config: Config) -> Iterator[list[Figure]]:
     """Figures of each data set on each store: the feed's stages, the augment path, the number of rows.
 
-    The stages of a round run one after the other; before the first, Ray Data's workers are started.
+    The stages of a round run one after the other. Ray Data's workers are started before the first round.
     """
     cores = config.benchmark.cores or len(os.sched_getaffinity(0))
-    _connect(config, cores)  # which preparing uses too
+    _connect(config, cores)  # preparing uses this cluster too
     targets = list(find_targets(config))
     for number, target in enumerate(targets):
         first_of_data = target.name not in [t.name for t in targets[:number]]
         first_of_store = target.config.storage.path not in [t.config.storage.path for t in targets[:number]]
-        # A new cluster: its workers are cold and its object store untouched, whatever ran before.
+        # A new cluster has cold workers and an empty object store, whatever ran before.
         ray.shutdown()
         _connect(config, cores)
         yield [
@@ -85,7 +85,7 @@ def measure_images(config: Config) -> Iterator[list[Figure]]:
 
 
 def _connect(config: Config, cores: int) -> None:
-    # Ray ends idle workers beyond one for each CPU after a second: every round would start them anew, training does once.
+    # After a second Ray ends idle workers beyond one for each CPU. Each round would start them again; training starts them once.
     os.environ[KEPT_WORKERS] = str(math.ceil(cores / config.data.cpus_per_task))
     try:
         connect.join(num_cpus=cores)
@@ -94,10 +94,10 @@ def _connect(config: Config, cores: int) -> None:
 
 
 def measure_feed(target: Target, cores: int) -> list[Figure]:
-    """The stages of the feed, and the training step if it is asked for."""
+    """Figures of the feed's stages, and of the training step if it is configured."""
     config, feed = target.config, Feed(target.config, target.manifest, 0, workers=1)
     length = Length.of(target.images, config.train.global_batch, cores)
-    # All of the length, so that each worker that the cluster will use is up; the other stages warm up by themselves.
+    # As long as a round, so that every worker of the cluster has started; the other stages warm up by themselves.
     cold = ray_data(first_steps(feed, length.flat), cores, 0.0).first_batch_s
     logger.info("%s on %s: warmed up", target.name, config.storage.path)
     rounds = []
@@ -105,9 +105,9 @@ def measure_feed(target: Target, cores: int) -> list[Figure]:
         rounds.append(one_round(feed, length, cores))
         if config.benchmark.step:
             rounds[-1]["training step"] = _training_step(target)
-        said = "  ".join(f"{stage} {m.images_per_s:.1f}" for stage, m in rounds[-1].items())
+        found = "  ".join(f"{stage} {m.images_per_s:.1f}" for stage, m in rounds[-1].items())
         logger.info(
-            "%s on %s: round %d of %d, images/s: %s", target.name, config.storage.path, turn + 1, config.benchmark.rounds, said
+            "%s on %s: round %d of %d, images/s: %s", target.name, config.storage.path, turn + 1, config.benchmark.rounds, found
         )
     rates = {stage: [r[stage].images_per_s for r in rounds] for stage in rounds[0]}
     return [
@@ -123,16 +123,16 @@ def measure_feed(target: Target, cores: int) -> list[Figure]:
 
 
 def _training_step(target: Target) -> Measured:
-    # In a process of its own: what torch allocates would stay with this one and count as memory of the feed.
+    # In a separate process: memory that torch allocates would stay in this one and count as the feed's.
     with ProcessPoolExecutor(1, SPAWN) as pool:
         rate = pool.submit(training_steps, target.config, len(target.manifest.class_names), STEPS).result()
     return Measured(rate, None, None, None, None, ())
 
 
 def measure_augment(target: Target) -> list[Figure]:
-    """The augment path against [resize whole, crop] in this process, same draws with scales above 1, decoding left out.
+    """The augment path compared with [resize whole, crop] in this process: same draws, scales above 1, without decoding.
 
-    Nothing where the images are no larger than the crop, or are resized to a given side.
+    There are no figures if the images are no larger than the crop, or are resized to a given side.
     """
     config, split = target.config, target.manifest.splits["train"]
     high, crop = config.data.scale[1], config.data.crop_size
@@ -151,7 +151,7 @@ def measure_augment(target: Target) -> list[Figure]:
 
 
 def _augment_seconds(feed: Feed, recipe: Recipe, positions: Int64) -> dict[str, float]:
-    """Seconds of both ways over the same draws, the two in turn at each image."""
+    """Seconds of both ways over the same draws; each image goes both ways in turn."""
     samples, label_map, seed = open_samples(feed.config, feed.manifest, "train"), feed.manifest.label_lookup(), feed.config.seed
     picks = feed.sampler.picks(positions)
     numbers = feed.samples_of(picks, samples).tolist()
@@ -166,11 +166,18 @@ def _augment_seconds(feed: Feed, recipe: Recipe, positions: Int64) -> dict[str, 
 
 
 def whole_then_crop(
-    image: UInt8, label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: int, sample: int
+    image: UInt8,
+    label: UInt8,
+    label_map: UInt8,
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    sample: int,
 ) -> tuple[UInt8, UInt8]:
-    """`pipeline.images.augment.augment` the usual way: the whole image and label are resized, then cut.
+    """Does what `pipeline.images.augment.augment` does in the usual way: resizes the whole image and label, then crops.
 
-    By INTER_LINEAR, which is faster than augment's INTER_LINEAR_EXACT and differs from it by one grey level at most.
+    Uses INTER_LINEAR, which is faster than augment's INTER_LINEAR_EXACT and differs from it by one grey level at most.
     """
     drawn = draw(label, label_map, recipe, seed=seed, epoch=epoch, sample=sample)
     resized = resize_to(image, drawn.size), resize_label_to(label, drawn.size)
@@ -213,7 +220,7 @@ def _figure(target: Target, stage: str, rates: Mapping[str, list[float]], others
 
 
 def _ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Median over the rounds of one divided by the other in the same round."""
+    """Median over the rounds of `mine` divided by `other` in the same round."""
     return statistics.median(a / b for a, b in zip(mine, other, strict=True))
 
 

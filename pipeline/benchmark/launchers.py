@@ -1,4 +1,4 @@
-"""The same training loop on the same processes, started by Ray Train and by torchrun: side by side in turns, and each alone."""
+"""The same training loop on the same processes, started by Ray Train and by torchrun: first both in turns, then each alone."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ Blocks = list[list[float]]
 
 
 class LauncherFigure(NamedTuple):
-    """The loop under one launcher."""
+    """Figures of the loop under one launcher."""
 
     launcher: str
     workers: int
@@ -50,27 +50,27 @@ class LauncherFigure(NamedTuple):
     rounds: int
     device: str
     step_s: float
-    """Median step while both are there and take turns, a block of steps each: what the machine does besides, both have it."""
+    """Median step while both are running and take turns, a block of steps each: both launchers see the same background load."""
     lowest_s: float
     highest_s: float
-    """Of the blocks' medians."""
+    """Lowest and highest of the blocks' medians."""
     ratio: float
-    """Step time over torchrun's in the block beside, median over the rounds."""
+    """Step time divided by torchrun's in the neighbouring block; median over the rounds."""
     alone_s: float
-    """Median step with nothing of the other launcher there: Ray's own processes take their share of the cores."""
+    """Median step while the other launcher is not running; Ray's own processes take their share of the cores."""
     whole_s: float
-    """Of the run alone, from the launch to the end of the last process."""
+    """Seconds of the run alone, from the launch to the end of the last process."""
 
 
 class Turns(NamedTuple):
-    """Whose block it is, told by a file that holds the number of blocks that were done."""
+    """Decides whose block it is, by a file that holds the number of finished blocks."""
 
     file: Path
     place: int
-    """Of this launcher in each round."""
+    """Position of this launcher in each round."""
 
     def wait(self, round_number: int) -> None:
-        """Until it is this launcher's turn. Raises RuntimeError when it does not come."""
+        """Waits until it is this launcher's turn. Raises RuntimeError when that takes more than `PATIENCE_S`."""
         deadline = time.monotonic() + PATIENCE_S
         while int(self.file.read_text() or -1) != len(LAUNCHERS) * round_number + self.place:
             if time.monotonic() > deadline:
@@ -83,7 +83,7 @@ class Turns(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a process is told."""
+    """Arguments of one process."""
 
     config: Config
     num_workers: int
@@ -93,7 +93,7 @@ class Task(NamedTuple):
 
 
 def measure_launchers(config: Config, counts: tuple[int, ...] = (1, 2)) -> Iterator[list[LauncherFigure]]:
-    """For each number of workers, of GPUs as many as there are."""
+    """Figures for each number of workers; if there are GPUs, only for numbers with a GPU for each worker."""
     for num_workers in counts:
         if not torch.cuda.is_available() or num_workers <= torch.cuda.device_count():
             with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def _measure(config: Config, num_workers: int, folder: Path) -> list[LauncherFig
 
 
 def _in_turns(config: Config, num_workers: int, folder: Path) -> list[Blocks]:
-    """Blocks of each launcher, both started at once."""
+    """Blocks of each launcher; both run at the same time."""
     turns = folder / TURNS
     turns.write_text("0")
     tasks = [Task(config, num_workers, folder / f"{n}.json", Turns(turns, n)) for n in range(len(LAUNCHERS))]
@@ -141,9 +141,9 @@ def _read(file: Path) -> Blocks:
 
 
 def loop(task: Task, device: torch.device) -> None:
-    """Trains this process's rows of a batch that it draws, in blocks of steps; rank 0 writes the blocks' seconds to the file.
+    """Trains on this process's rows of a random batch, in blocks of steps. Rank 0 writes the blocks' seconds to the file.
 
-    One more block than rounds: the first one warms up.
+    There is one block more than rounds: the first one warms up.
     """
     config = task.config
     torch.set_num_threads(distributed.num_threads(task.num_workers))
@@ -169,7 +169,7 @@ def loop(task: Task, device: torch.device) -> None:
 
 
 def _under_ray(task: Task) -> None:
-    """A cluster of this machine for the run alone, as torchrun's processes are there for theirs alone."""
+    """Runs the loop on a cluster that exists for this run only, as torchrun's processes exist for their run only."""
     connect.join(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
     try:
         TorchTrainer(
@@ -187,7 +187,7 @@ def _under_torchrun(task: Task) -> None:
 
 
 def _torchrun(task: Task) -> tuple[list[str], dict[str, str]]:
-    """Command and environment."""
+    """Command and environment of torchrun."""
     given = task.blocks.with_suffix(".task")
     place = task.turns and task.turns.place
     given.write_text(json.dumps([task.config.model_dump(mode="json"), task.num_workers, str(task.blocks), place]))
@@ -197,7 +197,7 @@ def _torchrun(task: Task) -> tuple[list[str], dict[str, str]]:
 
 
 def _main(given: str) -> None:
-    """A process of torchrun."""
+    """Entry of a process that torchrun started."""
     on_gpus, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if on_gpus else torch.device("cpu")
     if on_gpus:

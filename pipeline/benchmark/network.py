@@ -1,4 +1,4 @@
-"""The training step of the whole network beside the published recipe's: float32, rows of pixels, its criss-cross attention."""
+"""The training step of the whole network compared with the published recipe's: float32, contiguous layout, its attention."""
 
 import logging
 import statistics
@@ -24,22 +24,22 @@ OURS, PUBLISHED = "ours", "published"
 
 
 class Turn(NamedTuple):
-    """Steps of one recipe in a process of its own."""
+    """Steps of one recipe in a separate process."""
 
     seconds: float
-    """Of one step, the median."""
+    """Median of one step."""
     losses: list[float]
-    """Of all steps from the first."""
+    """Losses of all steps from the first."""
     peak_mib: float
-    """Of the steps: on a GPU what was allocated, else by how much the process grew since the network was made."""
+    """Memory of the steps: on a GPU the peak allocation, otherwise the growth of the process since the network was made."""
     gflop: float
-    """Products of one step, 2 for a multiplication and its addition."""
+    """10^9 floating-point operations of one step; a multiplication and its addition count 2."""
     peak_gflops: float
-    """Measured beside: products of large matrices a second, in the recipe's precision."""
+    """10^9 operations a second in products of large matrices, measured in the same process and precision."""
 
 
 class NetworkFigure(NamedTuple):
-    """The training step of one recipe; medians of the rounds."""
+    """Figures of one recipe's training step, as medians of the rounds."""
 
     recipe: str
     backbone: str
@@ -54,17 +54,17 @@ class NetworkFigure(NamedTuple):
     lowest: float
     highest: float
     speedup: float
-    """Over the published recipe in the same round, median."""
+    """Published recipe's time divided by this one's in the same round; median."""
     peak_mib: float
     gflop: float
     share_of_peak: float
-    """Counted products over the time, as a share of the measured rate of large products in the same precision."""
+    """Counted operations a second as a share of `Turn.peak_gflops`."""
     loss_difference: float
-    """Largest of all steps, relative to the published recipe's loss."""
+    """Largest difference of all steps, relative to the published recipe's loss."""
 
 
 def measure_network(config: Config) -> Iterator[list[NetworkFigure]]:
-    """Both recipes in every round on the same batch, each in a process of its own."""
+    """Figures of both recipes: every round runs each in a separate process, on the same batch."""
     train = config.train.model_copy(update={"precision": "float32", "compile": False})
     recipes = {OURS: config, PUBLISHED: config.model_copy(update={"train": train})}
     turns: dict[str, list[Turn]] = {name: [] for name in recipes}
@@ -72,18 +72,18 @@ def measure_network(config: Config) -> Iterator[list[NetworkFigure]]:
         for name, recipe in recipes.items():
             with ProcessPoolExecutor(1, SPAWN) as pool:
                 turns[name].append(pool.submit(run_steps, recipe, published=name == PUBLISHED).result())
-        said = "  ".join(f"{name} {mine[-1].seconds:.3f}" for name, mine in turns.items())
-        logger.info("round %d of %d, s a step: %s", number + 1, config.benchmark.rounds, said)
+        found = "  ".join(f"{name} {mine[-1].seconds:.3f}" for name, mine in turns.items())
+        logger.info("round %d of %d, s a step: %s", number + 1, config.benchmark.rounds, found)
     yield [_figure(name, recipes[name], turns) for name in recipes]
 
 
 def run_steps(config: Config, *, published: bool) -> Turn:
-    """The configured number of steps on one drawn batch, after some that warm up."""
+    """Runs the configured number of steps on one random batch, after `WARM_UP` steps."""
     device = own_device()
     learner = Learner(config, NUM_CLASSES, device)
     if published:
         learner.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        learner.net.head.attention.__class__ = PublishedCrissCross  # its parameters are the optimizer's already
+        learner.net.head.attention.__class__ = PublishedCrissCross  # keeps the parameters, which the optimizer holds
     image, label = drawn_batch(config.train.global_batch, config.data.crop_size)
     if published:
         image = image.contiguous()
@@ -93,7 +93,7 @@ def run_steps(config: Config, *, published: bool) -> Turn:
         results.append(learner.step(image, label, step=len(results), learning_rate=1e-3))
 
     before = own_peak()
-    products = gflop(step)  # what torch.compile makes of it could not be counted
+    products = gflop(step)  # counted before torch.compile, whose code cannot be counted
     learner.distribute()
     for _ in range(WARM_UP - 1):
         step()
@@ -107,7 +107,7 @@ def run_steps(config: Config, *, published: bool) -> Turn:
 def drawn_batch(
     num_images: int, crop: tuple[int, int], num_classes: int = NUM_CLASSES, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8[B, 3, H, W], channels last as the feed has them, and labels uint8[B, H, W]."""
+    """Random images uint8[B, 3, H, W], channels last as from the feed, and labels uint8[B, H, W]."""
     random = np.random.default_rng(seed)
     image = torch.from_numpy(random.integers(0, 256, (num_images, *crop, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     return image, torch.from_numpy(random.integers(0, num_classes, (num_images, *crop), dtype=np.uint8))
@@ -127,7 +127,7 @@ def _figure(name: str, config: Config, turns: dict[str, list[Turn]]) -> NetworkF
 
 
 def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
-    """Images per second of the configured model on random pixels, on all cores or the GPU; a first step warms up."""
+    """Images per second of the configured model on random pixels, on all cores or the GPU, after one step that warms up."""
     from pipeline.benchmark.device import own_device
     from pipeline.benchmark.network import drawn_batch
     from pipeline.model.learner import Learner

@@ -1,4 +1,4 @@
-"""The criss-cross operator beside the published module, a non-local block and attention over all pixels, in turns."""
+"""Compares the criss-cross operator with the published module, a non-local block and attention over all pixels, in turns."""
 
 import ctypes
 import logging
@@ -24,16 +24,16 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
     OURS: CrissCrossAttention, PUBLISHED: PublishedCrissCross, "non-local": NonLocal, "all pixels (SDPA)": AllPixels,
 }  # fmt: skip
 SAME_FUNCTION = 1e-4
-"""Largest difference of ours to the published result, of its largest value, in float32."""
+"""Largest allowed difference between our and the published result, relative to its largest value, in float32."""
 
 CALLS = 20
-"""In a row, of the operator alone on a GPU."""
+"""Number of calls in a row, when the operator alone is timed on a GPU."""
 M_MMAP_THRESHOLD = -3
-"""Of glibc's malloc.h."""
+"""Constant of glibc's malloc.h."""
 
 
 class Case(NamedTuple):
-    """One block on one map, `recurrence` passes."""
+    """One block on one map, with `recurrence` passes."""
 
     block: str
     shape: tuple[int, int, int, int]
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 class OperatorFigure(NamedTuple):
-    """Seconds of one case, medians of the rounds, and what it needs besides."""
+    """Seconds of one case as medians of the rounds, and its memory and operations."""
 
     block: str
     shape: tuple[int, int, int, int]
@@ -53,25 +53,25 @@ class OperatorFigure(NamedTuple):
     threads: int
     rounds: int
     forward_s: float
-    """Without what a backward pass needs."""
+    """Forward pass, without storing what a backward pass needs."""
     both_s: float
-    """Forward and backward."""
+    """Forward and backward pass together."""
     lowest_s: float
     highest_s: float
-    """Of both."""
+    """Lowest and highest of `both_s`."""
     speedup: float
-    """Time of the published block for both over this one's, median over the rounds."""
+    """The published block's `both_s` divided by this one's; median over the rounds."""
     kept_mib: float
-    """For the backward pass, beside parameters and input."""
+    """Memory kept for the backward pass, besides parameters and input."""
     peak_mib: float
-    """Of both passes, beyond parameters and input."""
+    """Peak memory of both passes, beyond parameters and input."""
     gflop: float
-    """Products of both passes, 2 for a multiplication and its addition."""
+    """10^9 floating-point operations of both passes; a multiplication and its addition count 2."""
     forward_x_bytes: float | None = None
-    """Of the operator alone, given query, key and value, on a GPU: time over what reading them and writing the result takes at
-    the measured bandwidth."""
+    """Time of the operator alone on a GPU, divided by the time to read query, key and value and to write the result at the
+    measured bandwidth."""
     both_x_bytes: float | None = None
-    """The same with the backward pass: all that and the result's gradient read once, three gradients written."""
+    """The same with the backward pass, which also reads all these and the result's gradient and writes three gradients."""
 
 
 def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
@@ -79,7 +79,7 @@ def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
     settings, device = config.benchmark, own_device()
     for shape in settings.maps:
         for recurrence in (1, 2):
-            # Attention to all pixels takes one pass to reach them.
+            # Attention over all pixels reaches every pixel in one pass.
             names = [name for name in BLOCKS if recurrence == 1 or name in (OURS, PUBLISHED)]
             cases = [Case(name, shape, recurrence, config.train.precision) for name in names]
             figures = _measure(cases, device, settings.rounds)
@@ -113,14 +113,14 @@ def _measure(cases: list[Case], device: torch.device, rounds: int) -> list[Opera
 
 
 class _Made:
-    """A case ready to run; the blocks of one shape share input and parameters."""
+    """A case ready to run; the blocks of one shape have the same input and parameters."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         torch.manual_seed(0)
         self.case, self.device, self.dtype = case, device, DTYPES[case.precision]
         self.block = BLOCKS[case.block](case.shape[1]).to(device)
         nn.init.constant_(self.block.get_parameter("gamma"), 0.5)
-        # As their networks have it: ours is channels last, the published one is not. On a CPU ours gets it in rows as well.
+        # The layouts of their networks: channels last for ours, contiguous for the published one. On a CPU both are contiguous.
         last = device.type == "cuda" and case.block == OURS
         layout = torch.channels_last if last else torch.contiguous_format
         self.x = torch.randn(case.shape, device=device).contiguous(memory_format=layout).requires_grad_()
@@ -162,7 +162,7 @@ class _Made:
 
 
 def _agree(ours: _Made, published: _Made) -> None:
-    """AssertionError where the two do not compute the same, whatever their speed."""
+    """Raises AssertionError if the two do not compute the same function."""
     with torch.no_grad():
         mine, theirs = ours.run().float(), published.run().float()
     difference = float((mine - theirs).abs().max() / theirs.abs().max())
@@ -170,7 +170,10 @@ def _agree(ours: _Made, published: _Made) -> None:
 
 
 def peak_mib(case: Case, device: torch.device) -> float:
-    """Of both passes beyond parameters and input, in a process of its own on a CPU, where nothing counts what is allocated."""
+    """Peak memory of both passes beyond parameters and input.
+
+    On a CPU it is measured in a separate process, because there torch does not count allocations.
+    """
     if device.type == "cuda":
         return _peak_on_gpu(case, device)
     with ProcessPoolExecutor(1, SPAWN) as pool:
@@ -179,13 +182,13 @@ def peak_mib(case: Case, device: torch.device) -> float:
 
 
 def _peak_on_cpu(case: Case, threads: int) -> float:
-    # Each large array has a mapping of its own, gone when it is freed: what is live counts, not how the heap falls apart.
+    # Gives each large array a separate mapping, which ends when the array is freed: heap fragmentation does not count.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     torch.set_num_threads(threads)
     batch, channels, _, _ = case.shape
     _Made(case._replace(shape=(batch, channels, 4, 4)), torch.device("cpu")).both()  # loads the libraries
     made = _Made(case, torch.device("cpu"))
-    made.x.sum(), made.grad.sum()  # in memory now
+    made.x.sum(), made.grad.sum()  # touches the pages, so that they are in memory before
     before = own_peak()
     made.both()
     return (own_peak() - before) / 2**20
@@ -203,7 +206,7 @@ def _peak_on_gpu(case: Case, device: torch.device) -> float:
 
 
 def _over_bytes(case: Case, device: torch.device) -> tuple[float, float]:
-    """Times of the operator alone, forward and with the backward pass, over those that its necessary bytes take."""
+    """Times of the operator alone, forward and with the backward pass, divided by the times that moving its bytes takes."""
     batch, channels, height, width = case.shape
     dtype, reduced = DTYPES[case.precision] or torch.float32, channels // 8
     widths = (reduced, reduced, channels)
@@ -219,11 +222,11 @@ def _over_bytes(case: Case, device: torch.device) -> tuple[float, float]:
         for _ in range(CALLS):
             torch.autograd.grad(criss_cross.criss_cross(*given), given, grad)
 
-    # Channels read and written for each position: backward reads what forward did and grad, and writes three gradients.
+    # Channels read and written for each position: the backward pass reads forward's inputs and grad, and writes three gradients.
     moved = sum(widths) + channels, 3 * sum(widths) + 2 * channels
-    second = bandwidth(device) / (batch * height * width * grad.itemsize)  # channels that a second moves
+    second = bandwidth(device) / (batch * height * width * grad.itemsize)  # channels moved in a second
     ratios = []
     for run, needed in zip((forward, both), moved, strict=True):
-        run()  # the kernels are made
+        run()  # compiles the kernels
         ratios.append(min(seconds(run, device) for _ in range(5)) / CALLS / (needed / second))
     return ratios[0], ratios[1]

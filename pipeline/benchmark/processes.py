@@ -1,4 +1,4 @@
-"""Peak memory of a group of processes, pages that they share counted once."""
+"""Measures the peak memory of a group of processes; pages that they share count once."""
 
 import multiprocessing
 import threading
@@ -38,7 +38,7 @@ class PeakMemory:
 
 
 def pss(pid: int) -> int:
-    """Proportional set size of a process in bytes, where the system has none its resident size; 0 for one that has ended."""
+    """Proportional set size of a process in bytes, or its resident size if the system has no PSS; 0 if the process has ended."""
     try:
         memory = psutil.Process(pid).memory_full_info()
     except psutil.Error:
@@ -49,7 +49,7 @@ def pss(pid: int) -> int:
 def own_peak() -> int:
     """Highest resident size of this process so far, in bytes.
 
-    Not ru_maxrss, which a process that was started by a larger one inherits from it.
+    Not from ru_maxrss: a process inherits it from the larger process that started it.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

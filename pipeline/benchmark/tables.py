@@ -1,4 +1,4 @@
-"""Figures as lines of JSON and as tables."""
+"""Renders figures as lines of JSON and as tables."""
 
 import json
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ FEEDS = ("bare loop", "torch DataLoader")
 
 
 class Measured(Protocol):
-    """A named tuple of what was measured."""
+    """A named tuple of measurements."""
 
     def _asdict(self) -> dict[str, Any]: ...
 
 
 def json_line(figure: Measured) -> str:
-    """Names and values, floats rounded to 5 decimals."""
+    """One line of JSON with names and values; floats are rounded to 5 decimals."""
     return json.dumps(_rounded(figure._asdict()))
 
 
@@ -51,7 +51,7 @@ def _operator_table(figures: "list[OperatorFigure]") -> str:
         for f in figures
     ]  # fmt: skip
     alone = [
-        f"{f.block}, the operator alone: {f.forward_x_bytes:.2f} x what its necessary bytes take, both {f.both_x_bytes:.2f} x"
+        f"{f.block}, the operator alone: forward {f.forward_x_bytes:.2f} x the time of its bytes, both {f.both_x_bytes:.2f} x"
         for f in figures
         if f.forward_x_bytes is not None
     ]
@@ -59,7 +59,7 @@ def _operator_table(figures: "list[OperatorFigure]") -> str:
 
 
 def network_table(figures: "list[NetworkFigure]") -> str:
-    """The training step, a line for each recipe."""
+    """The table of the training step, a line for each recipe."""
     first = figures[0]
     title = (
         f"training step of {first.backbone}, crop {first.crop[0]} x {first.crop[1]}, R = {first.recurrence}, "
@@ -128,5 +128,5 @@ def _images_table(figures: "list[Figure]") -> str:
     for f in figures:
         lines += [f"{f.stage}: {ratio:.2f} x {name}" for name, ratio in f.ratios.items() if name not in FEEDS]
         if f.first_batch_cold_s is not None:
-            lines.append(f"{f.stage}: first batch {f.first_batch_cold_s:.2f} s on a cluster whose workers have run nothing")
+            lines.append(f"{f.stage}: first batch {f.first_batch_cold_s:.2f} s on a cluster whose workers have run no task yet")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the benchmark's own processes run. Imports neither torch nor Ray, as little as a fresh task worker of Ray Data."""
+"""The work of the benchmark's own processes. Imports neither torch nor Ray, like a fresh task worker of Ray Data."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 READY_S = 180
-"""Longest wait for the other processes of a pool."""
+"""Longest wait for the other processes of a pool, in seconds."""
 
 _barrier: Barrier | None = None
 
 
 class Share(NamedTuple):
-    """The steps that one process did, and when by the machine's monotonic clock, in seconds."""
+    """The steps that one process ran, and their times on the machine's monotonic clock, in seconds."""
 
     steps: tuple[int, ...]
     started: float
@@ -28,13 +28,13 @@ class Share(NamedTuple):
 
 
 def join(barrier: Barrier) -> None:
-    """Initializer of a pool whose processes begin together."""
+    """Initializer of a pool whose processes start their work together."""
     global _barrier
     _barrier = barrier
 
 
 def decode_share(feed: Feed, steps: Sequence[int]) -> Share:
-    """Decodes images and labels of the steps from memory."""
+    """Decodes the images and labels of the steps from memory."""
     samples = open_samples(feed.config, feed.manifest, "train")
     numbers = {step: feed.samples_of(feed.sampler.picks(positions(feed, step)), samples).tolist() for step in steps}
     distinct = sorted({number for mine in numbers.values() for number in mine})
@@ -53,7 +53,7 @@ def feed_share(feed: Feed, steps: Sequence[int]) -> Share:
 
 
 def positions(feed: Feed, step: int) -> Int64:
-    """Positions of a whole step."""
+    """Positions int64[n] of a whole step."""
     return feed.sampler.positions(step, step + 1, 0, 1)
 
 
@@ -82,18 +82,18 @@ class Steps:
         return self.feed.config.train.steps
 
     def __getitem__(self, step: int) -> "tuple[int, torch.Tensor, torch.Tensor]":
-        import torch  # here alone, see the top
+        import torch  # only here, because the other processes must not import it
 
         image, label, _ = self.feed.crops(positions(self.feed, step))
         return step, torch.from_numpy(image), torch.from_numpy(label)
 
 
 class Opening(NamedTuple):
-    """What a process of its own needs for the first steps of a feed."""
+    """Times and memory of the first steps of a feed in a separate process."""
 
     first_batch_s: float
     images_per_s: float
-    """After the first batch."""
+    """Rate after the first batch."""
     peak_bytes: int
 
 

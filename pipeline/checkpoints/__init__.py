@@ -1,4 +1,4 @@
-"""The state of a training in the store: written, verified, kept or deleted. The only wing that knows safetensors.
+"""The state of a training run in the store: written, verified, kept or deleted. The only wing that knows safetensors.
 
 Entry: `checkpoint.save`, `checkpoint.load`, `retention.latest_step`. Imports storage.
 """

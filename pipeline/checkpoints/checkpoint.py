@@ -1,9 +1,9 @@
-"""Checkpoints: the state of a training in one folder each.
+"""Checkpoints: each one is a folder with the state of a training run.
 
-A checkpoint is a folder `step-000040` of `model.safetensors`, `optimizer.safetensors`, `average.safetensors` where the weights
-are averaged, `progress.json` and `manifest.json` (name -> sha256 and size of the others); `score.json` is added to one that
-was stored before it was validated. Nothing in it is pickled, and none that does not match its manifest in every byte is ever
-loaded. Which of a run's is taken, and which ones are kept, is in retention.py.
+A folder `step-000040` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` if the weights are averaged,
+`progress.json` and `manifest.json` (name -> sha256 and size of the other files). `score.json` is added if the checkpoint was
+stored before it was validated. No file is pickled. A checkpoint is loaded only if every byte matches its manifest. retention.py
+chooses which checkpoint of a run is loaded and which ones are kept.
 """
 
 import json
@@ -53,13 +53,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 class State(NamedTuple):
-    """What training changes, as CPU tensors that share no memory with it."""
+    """The state that training changes, copied to CPU tensors."""
 
     model: Tensors
     optimizer: Tensors
-    """Momentum by the name of its parameter."""
+    """Momentum buffers by parameter name."""
     average: Tensors
-    """Empty when the weights are not averaged."""
+    """Averaged weights; empty if the weights are not averaged."""
 
 
 class Checkpoint(NamedTuple):
@@ -69,7 +69,7 @@ class Checkpoint(NamedTuple):
     sha256: str
     """Checksum of the manifest, hence of the whole checkpoint."""
     progress: dict[str, Any]
-    """`step` (optimizer steps done), `model` (how to build the network), `metrics` and what else the run recorded."""
+    """`step` (optimizer steps done), `model` (how to build the network), `metrics` and everything else that the run recorded."""
     model: Tensors
     optimizer: Tensors
     average: Tensors
@@ -80,12 +80,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def weights(self) -> Tensors:
-        """What was scored and what predicts: the average where there is one, else the model."""
+        """The weights for validation and prediction: the average if there is one, else the model."""
         return self.average or self.model
 
 
 def snapshot(net: torch.nn.Module, optimizer: torch.optim.Optimizer, average: torch.nn.Module | None = None) -> State:
-    """Copies the state to CPU memory at once, so that training may go on while the copy is saved."""
+    """Copies the state to CPU memory, so that training can continue while the copy is saved."""
     momentum = {name: optimizer.state[p].get("momentum_buffer") for name, p in net.named_parameters() if p in optimizer.state}
     return State(
         model=_copied(net.state_dict()),
@@ -95,7 +95,7 @@ def snapshot(net: torch.nn.Module, optimizer: torch.optim.Optimizer, average: to
 
 
 def save(folder: Path, state: State, progress: dict[str, Any]) -> None:
-    """Writes the files into a local folder, the manifest last; the tensors go to disk without another copy of them."""
+    """Writes the files into a local folder, the manifest last. The tensors are not copied in memory."""
     tensors = {MODEL: state.model, OPTIMIZER: state.optimizer} | ({AVERAGE: state.average} if state.average else {})
     for file, named in tensors.items():
         safetensors.torch.save_file(named, folder / file)
@@ -104,9 +104,9 @@ def save(folder: Path, state: State, progress: dict[str, Any]) -> None:
 
 
 def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
-    """Reads and verifies `<store>/<name>`; without the optimizer only what predictions need, the average or else the model.
+    """Reads and verifies `<store>/<name>`. Without the optimizer, reads only the weights: the average or else the model.
 
-    Raises CheckpointError naming the file that is missing or differs.
+    Raises CheckpointError, which names the file that is missing or differs.
     """
     sha256, entries = read_manifest(store, name)
     wanted = set(entries) if with_optimizer else {AVERAGE if AVERAGE in entries else MODEL}
@@ -117,7 +117,7 @@ def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 
 def load_best(store: Store) -> Checkpoint | None:
-    """The checkpoint with the highest mIoU that verifies, for predictions; None when there is none."""
+    """The checkpoint with the highest mIoU that verifies, without the optimizer; None if there is none."""
     return first_whole(store, ranked(recorded(store)), partial(load, store, with_optimizer=False))
 
 
@@ -127,9 +127,9 @@ def restore(
     optimizer: torch.optim.Optimizer | None = None,
     average: torch.nn.Module | None = None,
 ) -> None:
-    """Puts the state of training back into what is given; the network alone gets `weights`.
+    """Loads the state into the given objects. A network without optimizer and average gets `weights`.
 
-    Raises CheckpointError when an average is given and the checkpoint has none.
+    Raises CheckpointError if an average is given but the checkpoint has none.
     """
     if optimizer is None and average is None:
         net.load_state_dict(checkpoint.weights)
@@ -144,13 +144,13 @@ def restore(
     optimizer.state.clear()
     for name, parameter in net.named_parameters():
         if name in checkpoint.optimizer:
-            # In the parameter's memory format: over tensors of several formats the optimizer's step is slower.
+            # In the parameter's memory format: the optimizer's step is slower if the formats differ.
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(checkpoint.optimizer[name])
             optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    # Files hold contiguous tensors; made so in the same copy, which `contiguous` afterwards would double.
+    # safetensors writes contiguous tensors. This copy makes them contiguous; `contiguous()` afterwards would copy twice.
     return {name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: they count only when the manifest, written last, matches every byte of the others (law 7)."""
+"""The files of a checkpoint: it is valid only if the manifest, written last, matches every byte of the others (law 7)."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ from pipeline.storage.store import Store
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 SCORE = "score.json"
-"""Beside the manifest, which does not list it: the score of a checkpoint that was stored before it was validated."""
+"""File with a score that was added after the checkpoint was stored. Not in the manifest, because a manifest never changes."""
 
 logger = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """What the manifest says of a file."""
+    """The manifest's entry of a file."""
 
     sha256: str
     bytes: int
 
 
 def seal(folder: Path, files: Iterable[str]) -> None:
-    """Writes the manifest of these files of a local folder, which are read in pieces."""
+    """Writes the manifest of `files` in a local folder. The files are read in pieces."""
     entries = {}
     for file in files:
         with (folder / file).open("rb") as opened:
@@ -38,11 +38,11 @@ def seal(folder: Path, files: Iterable[str]) -> None:
 
 
 def upload(folder: Path, store: Store, name: str) -> None:
-    """Copies a saved folder to `<store>/<name>`: files first, the manifest last, each then read back whole from the store.
+    """Copies a saved folder to `<store>/<name>`, the manifest last. Each file is read back from the store.
 
-    One file at a time is in memory, because a request that may have to be sent again needs its whole body. Raises
-    CheckpointError, which names bucket and key, when the store holds something else than was saved: some answer with success
-    and keep nothing. StorageError when it refuses.
+    One whole file at a time is in memory, because a request that is retried needs its whole body. Raises CheckpointError, which
+    names bucket and key, if the store holds something else than was saved: some stores report success and keep nothing. Raises
+    StorageError if the store refuses.
     """
     manifest = (folder / MANIFEST).read_bytes()
     for file, entry in [*_entries(str(folder / MANIFEST), manifest).items(), (MANIFEST, entry_of(manifest))]:
@@ -53,7 +53,7 @@ def upload(folder: Path, store: Store, name: str) -> None:
 
 
 def verify(store: Store, name: str) -> None:
-    """Compares all files of `<store>/<name>` with its manifest, in pieces. Raises CheckpointError naming the file at fault."""
+    """Compares all files of `<store>/<name>` with its manifest, in pieces. Raises CheckpointError with the faulty file."""
     for file, entry in read_manifest(store, name)[1].items():
         if held := store.difference(f"{name}/{file}", *entry):
             url = store.url(f"{name}/{file}")
@@ -61,9 +61,9 @@ def verify(store: Store, name: str) -> None:
 
 
 def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any], score: Mapping[str, Any]) -> None:
-    """Gives `<store>/<name>`, whose manifest has this checksum, the score that it was stored without; read back.
+    """Adds a score to `<store>/<name>`, which was stored without one; `sha256` is the checksum of its manifest.
 
-    Raises CheckpointError when the store holds something else then.
+    The file is read back. Raises CheckpointError if the store holds something else.
     """
     key = f"{name}/{SCORE}"
     data = json.dumps({"manifest_sha256": sha256, "metrics": metrics, "score": score}, indent=1).encode()
@@ -73,33 +73,33 @@ def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any]
 
 
 def with_score(store: Store, name: str, sha256: str, progress: dict[str, Any]) -> dict[str, Any]:
-    """The progress of a checkpoint as if the score it was given later had been in it from the start."""
+    """The progress of a checkpoint, with the score that was added later. A bad score file is ignored with a warning."""
     url = store.url(f"{name}/{SCORE}")
     if "miou" in progress.get("metrics", {}):
         return progress
     try:
         given = parse(url, store.read(f"{name}/{SCORE}"))
         if given.get("manifest_sha256") != sha256:
-            raise CheckpointError(f"{url}: is of another checkpoint of this name")
+            raise CheckpointError(f"{url}: belongs to another checkpoint of this name")
         metrics, score = given.get("metrics"), given.get("score")
         if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and isinstance(score, dict)):
             raise CheckpointError(f"{url}: must give `metrics` with a miou, and `score`")
     except FileNotFoundError:
         return progress
     except CheckpointError as error:
-        logger.warning("score passed over: %s", error)
+        logger.warning("score ignored: %s", error)
         return progress
     return progress | {"metrics": progress.get("metrics", {}) | metrics, "score": score}
 
 
 def read_manifest(store: Store, name: str) -> tuple[str, dict[str, Entry]]:
-    """(its sha256, file -> entry) of a checkpoint's manifest. Raises CheckpointError."""
+    """(sha256, file -> entry) of a checkpoint's manifest. Raises CheckpointError."""
     data = _read(store, f"{name}/{MANIFEST}")
     return entry_of(data).sha256, _entries(store.url(f"{name}/{MANIFEST}"), data)
 
 
 def read_verified(store: Store, key: str, entry: Entry) -> bytes:
-    """A whole file. Raises CheckpointError when it is missing or not what the manifest says."""
+    """Content of a file. Raises CheckpointError if it is missing or does not match its entry in the manifest."""
     data = _read(store, key)
     if entry_of(data) != entry:
         raise CheckpointError(f"{store.url(key)}: {len(data)} bytes do not match the manifest's sha256 and size")
@@ -108,7 +108,7 @@ def read_verified(store: Store, key: str, entry: Entry) -> bytes:
 
 @contextmanager
 def in_safetensors(url: str) -> Iterator[None]:
-    """Raises CheckpointError naming `url` where what it holds is not in the safetensors format."""
+    """Raises CheckpointError, which names `url`, if its content is not in the safetensors format."""
     try:
         yield
     except safetensors.SafetensorError as error:
@@ -116,12 +116,12 @@ def in_safetensors(url: str) -> Iterator[None]:
 
 
 def entry_of(data: bytes) -> Entry:
-    """The manifest's entry of a file that holds this."""
+    """The manifest's entry of a file with this content."""
     return Entry(hashlib.sha256(data).hexdigest(), len(data))
 
 
 def parse(url: str, data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError naming `url`."""
+    """Parses a JSON object. Raises CheckpointError, which names `url`."""
     try:
         tree = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -140,7 +140,7 @@ def _entries(url: str, data: bytes) -> dict[str, Entry]:
     files = {MODEL, OPTIMIZER, PROGRESS}
     if not files <= set(entries) <= files | {AVERAGE}:
         raise CheckpointError(f"{url}: lists {', '.join(entries) or 'no file'}; must list {', '.join(sorted(files))}")
-    if data != _as_json(entries):  # changed where JSON does not mind
+    if data != _as_json(entries):  # a change that JSON ignores, such as another blank
         raise CheckpointError(f"{url}: not as it was written")
     return entries
 

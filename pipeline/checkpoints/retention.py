@@ -1,6 +1,6 @@
-"""Which of a run's checkpoints is taken, and which ones are kept: by manifests, records and checksums.
+"""Chooses which checkpoint of a run is loaded and which ones are kept, by manifests, records and checksums.
 
-Without torch: the process in which Ray Train plans a start asks for the newest step, and is to start fast.
+This file does not import torch: Ray Train's controller reads the newest step before it starts workers, and must start fast.
 """
 
 import logging
@@ -34,58 +34,60 @@ def folder_name(step: int) -> str:
 
 
 def latest_step(store: Store) -> int:
-    """Step of the newest checkpoint that verifies in every byte, 0 when there is none; warns of each that does not."""
+    """Step of the newest checkpoint whose every byte verifies, or 0. Logs a warning for each newer one that does not."""
 
     def whole(name: str) -> int:
         sha256, entries = read_manifest(store, name)
         for file in entries:
             if file != PROGRESS:
-                with in_safetensors(store.url(f"{name}/{file}")):
-                    safetensors.deserialize(read_verified(store, f"{name}/{file}", entries[file]))  # type: ignore[no-untyped-call]
+                key = f"{name}/{file}"
+                with in_safetensors(store.url(key)):
+                    safetensors.deserialize(read_verified(store, key, entries[file]))  # type: ignore[no-untyped-call]
         return int(read_progress(store, name, sha256, entries)["step"])
 
     return first_whole(store, folders(store), whole) or 0
 
 
 def newest_progress(store: Store) -> dict[str, Any] | None:
-    """What the newest checkpoint recorded, its weights not verified. None when there is none."""
+    """Progress of the newest checkpoint, whose weights are not verified. None if there is none."""
     return next((progress for _, progress in recorded(store)), None)
 
 
 def best(store: Store) -> str | None:
-    """Folder name of the checkpoint with the highest mIoU, the later one of equals. None when none has a score."""
+    """Folder name of the checkpoint with the highest mIoU; of equals, the later one. None if none has a score."""
     return next(map(folder_name, ranked(recorded(store))), None)
 
 
 def miou(progress: Mapping[str, Any]) -> float | None:
-    """The mIoU of a checkpoint that was validated."""
+    """The mIoU in a checkpoint's progress; None if it was not validated."""
     found: float | None = progress.get("metrics", {}).get("miou")
     return found
 
 
 def unscored(store: Store) -> list[int]:
-    """Steps of the checkpoints that were not validated, the oldest first."""
+    """Steps of the checkpoints that were not validated, oldest first."""
     return sorted(step for step, progress in recorded(store) if miou(progress) is None)
 
 
 def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
-    """Deletes all checkpoints but the best by mIoU, the newest `keep`, and those that are newer than the newest with a score, for
-    their own may be on its way; and torn ones older than the newest that verifies.
+    """Deletes checkpoints older than the newest one that verifies, torn ones included, except those that are kept.
 
-    Nothing goes before one that stays has been verified byte by byte; `stored` names a folder whose upload has just been, which
-    is then not read again. A newer torn one may still be on its way. What fails is a warning, and tried again by the next call.
+    Kept are the best by mIoU, the newest `keep`, and all that are newer than the newest one with a score, because their scores
+    may still be pending. A torn checkpoint newer than the one that verifies may still be uploading, so it stays too. Nothing is
+    deleted before a checkpoint that stays is verified byte by byte. `stored` names a folder that was just uploaded and read
+    back, which is not read again. A failure is logged as a warning; the next call tries again.
     """
     try:
         old = _dispensable(store, keep, stored)
     except StorageError as error:
-        logger.warning("old checkpoints not looked for: %s", error)
+        logger.warning("old checkpoints not checked: %s", error)
         return
     for name in old:
         _delete(store, name)
 
 
 def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """The record of a checkpoint whose manifest says this, its score included. Raises CheckpointError."""
+    """Progress of a checkpoint with this manifest, including a score added later. Raises CheckpointError."""
     key = f"{name}/{PROGRESS}"
     progress = parse(store.url(key), read_verified(store, key, entries[PROGRESS]))
     if not isinstance(progress.get("step"), int):
@@ -105,8 +107,10 @@ def folders(store: Store) -> dict[int, dict[str, int]]:
 
 
 def recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, progress) of every checkpoint, newest first: the record verified, of the other files only that they are there in
-    full size. Torn ones are passed over with a warning."""
+    """(step, progress) of every checkpoint, newest first; torn ones are skipped with a warning.
+
+    Verifies the bytes of progress.json, but only the existence and size of the other files.
+    """
     for step, held in folders(store).items():
         name = folder_name(step)
         try:
@@ -117,28 +121,28 @@ def recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise CheckpointError(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
             progress = read_progress(store, name, sha256, entries)
         except CheckpointError as error:
-            logger.warning("checkpoint passed over: %s", error)
+            logger.warning("checkpoint skipped: %s", error)
         else:
             yield step, progress
 
 
 def ranked(records: Iterable[tuple[int, dict[str, Any]]]) -> list[int]:
-    """Steps by mIoU, the best first, the later one of equals; those without a score are left out."""
+    """Steps by mIoU, best first; of equals, the later one first. Steps without a finite score are skipped."""
     scores = [(miou(progress), step) for step, progress in records]
     return [step for _, step in sorted((s for s in scores if s[0] is not None and math.isfinite(s[0])), reverse=True)]
 
 
 def first_whole(store: Store, steps: Iterable[int], take: Callable[[str], T]) -> T | None:
-    """What `take` makes of the first of these checkpoints' folders that it raises no CheckpointError for; each is tried once."""
-    torn, found, instead = [], None, "no other one is left"
+    """Result of `take(folder)` for the first checkpoint that raises no CheckpointError; None if all do. Tries each once."""
+    torn, found, instead = [], None, "no other checkpoint is left"
     for step in steps:
         try:
-            found, instead = take(folder_name(step)), f"taken instead: {store.url(folder_name(step))}"
+            found, instead = take(folder_name(step)), f"loaded instead: {store.url(folder_name(step))}"
             break
         except CheckpointError as error:
             torn.append(error)
     for fault in torn:
-        logger.warning("checkpoint passed over: %s; %s", fault, instead)
+        logger.warning("checkpoint skipped: %s; %s", fault, instead)
     return found
 
 
@@ -157,17 +161,17 @@ def _verifies(store: Store, name: str) -> bool:
     try:
         verify(store, name)
     except CheckpointError as error:
-        logger.warning("checkpoint passed over: %s", error)
+        logger.warning("checkpoint skipped: %s", error)
         return False
     return True
 
 
 def _delete(store: Store, name: str) -> None:
     try:
-        # The manifest first: a folder that is deleted by half cannot be taken for whole then.
+        # The manifest first, so that a half-deleted folder is never mistaken for a whole checkpoint.
         for prefix in (f"{name}/{MANIFEST}", name):
             store.delete(prefix)
-            if store.list(prefix):  # s3fs does not tell of refusals inside the answer to a deletion
+            if store.list(prefix):  # s3fs does not report refusals inside the response to a deletion
                 raise StorageError(f"{store.url(prefix)}: was deleted without an error and is still there")
     except StorageError as error:
         logger.warning("old checkpoint not deleted: %s", error)

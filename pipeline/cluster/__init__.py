@@ -1,4 +1,4 @@
-"""Ray as such: joining or starting a cluster, and work on images spread over Ray tasks.
+"""Ray itself: joins or starts a cluster, and spreads work on images over Ray tasks.
 
 Entry: `connect.join`, `tasks.map_images`. Imports config.
 """

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts one on this machine, with one environment for the driver and every worker."""
+"""Joins a Ray cluster or starts one on this machine. The driver and every worker get the same environment variables."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import ray
-from ray._private.utils import get_num_cpus  # knows the limits of containers
+from ray._private.utils import get_num_cpus  # respects the CPU limits of containers
 
 from pipeline import ENVIRONMENT, OBJECT_STORE_BYTES, SINGLE_NODE
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def join(num_cpus: int | None = None) -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts one on this machine's loopback; nothing when already connected.
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine's loopback; does nothing if already connected.
 
-    `num_cpus` bounds a cluster started here. Workers inherit `pipeline.ENVIRONMENT`.
+    `num_cpus` is the number of CPUs of a cluster started here. Workers inherit `pipeline.ENVIRONMENT`.
     """
     if ray.is_initialized():
         return
@@ -27,8 +27,8 @@ def join(num_cpus: int | None = None) -> None:
     else:
         for key, value in SINGLE_NODE.items():
             os.environ.setdefault(key, value)
-        # No runtime environment: its processes inherit this one's, and each would start a Python of its own to set it up.
-        # The dashboard also serves the state API, by which Ray Train frees the resources of a run that was killed.
+        # No runtime environment, because the processes inherit this one's variables, and each would need another Python process
+        # to set it up. The dashboard also serves the state API, by which Ray Train frees the resources of a killed run.
         options |= {
             "address": "local",
             "include_dashboard": True,
@@ -36,12 +36,12 @@ def join(num_cpus: int | None = None) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     own_token = "address" in options and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    if own_token:  # otherwise Ray writes one into the home folder, readable by everybody
+    if own_token:  # otherwise Ray writes a token into the home folder, which everybody can read
         os.environ["RAY_AUTH_TOKEN"] = _own_token()
     try:
         ray.init(**options)
     finally:
-        if own_token:  # the cluster has it now; a later command of this process may speak to another cluster
+        if own_token:  # the cluster has it now; this process may connect to another cluster later
             del os.environ["RAY_AUTH_TOKEN"]
     resources = ray.cluster_resources()
     logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
@@ -49,7 +49,7 @@ def join(num_cpus: int | None = None) -> None:
 
 @cache
 def _own_token() -> str:
-    """One for all clusters that this process starts: Ray reads it once and would show the first one to the next."""
+    """One token for all clusters that this process starts: Ray reads it once and would send the first one to the next cluster."""
     return secrets.token_hex(32)
 
 
@@ -59,22 +59,22 @@ def joined() -> bool:
 
 
 def resources() -> dict[str, float]:
-    """CPU, GPU and object_store_memory (bytes) of the cluster; where there is none, of the one that `join` would start."""
+    """CPU, GPU and object_store_memory (bytes) of the cluster, or of the one that `join` would start if there is none."""
     if joined():
         join()
         found: dict[str, float] = ray.cluster_resources()
         return found
-    import torch  # as Ray does, it counts the GPUs that CUDA_VISIBLE_DEVICES leaves
+    import torch  # like Ray, it counts only the GPUs in CUDA_VISIBLE_DEVICES
 
     gpus = {"GPU": float(torch.cuda.device_count())} if torch.cuda.is_available() else {}
     return {"CPU": float(get_num_cpus()), "object_store_memory": OBJECT_STORE_BYTES} | gpus
 
 
 def gpus_for(num_workers: int) -> bool:
-    """Whether the cluster has a GPU for each of so many workers; otherwise they all run on CPUs."""
+    """Whether the cluster has a GPU for each of `num_workers` workers; otherwise all of them run on CPUs."""
     gpus = ray.cluster_resources().get("GPU", 0)
     if 0 < gpus < num_workers:
         logger.warning(
-            "%d workers share %g GPUs: they run on CPUs; set train.workers=%d to use the GPUs", num_workers, gpus, gpus
+            "%d workers but only %g GPUs: all run on CPUs; set train.workers=%d to use the GPUs", num_workers, gpus, gpus
         )
     return bool(gpus >= num_workers)

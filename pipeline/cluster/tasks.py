@@ -1,4 +1,4 @@
-"""Shares images out to Ray tasks, or works through them here where there is no cluster, and hands on each result as it comes."""
+"""Spreads images over Ray tasks, or processes them here if there is no cluster, and yields each result as it arrives."""
 
 import logging
 import time
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work = Callable[[list[int], torch.device], Iterator[T]]
-"""Yields one result for each of the numbers it is given, computed on the device."""
+"""Yields one result for each image number that it is given, computed on the device."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def map_images(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
-    """The results of `work` over images 0 .. num_images - 1, in the order they arrive; logs how far it is.
+    """The results of `work` on images 0 .. num_images - 1, in the order of arrival; logs the progress.
 
-    Without a cluster, and with one GPU at most on this machine, this process does it all, for a cluster takes seconds to start.
-    Otherwise `train.workers` Ray tasks, of [min, max] as many as the cluster has GPUs, otherwise max, with
-    a GPU each where it has as many; of n tasks the r-th has the images r, r + n, ...
-    A task whose process dies is started again, its results that have arrived already do not come twice.
+    Without a cluster, and with at most one GPU on this machine, this process does all the work, because a cluster takes seconds
+    to start. Otherwise there are `train.workers` Ray tasks: of [min, max], the number of GPUs in the cluster if it is in that
+    range, else max. Each task gets a GPU if there are enough for all. Of n tasks, task r has the images r, r + n, ...
+    A task whose process dies is restarted; results that have already arrived are not yielded twice.
     """
     here = not connect.joined() and torch.cuda.device_count() <= 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,5 +66,5 @@ def _num_workers(config: Config) -> int:
 def _share(work: Work[T], numbers: list[int], num_tasks: int) -> Iterator[T]:
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     torch.set_num_threads(distributed.num_threads(num_tasks))
-    for result in work(numbers, device):  # noqa: UP028, for Ray sends values into generators, which not every iterator takes
+    for result in work(numbers, device):  # noqa: UP028, Ray sends values into generators, which not every iterator accepts
         yield result

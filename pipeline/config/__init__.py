@@ -1,4 +1,4 @@
-"""Every setting, typed and checked: the only wing that knows pydantic. A section `name` is in `name.py`.
+"""Every setting, typed and checked: the only wing that imports pydantic. config.py lists the sections and their files.
 
-Entry: `load.load`, which gives a `config.Config`. Imports errors alone.
+Entry: `load.load`, which returns a `config.Config`. Imports errors alone.
 """

@@ -1,4 +1,4 @@
-"""What all sections of a configuration share, and the two that every command needs: storage and tracking."""
+"""The base class and the shared types of all sections, and the two sections that every command needs: storage and tracking."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 OUTPUT_STRIDE = 8
-JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in a submitted job, whose folder is a temporary copy
+JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a submitted job, whose folder is a temporary copy
 
 
 class Section(BaseModel):
@@ -38,23 +38,23 @@ Sides = Annotated[
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
     AfterValidator(_check_aligned),
 ]
-"""(height, width) in pixels, each 8k + 1, so that features and pixels align; one number stands for both."""
+"""(height, width) in pixels, each 8k + 1, so that features and pixels align; one number means both."""
 
 
 class Storage(Section):
     path: Address
-    """Where shards, checkpoints and predictions live: `s3://bucket/prefix` or a folder."""
+    """Where shards, checkpoints and predictions are stored: `s3://bucket/prefix` or a folder."""
     endpoint: str | None = None
     """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
 
     patience_s: float = Field(120, gt=0)
-    """Seconds for which a failing request is tried again, with growing random pauses, before it is an error."""
+    """Seconds during which a failed request is retried, with growing random pauses, before it is an error."""
 
 
 class Tracking(Section):
     uri: str | None = None
-    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in this folder."""
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in the current folder."""
     experiment: str = "ccnet"
     """MLflow experiment."""
     register_as: str | None = None
-    """Name in the model registry for the best checkpoint; none leaves it out."""
+    """Name in the model registry for the best checkpoint; null registers none."""

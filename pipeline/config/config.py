@@ -1,4 +1,4 @@
-"""A configuration: its sections, and what follows from them; `pipeline.config.load` reads it."""
+"""A configuration: its sections and the values that follow from them. `pipeline.config.load` reads it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class Config(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Name of the run; the run key adds a hash of every setting that shapes the result."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of weights, order, augmentation and dropout."""
+    """Seed of the first weights, the order of samples, augmentation and dropout."""
     storage: Storage
     data: Data
     model: Model
@@ -47,7 +47,10 @@ class Config(Section):
 
     @property
     def run_key(self) -> str:
-        """`<name>-<8 hex digits of the shaping settings>`: equal exactly when a resubmitted run may continue the earlier one."""
+        """`<name>-<8 hex digits of a hash>`, or `train.resume`. The hash is that of all settings that shape the model.
+
+        A resubmitted configuration resumes the run that has its key.
+        """
         digest = hashlib.sha256(json.dumps(shaping(self.record()), sort_keys=True).encode()).hexdigest()
         return self.train.resume or f"{self.name}-{digest[:8]}"
 
@@ -58,16 +61,16 @@ class Config(Section):
 
     @property
     def runs_url(self) -> str:
-        """Folder of all runs; each has one of its own, named by its run key."""
+        """Folder of all runs; each run has a subfolder named by its run key."""
         return f"{self.storage.path}/runs"
 
     def record(self) -> dict[str, Any]:
-        """Every setting, as runs and checkpoints record it: without the tracking server's password."""
+        """All settings as runs and checkpoints record them, without the password of the tracking server."""
         tree = self.model_dump(mode="json")
         tree["tracking"]["uri"] = self.tracking.uri and without_password(self.tracking.uri)
         return tree
 
 
 def without_password(uri: str) -> str:
-    """The address without user and password: neither is printed or stored."""
+    """The address without user and password, which are never printed or stored."""
     return re.sub(r"^([\w+]+://)[^/]*@", r"\1", uri)

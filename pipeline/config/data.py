@@ -1,4 +1,4 @@
-"""The settings of the data plane: where the images are, how they are augmented, how they are fed."""
+"""Settings of the data: where the images are, how they are augmented, and how they reach the workers."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -25,9 +25,9 @@ class Data(Section):
     source: str | None = None
     """Folder or `s3://bucket/prefix` of the original images and labels; none for `generated`."""
     lists: dict[Literal["train", "val", "test"], str] = Field({})
-    """Split -> text file in the source with one `image label` pair of paths a line; by default the layout's own splits."""
+    """Split -> text file in the source with one `image label` pair of paths per line; by default the layout's own splits."""
     packed: bool = True
-    """Pack the source into Parquet shards; false leaves the objects where they are and trains from them in place."""
+    """Pack the source into Parquet shards; false trains from the original objects in place."""
     shard_rows: int = Field(64, ge=1)
     """Images in one Parquet shard."""
     crop_size: Sides
@@ -36,26 +36,26 @@ class Data(Section):
     """Range of the random scale (Cityscapes recipe of the paper), drawn in steps of 1/32; the published code draws from
     0.7, 0.8, ... 2.1."""
     scale_step: float | None = Field(None, gt=0)
-    """Draw from low, low + step, ... high instead (published code: 0.1)."""
+    """Draw the scale from low, low + step, ... high instead (published code: 0.1)."""
     short_sides: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Draw the image's shorter side in pixels from these instead of a scale (ADE20K recipe: 300, 375, 450, 525, 600)."""
+    """Draw the shorter side, in pixels, from these values instead of a scale (ADE20K recipe: 300, 375, 450, 525, 600)."""
     flip: bool = True
     """Mirror left-right with probability 1/2."""
     cat_max: float | None = Field(None, gt=0, le=1)
-    """Draw the crop again, up to ten times, while one class fills this share of its labelled pixels or more (usual: 0.75)."""
+    """Draw up to ten positions of the crop, until no class fills this share or more of its labelled pixels (usual: 0.75)."""
     photometric: bool = False
-    """Random brightness, contrast, saturation and hue."""
+    """Change brightness, contrast, saturation and hue at random."""
     oversample: dict[str, Annotated[float, Field(gt=0)]] = Field({})
-    """Class name -> weight: beside weight 1 for all images, so much of each epoch are images that contain the class."""
+    """Class name -> weight w: images with the class fill w / (1 + sum of weights) of each epoch; all images share the rest."""
     max_skipped: int = Field(0, ge=0)
-    """Times that a missing or corrupt training sample may be replaced by another one, each reported, before the run stops."""
+    """Times that another sample may replace a missing or corrupt training sample before the run stops; each is reported."""
     stall_s: float = Field(60, gt=0)
-    """Seconds without a batch after which the reason is looked for and said."""
+    """Seconds without a batch after which the reason is determined and logged."""
     block_bytes: int = Field(16 * 2**20, ge=1)
-    """Bytes of one Ray Data block at most, unless one step of a worker is more; larger blocks cost less per image and more
+    """Largest Ray Data block in bytes, unless one step of a worker needs more; larger blocks cost less per image but take more
     memory."""
     cpus_per_task: float = Field(0.5, gt=0)
-    """Logical CPUs of one Ray Data task: with half of one, a core has a task at work while another is handed over."""
+    """Logical CPUs of one Ray Data task. With 0.5, a core runs one task while the result of another is passed on."""
     generated: Generated = Generated()
 
     @field_validator("source")
@@ -84,13 +84,13 @@ class Data(Section):
     @model_validator(mode="after")
     def _one_resize(self) -> Self:
         if self.short_sides and (self.scale != type(self).model_fields["scale"].default or self.scale_step is not None):
-            raise ValueError("short_sides: replaces scale and scale_step (leave these two out)")
+            raise ValueError("short_sides: replaces scale and scale_step (remove these two)")
         return self
 
     @model_validator(mode="after")
     def _has_source(self) -> Self:
         if self.layout == "generated" and not self.packed:
-            raise ValueError("packed = false: generated images lie nowhere; leave packed at true")
+            raise ValueError("packed = false: generated images have no original files to read (try data.packed=true)")
         if self.layout != "generated" and not self.source:
             raise ValueError(f"source is missing: layout `{self.layout}` reads a folder or bucket; add data.source=FOLDER")
         return self

@@ -9,21 +9,21 @@ from pipeline.config.base import Address, Section, Sides
 
 class Evaluate(Section):
     split: Literal["val", "test"] = "val"
-    """Split that jobs.evaluate scores and jobs.predict shows; training always validates on `val`."""
+    """Split for jobs.evaluate and jobs.predict; training always validates on `val`."""
     checkpoint: str | None = None
     """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
     recurrence: int | None = Field(None, ge=0, le=8, strict=True)
-    """R to run the checkpoint at, when it is meant to differ from the R it was trained with."""
+    """R to run the checkpoint with, if it must differ from the R of its training."""
     scale: float = Field(1.0, gt=0)
-    """Image scale before the network; scores are resized to the label's own resolution, where IoU is counted."""
+    """Image scale before the network; scores are resized to the label's resolution, at which IoU is counted."""
     window: Sides | None = None
-    """Sliding window in pixels, one number or [height, width], each 8k + 1 (published: 769); none looks at the whole image."""
+    """Sliding window in pixels, one number or [height, width], each 8k + 1 (published: 769); null takes the whole image."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     """Scales, relative to `evaluate.scale`, whose scores are averaged."""
     flip: bool = False
-    """Average with the scores of the mirrored image."""
+    """Average the scores with those of the mirrored image."""
     panel_images: int = Field(4, ge=1)
-    """Fixed validation images shown in MLflow."""
+    """Number of validation images, always the same ones, that MLflow shows."""
     background: bool = False
     """Validate in a separate Ray task while training continues; needs one more GPU, or the CPUs of one more worker."""
 
@@ -32,9 +32,9 @@ class Predict(Section):
     images: Address | None = None
     """Folder or `s3://` prefix of images; by default the validation split."""
     limit: int | None = Field(None, ge=1)
-    """Predict only the first so many images."""
+    """Predict only the first n images."""
     output: Address | None = None
-    """Where masks and overlays go; by default `<storage.path>/predictions/<run key>`."""
+    """Folder or `s3://` prefix for masks and overlays; by default `<storage.path>/predictions/<run key>`."""
 
 
 class Export(Section):

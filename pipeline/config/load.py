@@ -1,6 +1,6 @@
-"""Reads a configuration: one YAML file plus dotted overrides (`train.steps=100`), all mistakes reported together.
+"""Reads a configuration, one YAML file plus dotted overrides (`train.steps=100`), and reports all its mistakes together.
 
-Each mistake names the key, what came, what is legal and the nearest fix. The keys of a search space are the same dotted paths.
+Each mistake names the key, the value given, the legal values and the nearest fix. The keys of a search space are dotted too.
 """
 
 import difflib
@@ -42,7 +42,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         key, equals, text = item.partition("=")
         try:
             if not equals:
-                raise ValueError("an override is written dotted.key=value")
+                raise ValueError("an override must have the form dotted.key=value")
             _put(tree, key, yaml.safe_load(text))
         except (ValueError, yaml.YAMLError) as error:
             mistakes.append(f"{item}: {' '.join(str(error).split())}")
@@ -56,7 +56,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 
 def parse(tree: dict[str, Any]) -> Config:
-    """Validates a nested mapping, the search space's keys and values included. Raises ConfigError."""
+    """Validates a nested mapping, including the keys and values of its search space. Raises ConfigError."""
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -82,7 +82,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
         child = tree.setdefault(part, {})
-        if child is None:  # a section that is left out by default
+        if child is None:  # a section that is null by default, such as loss.ohem
             child = tree[part] = {}
         if not isinstance(child, dict):
             raise ValueError(f"{key}: `{'.'.join(parents[: depth + 1])}` is a setting, not a section")
@@ -92,7 +92,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(error: Any) -> str:
     """One pydantic error as `key = value: what is legal (nearest fix)`."""
-    # pydantic adds the tried type to the location of a union member; a setting's name is always a field.
+    # For a union, pydantic appends the type that it tried to the location; such a part is not the name of a setting.
     location = [str(p) for p in error["loc"] if not (isinstance(p, str) and (p in ("int", "float") or p.startswith("tuple[")))]
     key = ".".join(location)
     section, field = _section(location[:-1]), location[-1] if location else ""
@@ -113,7 +113,7 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(str(value), options, n=1)
         return f"{key} = {value!r}: must be one of {', '.join(options)}" + (f" (try {near[0]})" if near else "")
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(value, dict):  # a rule over several settings of one section names them itself
+    if isinstance(value, dict):  # the text of a rule about several settings names them already
         return f"{key}.{message}" if key else message
     return f"{key} = {value!r}: {message[0].lower() + message[1:]}"
 
@@ -122,14 +122,14 @@ def _section(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        # Of `Section | None` the section.
+        # `Section | None` means the section here.
         kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         model = kinds[0] if kinds else None
     return model
 
 
 def _homes(field: str) -> list[str]:
-    """Sections of the whole configuration that do have a setting of this name."""
+    """`section.field` for each section that has a setting of this name."""
     sections = {n: f.annotation for n, f in Config.model_fields.items()}
     return [
         f"{name}.{field}"

@@ -1,4 +1,4 @@
-"""Settings of the network, its start and its loss."""
+"""Settings of the network, its first weights and its loss."""
 
 from typing import Annotated, Literal
 
@@ -13,35 +13,35 @@ class Model(Section):
     recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
     init: Literal["kaiming", "published"] = "kaiming"
-    """Random start of the backbone; `published` keeps PyTorch's default, which fades without an ImageNet backbone."""
+    """Random initialisation of the backbone; `published` keeps PyTorch's default, which needs ImageNet weights to train well."""
     zero_init_residual: bool = False
     """Start residual blocks as the identity; for training from random weights."""
     variant: Literal["official", "mmseg"] = "official"
-    """Whose network: the published one, or mmsegmentation's, which their checkpoints need."""
+    """The published network, or that of mmsegmentation, which its checkpoints need."""
     stem: Literal["deep", "slim", "plain"] | None = None
-    """First layers of the backbone; by default the variant's own. torchvision's weights need `plain`."""
+    """First layers of the backbone; by default those of the variant. torchvision's weights need `plain`."""
     weights: Address | None = None
-    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start anew."""
+    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"
-    """Where it comes from: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
+    """Origin of the checkpoint: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
 
 
 class Ohem(Section):
     thresh: float = Field(0.7, gt=0, le=1)
-    """Pixels predicted right with more than this probability are left out (published: 0.7 in the README, 0.6 in its script)."""
+    """Pixels predicted right with more than this probability are ignored (published: 0.7 in the README, 0.6 in its script)."""
     min_kept: int = Field(100_000, ge=0)
-    """Pixels of the global batch kept at least; published: 100,000 (script: 200,000) per GPU of two images."""
+    """Least number of pixels of the global batch to keep; published: 100,000 (script: 200,000) per GPU of two images."""
     factor: int = Field(8, ge=1)
-    """The threshold is found on every so many-th row and column; 1 looks at every pixel."""
+    """Compute the threshold on every `factor`-th row and column; 1 uses every pixel."""
 
 
 class Consistency(Section):
     weight: float = Field(1.0, gt=0)
-    """Weight of the category-consistent loss beside cross-entropy."""
+    """Weight of the category-consistent loss; cross-entropy has weight 1."""
     channels: int = Field(16, ge=1)
     """Width to which a 1x1 convolution reduces the features (TPAMI paper: 16)."""
     layer: Literal["rcca_output", "rcca_input"] = "rcca_output"
-    """Features it works on: after the attention, or before."""
+    """Features that the loss uses: those after the attention, or those before it."""
 
 
 class Loss(Section):
@@ -54,13 +54,13 @@ class Loss(Section):
     consistency: Consistency | None = None
     """Category-consistent loss of the TPAMI paper; `{}` takes its values."""
     dice_weight: float = Field(0.0, ge=0)
-    """Weight of a Dice loss beside cross-entropy."""
+    """Weight of a Dice loss; cross-entropy has weight 1."""
     lovasz_weight: float = Field(0.0, ge=0)
-    """Weight of a Lovasz-softmax loss beside cross-entropy."""
+    """Weight of a Lovasz-softmax loss; cross-entropy has weight 1."""
 
     @field_validator("class_weights")
     @classmethod
     def _some_weight(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and not any(value):
-            raise ValueError("must have a weight above 0 (try null, which weighs all alike)")
+            raise ValueError("must have a weight above 0 (try null, which weighs all classes equally)")
         return value

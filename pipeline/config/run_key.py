@@ -1,4 +1,4 @@
-"""Which settings shape the trained model: what a run key stands for, and what a resumed run may not change."""
+"""The settings that shape the trained model: the run key is a hash of them, and a resumed run may not change them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,18 @@ NOT_SHAPING = {
     "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
     "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every"),
 }
-"""Settings that leave the trained model as it is, bit for bit or up to the order of floating-point sums."""
+"""Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
 FREE_KEYS = {"data.oversample"}
-"""Settings that are dictionaries of the user's own keys: they are compared as a whole."""
+"""Settings that are dictionaries with keys that the user chooses; they are compared as a whole."""
 
 
 def shaping(record: dict[str, Any]) -> dict[str, Any]:
-    """Of all settings, as a run records them, those that shape the trained model."""
+    """The settings that shape the trained model, out of all settings that a run records."""
     kept = {name: record[name] for name in ("seed", "data", "model", "train", "loss")}
     for name, settings in NOT_SHAPING.items():
         kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
     side = kept["data"]["crop_size"]
-    kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side  # records of before it was always a pair
+    kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side  # older records may hold one number
     return kept
 
 

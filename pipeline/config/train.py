@@ -1,4 +1,4 @@
-"""The sections that say how a run trains, what it survives and when it ends."""
+"""Settings of training, of fault tolerance and of the end of a run."""
 
 from typing import Literal, Self
 
@@ -9,15 +9,15 @@ from pipeline.config.base import Section
 
 class Train(Section):
     workers: int | tuple[int, int] = 2
-    """Data-parallel training processes; one GPU each where the cluster has GPUs. [min, max] follows the cluster's size."""
+    """Data-parallel training processes, each on one GPU if the cluster has GPUs. [min, max] follows the cluster's size."""
     cpus_per_worker: float = Field(0.5, gt=0)
-    """Logical CPUs reserved by each worker; what is left feeds Ray Data."""
+    """Logical CPUs that each worker reserves; Ray Data uses the rest."""
     global_batch: int = Field(8, ge=1)
-    """Images per step over all workers."""
+    """Images per step, all workers together."""
     steps: int = Field(60_000, ge=1)
     """Optimizer steps (Cityscapes: 60,000; default of the published code 40,000)."""
     learning_rate: float = Field(0.01, gt=0)
-    """Base of the poly schedule (published: 0.01)."""
+    """Base learning rate of the poly schedule (published: 0.01)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(1e-4, ge=0)
@@ -27,27 +27,27 @@ class Train(Section):
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """What convolutions and products are computed in; weights, batch norm and loss stay float32. fp16 scales the loss."""
+    """Precision of convolutions and matrix products; weights, batch norm and loss stay float32. fp16 scales the loss."""
     compile: bool = False
-    """Compile the network by torch.compile; the first steps take minutes."""
+    """Compile the network with torch.compile; the first steps take minutes."""
     micro_batch: int | None = Field(None, ge=1)
-    """Images of a worker in one forward and backward pass, gradients added up; by default all of its share. Batch norm and OHEM
-    see one pass at a time."""
+    """Images in one forward and backward pass of a worker; the gradients of its passes are added up. By default a worker has one
+    pass per step. Batch norm and OHEM see one pass at a time."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; a larger one is scaled down to it."""
+    """Largest norm of the gradient; a gradient with a larger norm is scaled down to it."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keep an exponential moving average of the weights with this decay; it is what validation scores and predictions use."""
+    """Decay of an exponential moving average of the weights, which validation, predictions and export use; null keeps none."""
     freeze_norm: bool = False
-    """Leave the backbone's batch norm as it is, statistics, scale and shift; for fine-tuning."""
+    """Keep statistics, scale and shift of the backbone's batch norm fixed; for fine-tuning."""
     validate_every: int = Field(1000, ge=1)
-    """Steps between validations; each one reports and saves a checkpoint. The last step always validates."""
+    """Steps between validations; each one reports its scores and saves a checkpoint. The last step always validates."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines and metric points."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints kept besides the best."""
+    """Number of newest checkpoints to keep, besides the best one."""
     resume: str | None = Field(None, min_length=1)
-    """Run key of an earlier run to go on with, refused where a setting that shapes the result differs; by default the run whose
-    key follows from the settings."""
+    """Run key of an earlier run to resume; refused if a setting that shapes the result differs. By default the key follows from
+    the settings."""
 
     @property
     def fewest_workers(self) -> int:
@@ -71,33 +71,33 @@ class Train(Section):
 
 class Faults(Section):
     max_failures: int = Field(3, ge=0)
-    """Failures in a row, no checkpoint written between them, before the run ends; one that would only repeat ends it at once."""
+    """Failures in a row, without a checkpoint between them, that are retried; one that would only repeat ends the run at once."""
     hang_s: float = Field(600, gt=0)
-    """Longest time without a step or a validated image before the stacks of all workers are logged and they start anew."""
+    """Seconds without a step or a validated image after which the stacks of all workers are logged and the workers restart."""
     max_skipped_steps: int = Field(10, ge=1)
-    """Steps in a row without a finite loss and gradient, each left out on every worker, before the run goes back to its last
-    checkpoint."""
+    """Steps in a row without a finite loss and gradient before the run returns to its last checkpoint; every worker skips such a
+    step."""
     max_rollbacks: int = Field(2, ge=0)
-    """Times that a run goes back before it ends with a diagnosis."""
+    """Times that a run may return to its last checkpoint for this reason before it ends with a diagnosis."""
     look_every: int = Field(20, ge=1)
-    """Steps between two looks at whether a node is about to be taken away, the job is to stop, or a budget is spent."""
+    """Steps between two checks for a node that is about to be preempted, a stop request, or a spent budget."""
 
 
 class Stop(Section):
     patience: int | None = Field(None, ge=1)
-    """Validations in a row without a better mIoU before the run ends early."""
+    """Validations in a row without a better mIoU after which the run ends early."""
     hours: float | None = Field(None, gt=0)
-    """Hours of training, all attempts together, after which the run ends with a checkpoint; a larger value goes on from it."""
+    """Hours of training, all attempts together, after which the run ends with a checkpoint; a larger value resumes it."""
     cost: float | None = Field(None, gt=0)
-    """Money after which it ends likewise; needs cost_per_worker_hour."""
+    """Cost of training after which the run ends in the same way; needs cost_per_worker_hour."""
     cost_per_worker_hour: float | None = Field(None, gt=0)
     """Price of one training worker for an hour."""
 
     def impatient(self, since_best: int) -> str | None:
-        """That patience is at its end after so many validations without a better mIoU, with the fix; None before."""
+        """The reason to stop, with the fix, once `since_best` validations in a row had no better mIoU; None before."""
         if self.patience is None or since_best < self.patience:
             return None
-        return f"stop.patience = {self.patience} validations passed without a better mIoU: a larger value goes on from here"
+        return f"stop.patience = {self.patience} validations passed without a better mIoU: a larger value resumes the run"
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

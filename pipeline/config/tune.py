@@ -1,4 +1,4 @@
-"""Settings of a search."""
+"""Settings of a hyperparameter search."""
 
 import math
 from typing import Any, Self
@@ -25,7 +25,7 @@ class Dimension(Section):
         return self
 
     def examples(self) -> tuple[Any, ...]:
-        """All choices, or the ends and the middle of the range: what the setting must accept."""
+        """Values that the setting must accept: all choices, or the ends and the middle of the range."""
         return self.choice if self.choice else (*(self.log or ()), math.sqrt(math.prod(self.log or (1,))))
 
 
@@ -33,10 +33,10 @@ class Tune(Section):
     space: dict[str, Dimension] = Field({})
     """Search space: dotted setting -> {log: [low, high]} or {choice: [...]}."""
     trials: int = Field(4, ge=1)
-    """Trials in all."""
+    """Number of trials."""
     concurrent: int | None = Field(None, ge=1)
-    """Trials at a time; by default what the cluster's CPUs and GPUs hold."""
+    """Trials at the same time; by default as many as the CPUs and GPUs of the cluster allow."""
     grace_steps: int = Field(100, ge=1)
     """Steps before ASHA may stop a trial."""
     reduction: int = Field(2, ge=2)
-    """ASHA keeps one in so many trials at each rung."""
+    """ASHA keeps one of this many trials at each rung."""

@@ -1,4 +1,4 @@
-"""The classes of each layout: names, colours and stored label ids, from the tables here or from a file in the source."""
+"""The classes of each layout: names, colours and stored label ids, from the tables below or from a file in the source."""
 
 import json
 import re
@@ -18,7 +18,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Classes:
-    """Names and RGB colours by class, and stored label id -> class or 255 (ignored); ids outside the map are a fault."""
+    """Names and RGB colours by class; stored label id -> class, or 255 (ignored). An id outside the map is a fault."""
 
     names: tuple[str, ...]
     colors: tuple[Color, ...]
@@ -28,14 +28,14 @@ class Classes:
 def palette(index: int) -> Color:
     """RGB colour of a stored id 0..255: PASCAL VOC's colour map.
 
-    Every third bit of `index` belongs to one channel, the lowest bits becoming the highest of the channel
+    Every third bit of `index` belongs to one channel; the lowest bits of `index` are the highest of the channel
     (host.robots.ox.ac.uk/pascal/VOC/voc2012: VOCdevkit, VOCcode/VOClabelcolormap.m).
     """
     red, green, blue = (sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
     return red, green, blue
 
 
-# github.com/mcordts/cityscapesScripts: helpers/labels.py; a licence plate is -1 there, 255 in a file.
+# github.com/mcordts/cityscapesScripts: helpers/labels.py. A licence plate has id -1 there and 255 in a label file.
 CITYSCAPES_CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_LABEL_MAP = dict.fromkeys([*range(34), IGNORE], IGNORE) | {stored: i for i, stored in enumerate(CITYSCAPES_CLASS_IDS)}
 CITYSCAPES = Classes(
@@ -94,7 +94,7 @@ def classes(layout: str, source: Store | None) -> Classes:
 
 
 def read_text(source: Store, key: str) -> str:
-    """A text file of the source; a byte order mark is dropped. Raises SourceError."""
+    """Content of a text file of the source, without a byte order mark. Raises SourceError if it is not UTF-8."""
     try:
         return source.read(key).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,20 +115,25 @@ def _camvid(source: Store) -> Classes:
 
 
 def _ade20k(source: Store) -> Classes:
-    """Stored id 0 (other, unlabelled) is ignored, id i is class i - 1; names are the first of each line's synonyms."""
+    """The 150 classes of ADE20K: stored id 0 (other, unlabelled) is ignored, id i is class i - 1.
+
+    The name of a class is the first of its line's synonyms.
+    """
     key = next((base + ADE20K_INFO for base in ADE20K_BASES if source.exists(base + ADE20K_INFO)), None)
     if key is None:
         where = source.url(ADE20K_INFO)
         raise SourceError([f"{where}: no such file: it names the 150 classes; copy it there from ADEChallengeData2016.zip"])
     header, *lines = read_text(source, key).splitlines() or [""]
-    # The file of the archive has tabs and `a, b c`; that of github.com/CSAILVision/sceneparsing's sampleData commas and `a;b;c`.
+    # In ADEChallengeData2016.zip the file has tabs and `a, b c`; in sampleData of github.com/CSAILVision/sceneparsing it has
+    # commas and `a;b;c`.
     separator = "\t" if "\t" in header else ","
     rows = [line.split(separator, header.count(separator)) for line in lines if line.strip()]
     names = [re.split("[,;]", row[-1])[0].strip() for row in rows]
     if [row[0].strip() for row in rows] != [str(i) for i in range(1, 151)] or not all(names):
         fault = f"{source.url(key)}: expected a heading and the lines 1 to 150, `Idx Ratio Train Val Name` separated by tabs"
         raise SourceError([f"{fault}: take the file of ADEChallengeData2016.zip"])
-    # The `;` of that second form also stand for blanks: `screen door` and `screen` read alike, and scores go by name.
+    # In the second form `;` also replaces blanks, so `screen door` and `screen` get the same name. Scores are listed by name, so
+    # equal names get a number.
     unique = (name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names, 1))
     colors = tuple(palette(i) for i in range(1, 151))
     return Classes(tuple(unique), colors, {0: IGNORE, **{i: i - 1 for i in range(1, 151)}})
@@ -166,16 +171,16 @@ def _from_entries(entries: list[object], where: str) -> Classes:
             continue
         if entry["id"] in ids:
             faults.append(
-                f"{place}: id = {entry['id']}: entry {ids[entry['id']][0]} has it too (give each class an id of its own)"
+                f"{place}: id = {entry['id']}: entry {ids[entry['id']][0]} has the same id (give each class its own id)"
             )
         ids.setdefault(entry["id"], (number, entry))
         if not entry.get("ignore", False):
             if entry["name"] in names:
-                faults.append(f"{place}: name = {entry['name']!r}: entry {names[entry['name']]} has it too (rename one)")
+                faults.append(f"{place}: name = {entry['name']!r}: entry {names[entry['name']]} has the same name (rename one)")
             names.setdefault(entry["name"], number)
     scored = [entry for _, (_, entry) in sorted(ids.items()) if not entry.get("ignore", False)]
     if not faults and not 0 < len(scored) <= IGNORE:
-        faults.append(f"{where}: {len(scored)} classes that are not ignored: must be 1 to 255, for 255 means ignored")
+        faults.append(f"{where}: {len(scored)} classes that are not ignored: must be 1 to 255, because id 255 means ignored")
     if faults:
         raise SourceError(faults)
     index = {entry["id"]: i for i, entry in enumerate(scored)}
@@ -188,7 +193,7 @@ def _from_entries(entries: list[object], where: str) -> Classes:
 
 def _entry_faults(entry: object) -> Iterator[str]:
     if not isinstance(entry, dict):
-        yield f"{entry!r}: expected {{id: 0..255, name: NAME}}, and if need be color: [r, g, b] or ignore: true"
+        yield f"{entry!r}: expected {{id: 0..255, name: NAME}}, optionally with color: [r, g, b] or ignore: true"
         return
     for key in entry:
         if key not in ("id", "name", "color", "ignore"):
@@ -199,7 +204,7 @@ def _entry_faults(entry: object) -> Iterator[str]:
     if not isinstance(ignored, bool):
         yield f"ignore = {ignored!r}: must be true or false"
     if (not isinstance(name, str) or not name.strip()) and not (ignored is True and name is None):
-        yield f"name = {name!r}: must be a text (YAML reads a bare no, on or 1 as something else: put it in quotes)"
+        yield f"name = {name!r}: must be text (YAML reads an unquoted no, on or 1 as another type: put it in quotes)"
     color = entry.get("color", [0, 0, 0])
     if not isinstance(color, list) or len(color) != 3 or not all(map(_is_byte, color)):
         yield f"color = {color!r}: must be [red, green, blue], each 0 to 255 (or leave it out)"

@@ -1,8 +1,8 @@
-"""Where each sample of a split lies: pages of entries, read as they are needed, in bounded memory for any number of samples.
+"""The index of a split: where each sample is stored. Pages are read on demand; memory is bounded for any number of samples.
 
-A page is an Arrow IPC file of PAGE_ROWS entries whose name follows from its number, so that nothing is listed and nothing
-grows with the data set. Beside the pages lie the members of each class, for plans that draw from them. Each page ends with the
-sha256 of what precedes it.
+A page is an Arrow IPC file of PAGE_ROWS entries. Its name follows from its number, so the store is never listed and memory does
+not grow with the data set. Next to these pages are the members of each class, for a sampler that oversamples classes. Each page
+ends with the sha256 of the bytes before it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Int64 = npt.NDArray[np.int64]
 PAGE_ROWS = 256
 MEMBERS_ROWS = 4096
 CACHED_PAGES = 256
-"""Pages held by a process: about 12 MiB."""
+"""Pages that a process caches: about 12 MiB."""
 DIGEST = pa.binary(32)
 SCHEMA = pa.schema(
     [
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 
 class Entry(NamedTuple):
-    """One sample: object, first byte, number of bytes and sha256 of its encoded image and label, and its size in pixels."""
+    """One sample: object key, first byte, number of bytes and sha256 of its encoded image and label, and its size in pixels."""
 
     sample_id: str
     image: str
@@ -52,12 +52,12 @@ class Entry(NamedTuple):
 
 
 def digest(data: bytes) -> bytes:
-    """sha256, 32 bytes."""
+    """The sha256 of `data`, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 def content(entries: Sequence[Entry]) -> str:
-    """sha256 over what the samples are, in order, wherever they lie."""
+    """sha256 over the ids, sizes and digests of the samples, in order; it does not depend on where they are stored."""
     total = hashlib.sha256()
     for e in entries:
         total.update(f"{e.sample_id}\0{e.height}\0{e.width}\0".encode() + e.image_sha256 + e.label_sha256)
@@ -65,7 +65,7 @@ def content(entries: Sequence[Entry]) -> str:
 
 
 def write_index(store: Store, folder: str, entries: Sequence[Entry], members: Sequence[Int64]) -> None:
-    """Writes the pages, and of each class the positions of the images that contain it."""
+    """Writes the pages of entries and, for each class, the positions of the images that contain it."""
     for number, start in enumerate(range(0, len(entries), PAGE_ROWS)):
         columns = zip(*entries[start : start + PAGE_ROWS], strict=True)
         batch = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
@@ -80,14 +80,14 @@ def write_index(store: Store, folder: str, entries: Sequence[Entry], members: Se
 
 
 class Index(NamedTuple):
-    """The index of one split; picklable, pages are cached per process."""
+    """The index of one split. It is picklable; pages are cached per process."""
 
     store: Store
     folder: str
     num_images: int
 
     def entries(self, positions: Sequence[int]) -> list[Entry]:
-        """Entries at `positions`, in that order; pages not at hand are fetched together. Raises IndexError, ShardError."""
+        """Entries at `positions`, in that order; uncached pages are fetched together. Raises IndexError, ShardError."""
         for position in positions:
             if not 0 <= position < self.num_images:
                 raise IndexError(f"sample {position}: the split has {self.num_images}")
@@ -113,7 +113,7 @@ class Index(NamedTuple):
         except FileNotFoundError as error:
             raise ShardError(f"{error.filename}: index page missing: run python -m jobs.prepare CONFIG again") from error
         fetched = {key: decode(self._opened(key, part)) for key, part in zip(missing, parts, strict=True)}
-        with _LOCK:  # not while pages are fetched: a slow one would stop every thread
+        with _LOCK:  # not held during the fetch: one slow page would block every thread
             _PAGES.update({(self.store, key): page for key, page in fetched.items()})
         return pages | fetched
 

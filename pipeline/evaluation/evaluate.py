@@ -1,4 +1,4 @@
-"""Scores a network over a split: every image exactly once, counts summed over all workers, one division at the end."""
+"""Scores a network over a split: each image counts exactly once, and counts are summed over all workers before one division."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,7 +19,7 @@ from pipeline.loading.batches import Sample, evaluation_samples
 
 
 def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[Counts, int]:
-    """Counts and number of images of some samples, looked at whole, on one device: training's validation."""
+    """Counts and number of images of some samples, as whole images on one device: training's validation."""
     counts, num_images = Counts.none(num_classes), 0
     for number, of_image in count_each(net, samples, num_classes, device, WHOLE_IMAGE):
         counts.merge(of_image)
@@ -30,7 +30,7 @@ def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, de
 def count_each(
     net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device, options: Evaluate
 ) -> Iterator[tuple[int, Counts]]:
-    """(number in the split, its counts) of each sample."""
+    """(number in the split, counts) of each sample."""
     for sample in samples:
         prediction = predict_image(net, sample.image, sample.label.shape, device, options)
         label = torch.from_numpy(sample.label)[None].to(device)  # [1, H, W]
@@ -38,7 +38,12 @@ def count_each(
 
 
 def reduced_score(
-    counts: Counts, num_images: int, manifest: Manifest, split: str, protocol: dict[str, Any], device: torch.device
+    counts: Counts,
+    num_images: int,
+    manifest: Manifest,
+    split: str,
+    protocol: dict[str, Any],
+    device: torch.device,
 ) -> Score:
     """The score over all training workers. Raises RuntimeError when images were missed or counted twice."""
     counts.confusion.counts = distributed.sum_over_workers(counts.confusion.counts.to(device)).cpu()
@@ -56,7 +61,10 @@ def checked_score(counts: Counts, num_images: int, manifest: Manifest, split: st
 
 
 def evaluate(config: Config) -> Score:
-    """Scores the checkpoint on `evaluate.split` as `config.evaluate` says, each image exactly once, with the interval."""
+    """Scores the checkpoint on `evaluate.split`, each image exactly once, with the inference of `config.evaluate`.
+
+    The score has the interval of the mIoU, which needs the counts of every image.
+    """
     manifest = open_data(config)
     split = known_split(config, manifest)
     net, found = load_network(config, manifest)

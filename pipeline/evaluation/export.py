@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file in storage: checked before it is delivered, with a record beside it of what it is."""
+"""Exports a checkpoint as an ONNX file into storage. The file is checked before delivery and has a record next to it."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pipeline.tracking.provenance import environment
 
 
 class Exported(NamedTuple):
-    """Where the file went, and what it is."""
+    """Addresses and properties of an exported file."""
 
     url: str
     record_url: str
@@ -30,11 +30,11 @@ class Exported(NamedTuple):
 
 
 def export(config: Config) -> Exported:
-    """Exports the network of `evaluate.checkpoint`, or of the run's best checkpoint, to `export.output`; joins no cluster.
+    """Exports the network of `evaluate.checkpoint`, or of the run's best checkpoint, to `export.output`. Joins no cluster.
 
-    Raises ConfigError for an address that is no .onnx file, CheckpointError when there is no network, ExportFailed when a package
-    is missing or the file and the network disagree, StorageError when the store lost bytes. The file is replaced when it has
-    passed the check, else it stays as it was.
+    An existing file is replaced only after the new one has passed the check. Raises ConfigError for an address that is no .onnx
+    file, CheckpointError when there is no network, ExportFailed when a package is missing or the file and the network disagree,
+    StorageError when the store lost bytes.
     """
     manifest = open_data(config)
     output, name = _address(config)
@@ -77,7 +77,7 @@ def _address(config: Config) -> tuple[Store, str]:
 
 
 def _origin(found: Checkpoint) -> dict[str, Any]:
-    """The checkpoint, and its mIoU with the protocol and the recurrence that it was measured at (law 8)."""
+    """The record of the checkpoint: its mIoU, with the protocol and the recurrence of that mIoU (law 8)."""
     progress = found.progress
     return {
         "url": found.url,

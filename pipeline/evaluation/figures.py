@@ -1,6 +1,6 @@
 """Pictures for people: colour maps of labels, panels of predictions and of attention, and confusion matrices.
 
-matplotlib takes half a second to import: it is imported where something is drawn.
+matplotlib takes half a second to import, so it is imported only where something is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,11 +74,11 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
 
 
 def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Image:
-    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel looks.
+    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel attends.
 
-    `maps` are float[h', w'], shares of the pixel's attention: one per pass, then the one of all passes together, which is left
-    out of the picture if there is one pass only. Every sample has equally many. A map lies over the dimmed image, brightest at
-    its largest value, which the caption gives; the brightness goes by the square root, or most of a cross would be too dark.
+    `maps` are float[h', w'], shares of the pixel's attention: one per pass, then one of all passes together, which is not drawn
+    if there is only one pass. Every sample has the same number of maps. A map is drawn over the dimmed image, brightest at its
+    largest value, which the caption gives. Brightness follows the square root, or most of a cross would be too dark.
     """
     num_passes = len(samples[0][2]) - 1
     titles = ["pixel", *(f"pass {i + 1}" for i in range(num_passes))]
@@ -97,8 +97,9 @@ def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Im
 def notable_pixel(label: Image, rank: int = 0) -> Pixel:
     """A pixel worth showing: of the rarest class in uint8[H, W], the one nearest to that class's centre of gravity.
 
-    `rank` 1 takes the next rarest and so on, after the commonest the rarest again. Of equally rare classes the lowest id, of
-    equally near pixels the first row, then the first column. The middle of the picture if everything is ignored.
+    `rank` 1 takes the next rarest class and so on; after the most frequent class comes the rarest again. Ties between classes go
+    to the lowest id, ties between pixels to the first row, then the first column. If everything is ignored, the pixel is the
+    middle of the picture.
     """
     counts = np.bincount(label[label != IGNORE], minlength=1)
     if not counts.any():
@@ -123,7 +124,7 @@ def _heat(image: Image, attention: Map) -> Image:
 
 
 def _ring(tile: Image, pixel: Pixel) -> Image:
-    """The tile with a ring around the pixel, white with a dark edge so that it shows on any ground."""
+    """The tile with a ring around the pixel, white with a dark edge so that it shows on any background."""
     rows, columns = np.ogrid[: tile.shape[0], : tile.shape[1]]
     off = abs(np.hypot(rows - pixel[0], columns - pixel[1]) - 10)
     ringed = tile.copy()
@@ -186,7 +187,7 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
 
 
 def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
-    """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU beside it."""
+    """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU next to it."""
     num_classes = len(names)
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)

@@ -1,4 +1,4 @@
-"""A checkpoint's network, and its classes for an image."""
+"""Loads a checkpoint's network and predicts the classes of an image."""
 
 import torch
 
@@ -17,7 +17,10 @@ from pipeline.tracking.client import tracking_uri
 
 
 def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch.device, options: Evaluate) -> torch.Tensor:
-    """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3], looked at as `options` say."""
+    """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3].
+
+    `options` set the window, the scales and the flip.
+    """
     window, stride = _window_and_stride(options)
     height, width = size
     return predict_classes(
@@ -33,8 +36,9 @@ def as_batch(image: UInt8, device: torch.device) -> torch.Tensor:
 def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.Checkpoint]:
     """The network of `evaluate.checkpoint`, or of the best checkpoint of this configuration's run, on the CPU.
 
-    It runs at `evaluate.recurrence` when that is set, otherwise at the R it was trained with. Raises CheckpointError when there
-    is none, when it was trained at another R than `model.recurrence` and `evaluate.recurrence` is not set, or for other classes.
+    It runs at `evaluate.recurrence` if that is set, otherwise at the R of its training. Raises CheckpointError when there is no
+    checkpoint, when it was trained for other classes, or when it was trained at another R than `model.recurrence` and
+    `evaluate.recurrence` is not set.
     """
     found = _find(config)
     model = found.progress["model"]

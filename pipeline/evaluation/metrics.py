@@ -1,4 +1,4 @@
-"""What was counted of a split, and the figures that follow: metric points, the per-class table."""
+"""Pixel counts of a split, and the figures computed from them: metric points and the per-class table."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def none(cls, num_classes: int) -> "Counts":
-        """Of no image."""
+        """The counts of no image."""
         return cls(ConfusionMatrix(num_classes), BoundaryIoU(num_classes, dilation_ratio=BOUNDARY_RATIO))
 
     def add(self, prediction: torch.Tensor, label: torch.Tensor) -> "Counts":
@@ -37,18 +37,18 @@ class Counts(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What the counts say of a split. JSON holds it: `Score(**json.loads(json.dumps(score._asdict())))`."""
+    """The score of a split, which JSON can hold: `Score(**json.loads(json.dumps(score._asdict())))`."""
 
     counts: list[list[int]]
     """int64[K, K], row = truth, column = prediction."""
     class_names: tuple[str, ...]
     num_images: int
     protocol: dict[str, Any]
-    """How the numbers were made (law 8)."""
+    """How the numbers were measured (law 8)."""
     boundary_counts: list[list[int]]
     """int64[2, K], intersection and union of the boundaries."""
     interval: tuple[float, float] | None = None
-    """Interval of the mIoU over images (`miou_interval` of the protocol says which); None where it was not asked for."""
+    """Interval of the mIoU over images, of the kind in the protocol's `miou_interval`; None if it was not computed."""
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -67,7 +67,7 @@ class Score(NamedTuple):
 
     @property
     def majority_miou(self) -> float:
-        """mIoU of a predictor that always answers the most frequent class of these labels."""
+        """mIoU of a predictor that always predicts the most frequent class of these labels."""
         pixels = torch.tensor(self.counts).sum(1)
         majority = torch.zeros_like(torch.tensor(self.counts))
         majority[:, int(pixels.argmax())] = pixels
@@ -84,10 +84,10 @@ class Score(NamedTuple):
             "val/boundary_miou": self.boundary.miou(),
         }
         points |= {f"val/iou/{name}": iou for name, iou in zip(self.class_names, matrix.iou().tolist(), strict=True)}
-        return {key: value for key, value in points.items() if value == value}  # NaN: nothing of the kind occurs
+        return {key: value for key, value in points.items() if value == value}  # NaN: nothing to divide by
 
     def table(self) -> str:
-        """Figures per class, then over all of them, ready to print."""
+        """Figures of each class, then over all classes, ready to print."""
         pixels = torch.tensor(self.counts).sum(1)
         columns = (self.matrix.iou(), self.matrix.class_accuracy(), self.boundary.iou())
         rows = [
@@ -113,7 +113,7 @@ class Score(NamedTuple):
             ("mean accuracy", matrix.mean_accuracy(), ""),
             ("frequency-weighted IoU", matrix.frequency_weighted_iou(), ""),
             ("boundary mIoU", self.boundary.miou(), f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"),
-            ("majority class", self.majority_miou, "mIoU of always answering the commonest class"),
+            ("majority class", self.majority_miou, "mIoU of always predicting the most frequent class"),
         ]
 
 

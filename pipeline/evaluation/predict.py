@@ -1,4 +1,4 @@
-"""Masks and overlays of images, back into storage."""
+"""Predicts images and writes their masks and overlays to storage."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,7 @@ from pipeline.storage.store import Store, open_store
 
 
 class Prediction(NamedTuple):
-    """Where one image's results went."""
+    """Addresses of one image's results."""
 
     mask_url: str
     """8-bit PNG at the image's size, value = class id of training."""
@@ -29,7 +29,9 @@ class Prediction(NamedTuple):
 
 
 def predict(config: Config) -> list[Prediction]:
-    """Predicts `predict.images`, or `evaluate.split`, as `config.evaluate` says, with `train.workers` Ray tasks.
+    """Predicts `predict.images`, or `evaluate.split` if that is not set, with the inference of `config.evaluate`.
+
+    On a cluster it runs in `train.workers` Ray tasks.
 
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """

@@ -1,4 +1,4 @@
-"""How images are looked at for a score: what a number must say about itself (law 8)."""
+"""The protocol of a score: how its images were predicted and counted, recorded with every number (law 8)."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from pipeline.data.manifest import Manifest
 from pipeline.evaluation.metrics import BOUNDARY_RATIO
 
 WHOLE_IMAGE = Evaluate()
-"""How training's validation looks at an image, whatever `config.evaluate` says: whole, at one scale, not mirrored."""
+"""Inference of training's validation, whatever `config.evaluate` says: whole image, one scale, not mirrored."""
 INTERVAL: dict[str, Any] = {"level": 0.95, "num_resamples": 1000, "seed": 0}
 
 
 def _window_and_stride(options: Evaluate) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Both as (height, width)."""
+    """Window and stride, both as (height, width); None for whole images."""
     if options.window is None:
         return None, None
     return options.window, published_stride(options.window)
 
 
 def validation_protocol(config: Config, manifest: Manifest, split: str = "val") -> dict[str, Any]:
-    """The protocol of a score of training's validation (law 8); the checkpoint's hash is added where it is known."""
+    """The protocol of a score of training's validation (law 8). Callers that know the checkpoint add its hash."""
     return {
         "data": config.data.name,
         "data_fingerprint": manifest.fingerprint,
@@ -29,7 +29,7 @@ def validation_protocol(config: Config, manifest: Manifest, split: str = "val") 
         "resolution": "labels at native resolution",
         "image_scale": config.evaluate.scale,
         **_looked_at(WHOLE_IMAGE),
-        # Without the number: networks of different R are compared by their validation.
+        # Not the number: networks of different R must have the same protocol to be compared by their validation.
         "recurrence": "as trained",
         "classes_averaged": "those that occur in label or prediction",
         "boundary_dilation_ratio": BOUNDARY_RATIO,

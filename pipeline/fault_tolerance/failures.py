@@ -1,6 +1,7 @@
-"""What a worker's exception means: a fault outside, one that would only repeat, or one with an answer of its own.
+"""Classifies a worker's exception: a restart helps, the same error would repeat, or the case has its own treatment.
 
-On their way to Ray Train's controller exceptions lose causes and tracebacks, so a worker sums them up before (`as_worker_fault`).
+Exceptions lose their causes and tracebacks on the way to Ray Train's controller, so the worker classifies them before it sends
+them (`as_worker_fault`).
 """
 
 import builtins
@@ -17,29 +18,32 @@ from ray.exceptions import RayActorError
 
 from pipeline.errors import RunFailed
 
-WORDS = 300
-"""Characters of an exception's words that are shown."""
+MESSAGE_CHARS = 300
+"""Characters of an exception's message that are shown."""
 
-# Ray's and Python's ways of passing on an exception that something else has raised.
+# Exceptions that only wrap another one.
 _WRAPPERS = {"RayTaskError", "UserCodeException", "UserExceptionWithTraceback", "WorkerHealthCheckFailedError",
              "TrainingFailedError"}  # fmt: skip
-# By name, botocore's and torch's among them: neither is needed here.
+# Matched by class name, so that this file imports neither botocore nor torch.
 _OUTSIDE = {"OSError", "StorageError", "RayError", "ConnectionError", "TimeoutError", "HTTPClientError",
             "WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError"}  # fmt: skip
 _PEERS = {"DistError", "CollectiveTimeoutError"}
-# gloo raises plain RuntimeErrors.
-_PEER_WORDS = re.compile(r"(?i)gloo|nccl|connection (closed|reset|refused|aborted)|broken pipe|timed out|socket (closed|timeout)")
-_HARDWARE_WORDS = re.compile(r"(?i)uncorrectable ECC|uncorrectable NVLink|busy or unavailable|fallen off the bus")
+# gloo raises plain RuntimeErrors, so only the message identifies them.
+_PEER_MESSAGE = re.compile(
+    r"(?i)gloo|nccl|connection (closed|reset|refused|aborted)|broken pipe|timed out|socket (closed|timeout)"
+)
+_HARDWARE_MESSAGE = re.compile(r"(?i)uncorrectable ECC|uncorrectable NVLink|busy or unavailable|fallen off the bus")
+# This file is excluded: a frame of `as_worker_fault` is in every traceback.
 _OURS = re.compile(r"(ccnet|pipeline)\.(?!fault_tolerance\.failures$)")
 _RAISED_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Short)): (.*)$", re.MULTILINE)
 
 
 class NotFinite(RuntimeError):
-    """No finite loss and gradient for too many steps in a row; the text is the diagnosis."""
+    """Too many steps in a row had no finite loss and gradient; the message is the diagnosis."""
 
 
 class OutOfMemory(RuntimeError):
-    """The device's memory is too small for a pass; `smaller`: the next attempt takes smaller ones."""
+    """A pass does not fit into the device's memory; `smaller`: the next attempt takes smaller passes."""
 
     def __init__(self, what: str, smaller: bool = False) -> None:
         super().__init__(what)
@@ -47,11 +51,12 @@ class OutOfMemory(RuntimeError):
 
 
 class NodePreempted(RuntimeError):
-    """The workers left off on purpose, after a checkpoint, because a node is about to be taken away."""
+    """The workers stopped on purpose, after a checkpoint if there was time, because a node is about to be preempted."""
 
 
 class Kind(StrEnum):
-    """Of workers that fail together the first of these decides: the others' errors follow from it."""
+    """In order of priority: if several workers fail at once, the first kind in this list is the cause and the rest are
+    consequences."""
 
     DETERMINISTIC = "deterministic"
     MEMORY = "memory"
@@ -61,29 +66,30 @@ class Kind(StrEnum):
 
 
 class Fault(NamedTuple):
-    """What one worker failed with."""
+    """The failure of one worker."""
 
     kind: Kind
     what: str
-    """One line, such as `ValueError: its words`."""
+    """One line, such as `ValueError: message`."""
     where: str = ""
-    """The last line of our own code that ran."""
+    """The last line of this project's code that ran."""
     token: str = ""
-    """Told apart by this from another failure of the same words; empty when unknown."""
+    """Unique id of this failure, so the same message raised twice counts twice; empty if unknown."""
     collateral: bool = False
-    """The connection to a peer broke, which follows from what happened to the peer."""
+    """The connection to another worker broke, as a consequence of what happened to that worker."""
     raised: bool = False
-    """Raised by code as an exception of its own: one that comes again is no accident."""
+    """Code raised it as an exception, unlike a death or a broken connection: the same one twice in a row is no accident."""
     smaller: bool = False
-    """The next attempt takes less memory."""
+    """The next attempt takes smaller passes."""
 
     def __str__(self) -> str:
-        # The other kinds' words say all, and each of them comes from one place.
+        # Each of the other kinds is raised at one place, so the line would add nothing to its message.
         placed = self.where and self.kind in (Kind.DETERMINISTIC, Kind.INFRASTRUCTURE)
         return f"{self.what}  [{self.where}]" if placed else self.what
 
     @property
     def precedence(self) -> tuple[int, bool, bool]:
+        """Sort key: of several workers' faults the smallest is the cause."""
         return list(Kind).index(self.kind), self.collateral, self.raised
 
 
@@ -91,7 +97,7 @@ _OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, NodePreempted
 
 
 class WorkerFault(RuntimeError):
-    """A worker's exception in a form that travels."""
+    """A worker's exception in a form that survives pickling."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -100,7 +106,7 @@ class WorkerFault(RuntimeError):
 
 @contextmanager
 def as_worker_fault() -> Iterator[None]:
-    """Around all that a worker runs: raises WorkerFault in place of an exception, told apart where its causes are still known."""
+    """Wraps all that a worker runs: turns an exception into a WorkerFault while its causes are still known."""
     try:
         yield
     except WorkerFault:
@@ -110,42 +116,44 @@ def as_worker_fault() -> Iterator[None]:
 
 
 def classify(error: BaseException) -> Fault:
-    """What an exception means, by the outermost one in its chain of causes that tells."""
+    """The fault that an exception means, decided by the outermost one in its chain of causes whose kind is known."""
     chain = _chain(error)
     for link in chain:
-        names, words = _names(link), str(link)
-        if names & _WRAPPERS:  # its words are those of what it wraps
+        names, message = _names(link), str(link)
+        if names & _WRAPPERS:  # its message repeats the wrapped exception's
             continue
         if isinstance(link, WorkerFault):
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
-            return Fault(kind, words)
+            return Fault(kind, message)
         if isinstance(link, OutOfMemory):
-            return Fault(Kind.MEMORY, _brief(words), smaller=link.smaller)
-        if is_out_of_memory(link):  # outside a step, where no smaller pass helps; the dead workers' memory may not be free yet
-            return Fault(Kind.INFRASTRUCTURE, _reporting_progress(chain, link), raised=True)
+            return Fault(Kind.MEMORY, _brief(message), smaller=link.smaller)
+        # Out of memory outside a step: smaller passes do not help, but the memory of dead workers may not be free yet.
+        if is_out_of_memory(link):
+            return Fault(Kind.INFRASTRUCTURE, _with_cause(chain, link), raised=True)
         if isinstance(link, RayActorError):
-            return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(words), token=link.actor_id or "")
-        if found := _infrastructure(names, words):
-            return found._replace(what=_reporting_progress(chain, link))
+            return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(message), token=link.actor_id or "")
+        if found := _infrastructure(names, message):
+            return found._replace(what=_with_cause(chain, link))
+        # A plain RuntimeError or Exception may only report what failed below it: then its cause decides.
         if type(link) not in (RuntimeError, Exception) or link is chain[-1]:
-            return Fault(Kind.DETERMINISTIC, _reporting_progress(chain, link))
+            return Fault(Kind.DETERMINISTIC, _with_cause(chain, link))
     return _from_text("\n".join(str(link) for link in chain))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no memory for a tensor: on CUDA an exception of its own, on CPUs a RuntimeError told by its words."""
+    """Whether torch found no memory for a tensor: on CUDA its own exception, on CPUs a RuntimeError known by its message."""
     names = _names(error)
     return ("OutOfMemoryError" in names and "RayError" not in names) or "DefaultCPUAllocator: " in str(error)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of ours in what `fit()` raises: RunFailed, or the first one under Ray's wrapping; else the error itself."""
+    """The error that Ray's exceptions wrap in what `fit()` raises, such as RunFailed; the error itself if there is none."""
     return next((link for link in _chain(error) if not _names(link) & _WRAPPERS), error)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The exception, what it wraps and what it was raised from, the outermost first."""
+    """The exception, then what it wraps or was raised from, outermost first."""
     chain: list[BaseException] = []
     link: Any = error
     while isinstance(link, BaseException) and link not in chain:
@@ -160,54 +168,55 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _infrastructure(names: set[str], words: str) -> Fault | None:
-    """A fault outside of our code by an exception's kinds and words; None when it is not known as one."""
-    peer = bool(names & _PEERS or ("RuntimeError" in names and _PEER_WORDS.search(words)))
+def _infrastructure(names: set[str], message: str) -> Fault | None:
+    """The infrastructure fault that an exception's class names and message mean; None if they mean none."""
+    peer = bool(names & _PEERS or ("RuntimeError" in names and _PEER_MESSAGE.search(message)))
     if peer or "WorkerHealthCheckTimeoutError" in names:
-        return Fault(Kind.INFRASTRUCTURE, words, collateral=peer)
-    if names & _OUTSIDE or ("RuntimeError" in names and _HARDWARE_WORDS.search(words)):
-        return Fault(Kind.INFRASTRUCTURE, words, raised=True)
+        return Fault(Kind.INFRASTRUCTURE, message, collateral=peer)
+    if names & _OUTSIDE or ("RuntimeError" in names and _HARDWARE_MESSAGE.search(message)):
+        return Fault(Kind.INFRASTRUCTURE, message, raised=True)
     return None
 
 
 def _from_text(text: str) -> Fault:
-    """By the traceback that Ray Data sends for a failed task, in which the exception itself is not left."""
-    lines = [(name, words) for name, words in _RAISED_LINE.findall(text) if name not in _WRAPPERS]
+    """The fault of a failed task of Ray Data, which sends the text of the traceback without the exception itself."""
+    lines = [(name, message) for name, message in _RAISED_LINE.findall(text) if name not in _WRAPPERS]
     if not lines:
         return Fault(Kind.DETERMINISTIC, _brief(text))
-    name, words = lines[-1]
+    name, message = lines[-1]
     names = {name} | {kind.__name__ for kind in getattr(getattr(builtins, name, None), "__mro__", ())}
-    what = f"{name}: {_brief(words)}"
-    found = _infrastructure(names, words)
+    what = f"{name}: {_brief(message)}"
+    found = _infrastructure(names, message)
     return found._replace(what=what) if found else Fault(Kind.DETERMINISTIC, what)
 
 
-def _reporting_progress(chain: list[BaseException], decisive: BaseException) -> str:
-    """The outermost exception's words, and those of the one behind it that decides."""
+def _with_cause(chain: list[BaseException], decisive: BaseException) -> str:
+    """The outermost exception's message, and that of the cause that decided the kind."""
     first = next(link for link in chain if not _names(link) & _WRAPPERS)
-    told = f"{type(first).__name__}: {_brief(str(first))}"
-    return told if first is decisive else f"{told} (from {type(decisive).__name__}: {_brief(str(decisive))})"
+    text = f"{type(first).__name__}: {_brief(str(first))}"
+    return text if first is decisive else f"{text} (from {type(decisive).__name__}: {_brief(str(decisive))})"
 
 
-def _death(words: str) -> str:
-    """`died (pid 17, ip 10.0.0.2): why` of Ray's many lines."""
-    place = ", ".join(f"{name} {found[1]}" for name in ("pid", "ip") if (found := re.search(rf"\t{name}: (\S+)", words)))
-    reason = words.splitlines()[-1].split(" Some common causes include")[0] if words else "no reason given"
+def _death(message: str) -> str:
+    """`died (pid 17, ip 10.0.0.2): reason`, from Ray's message of many lines."""
+    place = ", ".join(f"{name} {found[1]}" for name in ("pid", "ip") if (found := re.search(rf"\t{name}: (\S+)", message)))
+    reason = message.splitlines()[-1].split(" Some common causes include")[0] if message else "no reason given"
     return f"died ({place}): {_brief(reason)}" if place else f"died: {_brief(reason)}"
 
 
 def _where(error: BaseException) -> str:
-    """`pipeline/model/learner.py line 71 in step`: the last line of our own packages in the traceback, else its last line."""
+    """`pipeline/model/learner.py line 71 in step`: the traceback's last line in this project's code, else its last line."""
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [place for place in frames if _OURS.match(place[0].f_globals.get("__name__", ""))]
     frame, line = (own or frames)[-1]
     code = frame.f_code
-    # Of our own files the path below the repository: as many parts as the module's name has.
+    # A file of this project is shown by its path below the repository, which has as many parts as the module's name.
     parts = frame.f_globals["__name__"].count(".") + 1 if own else 2
     file = Path(*Path(code.co_filename).parts[-parts:])
     return f"{file} line {line} in {code.co_name}"
 
 
 def _brief(text: str) -> str:
+    """The text in one line of at most MESSAGE_CHARS characters."""
     line = " ".join(text.split())
-    return line if len(line) <= WORDS else f"{line[: WORDS - 4]} ..."
+    return line if len(line) <= MESSAGE_CHARS else f"{line[: MESSAGE_CHARS - 4]} ..."

@@ -1,4 +1,4 @@
-"""Ends a worker that makes no progress, and tells before where each of its threads stands: a hang leaves no other trace."""
+"""Kills a worker that makes no progress, after logging the stack of every thread."""
 
 import logging
 import os
@@ -17,22 +17,23 @@ from ccnet import distributed
 logger = logging.getLogger(__name__)
 
 LINGER_S = 10.0
-"""From the stacks to the end of the process: the peers hang alike, and the first worker to go takes all others with it."""
+"""Seconds between reporting the stacks and ending the process. The other workers hang too and need this time to report theirs:
+the first worker that ends makes Ray Train end them all."""
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: to be tried again."""
+"""EX_TEMPFAIL of sysexits.h: a temporary failure."""
 
 
 class HangDetector:
-    """Writes the stacks of this process and ends it when `seconds` pass without progress; Ray Train then starts all workers anew.
+    """Reports the stacks of this process and ends it after `seconds` without progress; Ray Train then restarts all workers.
 
-    Counts from the first `progress` on, because compiling takes its time. Only time in which this process runs counts: neither
-    a clock that jumps nor a machine or process that was stopped is a hang. Code that never gives up the interpreter's lock
-    cannot be seen from here; Ray's health check of the worker fails then.
+    Counts from the first `progress` on, because compiling the first step takes long. Only time in which this process runs counts:
+    neither a clock that jumps nor a machine or process that was suspended is a hang. A hang in code that never releases the
+    interpreter's lock is not detected here; Ray's health check of the worker fails instead.
     """
 
     def __init__(self, seconds: float, on_hang: Callable[[str], None]) -> None:
         self.seconds, self.on_hang = seconds, on_hang
-        # Each has one writer, the watched thread; what the watch counts is its own.
+        # No lock is needed: only the watched thread writes these two, and the detector's thread keeps its own counts.
         self.marks, self.pauses = 0, 0
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="HangDetector", daemon=True)
@@ -47,17 +48,17 @@ class HangDetector:
         self.thread.join()
 
     def progress(self) -> None:
-        """A step, or a validated image, is done."""
+        """Call it after each step and each validated image."""
         self.marks += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing counts in here; afterwards it counts from zero."""
+        """Time in this block does not count; afterwards the count starts from zero."""
         self.pauses += 1
         try:
             yield
         finally:
-            if self.marks:
+            if self.marks:  # otherwise the count has not started yet
                 self.marks += 1
             self.pauses -= 1
 
@@ -66,7 +67,7 @@ class HangDetector:
         seen, waited, last = 0, 0.0, time.monotonic()
         while not self.closed.wait(tick):
             now = time.monotonic()
-            passed, last = min(now - last, 2 * tick), now  # more than that, and this process was stopped in between
+            passed, last = min(now - last, 2 * tick), now  # a longer gap: this process was suspended
             if self.marks != seen or self.pauses:
                 seen, waited = self.marks, 0.0
             elif seen:
@@ -78,19 +79,19 @@ class HangDetector:
     def _end(self, waited: float) -> None:
         text = self._stacks(waited)
 
-        def tell() -> None:
+        def report() -> None:
             try:
                 self.on_hang(text)
-            except Exception:  # the process ends all the same
-                logger.exception("the stacks could not be told")
+            except Exception:  # the process must end anyway
+                logger.exception("the stacks could not be reported")
 
-        # What it needs may hang as well.
-        threading.Thread(target=tell, daemon=True).start()
+        # In a separate thread, because the report may hang as well.
+        threading.Thread(target=report, daemon=True).start()
         time.sleep(LINGER_S)
         os._exit(EXIT_CODE)
 
     def _stacks(self, waited: float) -> str:
-        """Who hangs and for how long, then the stack of the watched thread, then those of all others."""
+        """Which worker hangs and for how long, then the stack of the watched thread, then those of all others."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
         lines = [

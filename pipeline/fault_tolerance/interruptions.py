@@ -1,4 +1,4 @@
-"""Why a run leaves off before its last step: a node is taken away, the job is told to stop, a budget is spent."""
+"""Why a run stops before its last step: a node is preempted, a stop is requested, a budget is spent."""
 
 import logging
 import math
@@ -15,52 +15,53 @@ from pipeline.config.train import Stop
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
+"""Longest wait for an answer of the stop flag, in seconds."""
 MARGIN = 3.0
-"""A checkpoint is begun when so many times the seconds are left that the last one took: another may be on its way still."""
+"""Save only if at least MARGIN x the duration of the last save is left; a previous upload may still be running."""
 
 
 class Interruption(NamedTuple):
-    """What all workers agree on between two steps."""
+    """Why and how the workers stop; all of them agree on it between two steps."""
 
     reason: str
     moves: bool
-    """Ray starts the workers anew on other nodes; otherwise the run ends here and is resumed when it is submitted again."""
+    """Ray restarts the workers on other nodes; otherwise the run ends here and resumes when it is submitted again."""
     save: bool = True
     """There is time for a checkpoint."""
     validate: bool = False
-    """And for its validation: a clean end."""
+    """There is time to validate it too."""
 
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """Raised by the driver when the job is told to stop; it lives on the driver's node and as long as the driver."""
+    """An actor that the driver sets when a stop is requested; it lives on the driver's node and ends with the driver."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     def request(self, reason: str) -> None:
-        """Asks the workers to leave off at their next look."""
+        """Makes the workers stop at their next check."""
         self.reason = reason
 
     def requested(self) -> str | None:
-        """The reason, None while nothing was asked."""
+        """The reason; None if no stop was requested."""
         return self.reason
 
 
 def stop_requested(flag: Any) -> str | None:
-    """Why a run is asked to leave off; None when it is not, or there is nobody to ask."""
+    """Why the run should stop. None if no stop was requested, if the run has no stop flag, or if the flag does not answer."""
     if flag is None:
         return None
     try:
         reason: str | None = ray.get(flag.requested.remote(), timeout=ANSWER_S)
     except ray.exceptions.RayError as error:
-        logger.warning("whether the job is told to stop cannot be seen: %s", str(error).splitlines()[0])
+        logger.warning("the stop flag does not answer: %s", str(error).splitlines()[0])
         return None
     return reason
 
 
 class TimeSpent(NamedTuple):
-    """Time that the training workers of a run were held, all attempts together."""
+    """Time for which a run held its training workers, summed over all attempts."""
 
     hours: float = 0.0
     worker_hours: float = 0.0
@@ -70,20 +71,20 @@ class TimeSpent(NamedTuple):
         return TimeSpent(self.hours + hours, self.worker_hours + workers * hours)
 
     def exhausted(self, stop: Stop) -> str | None:
-        """Which budget is spent, with the setting that raises it; None when none is."""
+        """The budget that is spent, with the setting that raises it; None if none is spent."""
         if stop.hours is not None and self.hours >= stop.hours:
-            return f"stop.hours = {stop.hours:g} are spent: a larger value goes on from here"
+            return f"stop.hours = {stop.hours:g} are spent: a larger value resumes the run"
         if stop.cost is not None and stop.cost_per_worker_hour is not None:
             cost = self.worker_hours * stop.cost_per_worker_hour
             if cost >= stop.cost:
                 return (
-                    f"stop.cost = {stop.cost:g} is spent ({self.worker_hours:.2f} worker hours): a larger value goes on from here"
+                    f"stop.cost = {stop.cost:g} is spent ({self.worker_hours:.2f} worker hours): a larger value resumes the run"
                 )
         return None
 
 
 class InterruptionMonitor:
-    """Looks for interruptions every `faults.look_every` steps; every worker must call `check` at the same steps."""
+    """Checks for interruptions every `faults.look_every` steps; every worker must call `check` at the same steps."""
 
     def __init__(self, config: Config, flag: Any, spent: TimeSpent, workers: int) -> None:
         self.config, self.flag, self.workers = config, flag, workers
@@ -91,31 +92,31 @@ class InterruptionMonitor:
 
     @property
     def spent(self) -> TimeSpent:
-        """All attempts, this one up to now."""
+        """Time of all attempts, including this one up to now."""
         return self.before.plus(time.monotonic() - self.started, self.workers)
 
     def check(self, step: int, stored_s: float) -> Interruption | None:
-        """What interrupts the run after `step` steps, the same on every worker; None for nothing, or when no look is due.
+        """What interrupts the run after `step` steps, the same on every worker; None if nothing does, or if no check is due.
 
-        `stored_s`: seconds that storing a checkpoint takes, as rank 0 has measured.
+        `stored_s`: seconds that storing the last checkpoint took; the value of rank 0 decides.
         """
         if step % self.config.faults.look_every:
             return None
         if info := ray.train.get_preemption_info():
             nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
             left_s = math.inf if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
-            # Rank 0 decides, for clocks and measurements differ.
+            # Rank 0 decides for all, because clocks and measured times differ.
             fits: bool = ray.train.collective.broadcast_from_rank_zero(left_s > MARGIN * stored_s)
             time_left = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
             too_late = "" if fits else f", too soon for a checkpoint, which takes {stored_s:.0f} s"
             return Interruption(f"node {nodes} is about to be taken away{time_left}{too_late}", moves=True, save=fits)
-        own = self._own() if ray.train.get_context().get_world_rank() == 0 else None
-        found: Interruption | None = ray.train.collective.broadcast_from_rank_zero(own)
+        found_here = self._budget_or_request() if ray.train.get_context().get_world_rank() == 0 else None
+        found: Interruption | None = ray.train.collective.broadcast_from_rank_zero(found_here)
         return found
 
-    def _own(self) -> Interruption | None:
-        """What rank 0 knows alone."""
-        if over := self.spent.exhausted(self.config.stop):
-            return Interruption(over, moves=False, validate=True)
+    def _budget_or_request(self) -> Interruption | None:
+        """A spent budget or a requested stop; called on rank 0 only."""
+        if exhausted := self.spent.exhausted(self.config.stop):
+            return Interruption(exhausted, moves=False, validate=True)
         reason = stop_requested(self.flag)
         return None if reason is None else Interruption(reason, moves=False)

@@ -1,7 +1,7 @@
-"""Decides whether a run goes on after its workers failed.
+"""Decides whether a run restarts after its workers failed.
 
-Ray Train counts all failures alike; its own count is off (`FailureConfig(max_failures=-1)`), and `RestartPolicy` decides in its
-controller. An error raised there ends the run at once, for Ray Train tries nothing again that a callback has raised.
+Ray Train counts all failures alike. So its own limit is off (`FailureConfig(max_failures=-1)`), and `RestartPolicy` decides in
+its controller. An error raised there ends the run at once, because Ray Train does not retry what a callback raises.
 """
 
 import logging
@@ -19,35 +19,36 @@ from pipeline.fault_tolerance.failures import Fault, Kind, classify
 logger = logging.getLogger(__name__)
 
 RECORD_S = 10.0
-"""Longest time that the controller waits for an event to be recorded."""
+"""Longest time that the controller waits until an event is recorded."""
 
 
 class RestartPolicy(UserCallback):
-    """Decides in Ray Train's controller whether a run goes on after its workers failed; raises RunFailed when it does not.
+    """Decides in Ray Train's controller whether a run restarts after its workers failed; raises RunFailed if it does not.
 
-    `record` gets {time (Unix seconds), kind, what, did} of each decision; it may fail or hang, must pickle, and is given
-    RECORD_S seconds.
+    `record` receives {time (Unix seconds), kind, what, did} for each decision. It must pickle and may fail or hang; the
+    controller waits RECORD_S seconds for it.
     """
 
     def __init__(self, faults: Faults, record: Callable[[dict[str, Any]], None]) -> None:
         self.faults, self.record = faults, record
         self.failures: list[str] = []
-        """Faults of the infrastructure since the last checkpoint, with their times."""
+        """Infrastructure faults since the last checkpoint, with their times."""
         self.rollbacks = 0
         self.last = ""
-        """What code last raised for want of something outside, no checkpoint since."""
+        """Last infrastructure error raised as an exception since the last checkpoint."""
         self.judged: set[str] = set()
+        """Tokens of the faults that were decided on."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """A checkpoint ends the row of failures."""
+        """A checkpoint resets the count of failures in a row."""
         if checkpoint is not None:
             self.failures, self.last = [], ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Judges the workers' exceptions (rank -> exception) together."""
+        """Makes one decision about the exceptions of all workers (rank -> exception)."""
         faults = {rank: classify(error) for rank, error in worker_exceptions.items()}
         tokens = {fault.token for fault in faults.values()}
-        # While a node is taken away, Ray Train shows the same dead workers at every poll.
+        # While a node is preempted, Ray Train reports the same dead workers at every poll.
         if "" not in tokens and tokens <= self.judged:
             return
         self.judged |= tokens - {""}
@@ -62,19 +63,19 @@ class RestartPolicy(UserCallback):
             raise RunFailed("\n".join([what, did, *listed]))
 
     def _decide(self, fault: Fault, what: str) -> tuple[bool, str]:
-        """(whether the run ends, what is done)."""
+        """Returns (whether the run ends, what is done as a text)."""
         if fault.kind == Kind.DETERMINISTIC:
             return True, "not retried: it would repeat"
         if fault.kind == Kind.MOVED:
-            return False, "goes on from the checkpoint on the nodes that stay; not counted as a failure"
+            return False, "resumes from the checkpoint on the remaining nodes; not counted as a failure"
         if fault.kind == Kind.MEMORY:
-            return (False, "goes on in smaller passes") if fault.smaller else (True, "not retried: no smaller pass is possible")
+            return (False, "resumes in smaller passes") if fault.smaller else (True, "not retried: no smaller pass is possible")
         if fault.kind == Kind.NOT_FINITE:
             self.rollbacks += 1
             limit = self.faults.max_rollbacks
             if self.rollbacks > limit:
                 return True, f"not retried: it went back to a checkpoint as often as faults.max_rollbacks = {limit} allows"
-            return False, f"back to the last checkpoint, time {self.rollbacks} of {limit} (faults.max_rollbacks)"
+            return False, f"back to the last checkpoint, rollback {self.rollbacks} of {limit} (faults.max_rollbacks)"
         same = fault.raised and fault.what == self.last
         self.last = fault.what if fault.raised else ""
         if same:
@@ -83,8 +84,8 @@ class RestartPolicy(UserCallback):
         number, limit = len(self.failures), self.faults.max_failures
         if number > limit:
             return True, (
-                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; mend what failed "
-                "and submit the run again: it goes on from its last checkpoint"
+                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; fix the cause "
+                "and submit the run again: it resumes from its last checkpoint"
             )
         return False, f"retried from the last checkpoint, failure {number} in a row of at most {limit} (faults.max_failures)"
 
@@ -92,7 +93,7 @@ class RestartPolicy(UserCallback):
         def record() -> None:
             try:
                 self.record(event)
-            except Exception as error:  # what takes the record may be down as well; the line above is in the log
+            except Exception as error:  # the tracking server may be down too; the failure is in the log already
                 logger.warning("the failure could not be recorded: %s: %s", type(error).__name__, error)
 
         thread = threading.Thread(target=record, daemon=True)

@@ -1,4 +1,4 @@
-"""Steps that fail: those skipped because loss or gradient is not finite, and those for which memory runs short."""
+"""Steps that fail: those skipped because loss or gradient is not finite, and those that run out of memory."""
 
 import json
 import logging
@@ -19,17 +19,17 @@ class SkippedSteps:
     """Reads each step's `applied` flag one step late, so that the host never waits for the device."""
 
     def __init__(self, limit: int, total: int) -> None:
-        """`limit`: this many in a row are an error. `total`: steps skipped in earlier attempts."""
+        """`limit`: this many skipped steps in a row are an error. `total`: steps skipped in earlier attempts."""
         self.limit, self.total, self.in_a_row = limit, total, 0
         self._newest: tuple[int, float, StepResult] | None = None
 
     def record(self, step: int, learning_rate: float, result: StepResult) -> None:
-        """Takes a step, and checks the one before. Raises NotFinite."""
+        """Takes the result of a step, and checks the step before. Raises NotFinite."""
         self.check()
         self._newest = step, learning_rate, result
 
     def check(self) -> None:
-        """Waits for the newest step; then `total` counts all steps. Raises NotFinite when too many in a row were skipped."""
+        """Waits for the newest step, so that `total` covers all steps. Raises NotFinite if too many in a row were skipped."""
         if self._newest is None:
             return
         (step, learning_rate, result), self._newest = self._newest, None
@@ -43,17 +43,17 @@ class SkippedSteps:
             logger.warning("skipped, loss or gradient is not finite: %s (%d in a row)", what, self.in_a_row)
             return
         raise NotFinite(
-            f"{self.in_a_row} steps in a row without a finite loss and gradient; the last one: {what}. What helps as a rule: a "
+            f"{self.in_a_row} steps in a row without a finite loss and gradient; the last one: {what}. Usual fixes: a "
             "lower train.learning_rate, train.warmup_steps, train.clip_norm, or bf16 instead of fp16"
         )
 
 
 MICRO_BATCH = "micro-batch.json"
-"""In the run's folder once memory ran short: the images of one pass that later attempts start with."""
+"""File in the run's folder with the images per pass for later attempts; exists once a step ran out of memory."""
 
 
 def noted_micro_batch(store: Store) -> int | None:
-    """Images a pass that an earlier attempt noted when memory ran short."""
+    """Images per pass that an earlier attempt noted when it ran out of memory; None if none did."""
     if not store.exists(MICRO_BATCH):
         return None
     return int(json.loads(store.read(MICRO_BATCH))["micro_batch"])
@@ -61,9 +61,9 @@ def noted_micro_batch(store: Store) -> int | None:
 
 @contextmanager
 def smaller_passes(store: Store, config: Config, micro_batch: int | None, step: int) -> Iterator[None]:
-    """Around a step. When memory runs short, notes half as many images a pass for the next attempt and raises OutOfMemory.
+    """Wraps a step. If memory runs out, notes half as many images per pass for the next attempt and raises OutOfMemory.
 
-    `store`: the run's folder. `micro_batch`: images of one pass; None for all of a worker's share.
+    `store`: the run's folder. `micro_batch`: images per pass; None for the worker's whole share of the global batch.
     """
     try:
         yield

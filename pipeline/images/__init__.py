@@ -1,4 +1,4 @@
-"""Encoded images to uint8 arrays and back, resizing, augmentation: the only wing that knows OpenCV.
+"""Decodes, encodes, resizes and augments images: the only wing that imports OpenCV.
 
 Entry: `codec.decode_image`, `augment.augment`. Imports no other wing.
 """

@@ -1,4 +1,4 @@
-"""From an image and its stored label to a training crop: draw an augmentation, then apply it to the crop's pixels alone."""
+"""Makes a training crop from an image and its stored label: draws an augmentation and applies it to the crop's pixels alone."""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -10,13 +10,14 @@ import numpy.typing as npt
 from pipeline.images.codec import IGNORE, UInt8, as_uint8
 from pipeline.images.resize import cut_image, cut_label
 
-# RGB mean of the published recipe, rounded to uint8: what lies outside an image is within half a grey level of zero.
+# RGB mean of the published recipe, rounded to uint8. Padding has this colour, so it is within half a grey level of 0 once the
+# network has subtracted the mean (decision 28).
 MEAN_COLOUR = np.array([123, 117, 104], np.uint8)
-TRIES = 10
+TRIES = 10  # positions that `cat_max` tries at most
 
 
 class Recipe(NamedTuple):
-    """All that shapes a training crop; the settings of the same names in `pipeline.config.data.Data`."""
+    """All settings that shape a training crop, named as in `pipeline.config.data.Data`; `crop` is its `crop_size`."""
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.75, 2.0)
@@ -28,7 +29,7 @@ class Recipe(NamedTuple):
 
 
 class Photometric(NamedTuple):
-    """Changes of colour; each default changes nothing. Saturation and hue are those of OpenCV's 8-bit HSV, hue of 180."""
+    """Changes of colour; the defaults change nothing. Saturation and hue are those of OpenCV's 8-bit HSV, hue below 180."""
 
     brightness: float = 0.0
     contrast: float = 1.0
@@ -40,7 +41,7 @@ class Photometric(NamedTuple):
 class Augmentation(NamedTuple):
     """One draw: resize by `factor` to `size`, cut `crop` at (top, left), change the colours, pad, mirror.
 
-    `size` is the whole image's (height, width) after the resize; without a factor it is what the resize aims at.
+    `size` is the whole image's (height, width) after the resize. Without a factor, the image is resized to `size`.
     """
 
     size: tuple[int, int]
@@ -53,12 +54,20 @@ class Augmentation(NamedTuple):
 
 
 def augment(
-    image: UInt8, label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: int, sample: int, stream: int = 0
+    image: UInt8,
+    label: UInt8,
+    label_map: UInt8,
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    sample: int,
+    stream: int = 0,
 ) -> tuple[UInt8, UInt8]:
     """Training crop uint8[h, w, 3] RGB and its classes uint8[h, w], both contiguous.
 
     Takes the image uint8[H, W, 3], the label uint8[H, W] as stored, and label_map uint8[256] from stored id to class or 255.
-    Outside the image lie `MEAN_COLOUR` and 255. Raises ValueError when image and label differ in size.
+    Padding outside the image is `MEAN_COLOUR` and class 255. Raises ValueError if image and label differ in size.
     """
     if image.shape[:2] != label.shape:
         raise ValueError(f"image and label differ in size: {image.shape[:2]} and {label.shape}; both must be [height, width]")
@@ -66,11 +75,20 @@ def augment(
     return apply(image, label, label_map, augmentation)
 
 
-def draw(label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: int, sample: int, stream: int = 0) -> Augmentation:
-    """Draws an augmentation from (seed, epoch, sample, stream) alone (law 1); `stream` tells repeats of a sample apart.
+def draw(
+    label: UInt8,
+    label_map: UInt8,
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    sample: int,
+    stream: int = 0,
+) -> Augmentation:
+    """Draws an augmentation from (seed, epoch, sample, stream) alone (law 1); repeats of a sample have different streams.
 
-    Every random number has its own place in the generator's stream, so that a setting changes what it names and no more.
-    The label's classes decide only where `cat_max` has the position drawn again.
+    Every random number has a fixed place in the generator's sequence, so that a setting changes only what it names.
+    The classes of the label matter only for `cat_max`, which may draw the position again.
     """
     key, counter = np.array([seed, epoch << 40 | sample], np.uint64), np.array([0, 0, 0, stream], np.uint64)
     numbers = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(5 + 9 + 2 * (TRIES - 1))
@@ -96,10 +114,10 @@ def draw(label: UInt8, label_map: UInt8, recipe: Recipe, *, seed: int, epoch: in
 
 
 def apply(image: UInt8, label: UInt8, label_map: UInt8, augmentation: Augmentation) -> tuple[UInt8, UInt8]:
-    """The crop of `augment` for one draw; nothing random.
+    """The crop of `augment` for one draw; nothing here is random.
 
-    Pixel for pixel what this gives on the whole image (held by tests): `cv2.resize` by the factor, INTER_LINEAR_EXACT for the
-    image and INTER_NEAREST for the label, then cut, change the colours, pad at the bottom and right, and mirror.
+    Equals these operations on the whole image, pixel for pixel (held by tests): resize with `cv2.resize` by the factor
+    (INTER_LINEAR_EXACT for the image, INTER_NEAREST for the label), cut, change the colours, pad at the bottom and right, mirror.
     """
     size, factor, crop = augmentation[:3]
     pixels = _photometry(cut_image(image, size, factor, _extent(augmentation)), augmentation.photometric)
@@ -116,7 +134,7 @@ def apply(image: UInt8, label: UInt8, label_map: UInt8, augmentation: Augmentati
 
 
 def _factor(recipe: Recipe, number: float) -> Fraction:
-    """A rational factor: its denominator is the grid on which a window resizes as the whole does, so it must be small."""
+    """A random rational factor. Windows can start at multiples of its denominator only (see resize.py), so it must be small."""
     low, high = (Fraction(str(end)) for end in recipe.scale)
     if recipe.scale_step is not None:
         step = Fraction(str(recipe.scale_step))
@@ -130,7 +148,7 @@ def _position(size: tuple[int, int], crop: tuple[int, int], down: float, across:
 
 
 def _photometric(numbers: list[float]) -> Photometric:
-    """Ranges and probabilities of PhotoMetricDistortion (mmsegmentation, mmseg/datasets/transforms/transforms.py)."""
+    """Uses the ranges and probabilities of PhotoMetricDistortion (mmsegmentation, mmseg/datasets/transforms/transforms.py)."""
     brighten, delta, stretch, contrast, last, saturate, saturation, turn, hue = numbers
     return Photometric(
         brightness=64 * delta - 32 if brighten < 0.5 else 0.0,
@@ -142,14 +160,15 @@ def _photometric(numbers: list[float]) -> Photometric:
 
 
 def _varied(label: UInt8, label_map: UInt8, first: Augmentation, again: list[list[float]], cat_max: float) -> Augmentation:
-    """The first of ten positions whose crop has two classes or more, none at `cat_max` of the labelled pixels; else the last.
+    """The first of ten positions whose crop has several classes, all below `cat_max` of the labelled pixels; else the tenth.
 
-    The rule of RandomCrop in mmsegmentation (cat_max_ratio), which looks at ten positions and takes an eleventh unseen.
+    This is the rule of RandomCrop in mmsegmentation (cat_max_ratio), but when all ten fail, RandomCrop takes an eleventh position
+    unchecked.
     """
     drawn = first
     for top, left in [(first.top, first.left), *(_position(first.size, first.crop, *numbers) for numbers in again)]:
         drawn = first._replace(top=top, left=left)
-        # Exact in float32 up to 2**24 pixels of one id; three times as fast as np.bincount.
+        # calcHist counts in float32, exact up to 2**24 pixels of one id; it is three times as fast as np.bincount.
         stored = cv2.calcHist([cut_label(label, *drawn[:2], _extent(drawn))], [0], None, [256], [0, 256]).ravel()
         counts = np.bincount(label_map, weights=stored, minlength=256)[:IGNORE]
         if np.count_nonzero(counts) > 1 and counts.max() < cat_max * counts.sum():
@@ -163,7 +182,7 @@ def _extent(drawn: Augmentation) -> tuple[int, int, int, int]:
 
 
 def _photometry(image: UInt8, change: Photometric) -> UInt8:
-    """Brightness, contrast, saturation and hue on uint8[h, w, 3] RGB by tables, in the order and rounding of mmsegmentation."""
+    """Changes the colours of uint8[h, w, 3] RGB by lookup tables, in the order and with the rounding of mmsegmentation."""
     if change == Photometric():
         return image
     coloured = change.saturation != 1 or change.hue != 0

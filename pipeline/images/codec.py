@@ -1,4 +1,4 @@
-"""Encoded bytes to uint8 arrays and back."""
+"""Decodes image files to uint8 arrays, encodes arrays, and checks files for damage."""
 
 import struct
 import zlib
@@ -11,24 +11,24 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 IGNORE = 255
 SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Names of image files end so, in lower or upper case."""
+"""Endings of the names of image files, in lower or upper case."""
 PNG = b"\x89PNG\r\n\x1a\n"
 ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
 PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
 
 
 def decode_image(data: bytes) -> UInt8:
-    """uint8[H, W, 3] RGB from an encoded image: grey, palette or colour, alpha dropped. Raises ValueError if it does not decode.
+    """uint8[H, W, 3] RGB from an encoded grey, palette or colour image, without alpha. Raises ValueError if it does not decode.
 
-    Pixels stay where they are stored: an EXIF orientation is not applied, as labels, which carry none, lie on the stored pixels.
+    An EXIF orientation is not applied, because labels have none and belong to the pixels as stored.
     """
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_label(data: bytes) -> UInt8:
-    """uint8[H, W] from an image of one channel of 8 bits or fewer, or a palette PNG: stored values or indices, untouched.
+    """uint8[H, W] from an image of one channel of at most 8 bits or a palette PNG: the stored values or indices, unchanged.
 
-    Raises ValueError otherwise, or when it does not decode.
+    Raises ValueError for any other image, or if it does not decode.
     """
     depth = 8
     if data.startswith(PNG):
@@ -36,19 +36,20 @@ def decode_label(data: bytes) -> UInt8:
     label = _decode(data, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(f"{ONE_CHANNEL}, found {label.dtype} of shape {label.shape}")
-    # OpenCV stretches 1, 2 and 4 bits to 0..255.
+    # OpenCV scales values of 1, 2 and 4 bits to 0..255; labels need the stored values.
     return label if depth == 8 else label // np.uint8(255 // (2**depth - 1))
 
 
 def _grey_png(data: bytes) -> tuple[bytes, int]:
-    """The PNG with its palette taken away, so that its indices are its pixels, and its bit depth (1, 2, 4 or 8).
+    """The PNG as a grey one, whose pixels are the indices of the palette, and its bit depth (1, 2, 4 or 8).
 
-    Only the header, the pixels and the end are kept (PNG specification, sections 5.3 and 11.2). Raises ValueError.
+    OpenCV would turn the palette into colours. Only the header, the pixels and the end are kept (PNG specification, sections 5.3
+    and 11.2). Raises ValueError.
     """
     chunks: dict[str, list[bytes]] = {"IDAT": [], "IEND": []}
     for kind, start, end in _png_chunks(data):
         chunks.get(kind, []).append(data[start - 8 : end + 4])
-    # The header is changed below and gets a new checksum, so the old one is checked here; libpng checks those of the others.
+    # The header is changed below and gets a new checksum, so the old one is checked here; libpng checks the other chunks.
     if not all(chunks.values()) or struct.pack(">I", zlib.crc32(data[12:29])) != data[29:33]:
         raise ValueError(f"not a readable image (PNG of {len(data)} bytes with a broken header or without pixels)")
     depth, colour = data[24], data[25]
@@ -56,7 +57,7 @@ def _grey_png(data: bytes) -> tuple[bytes, int]:
         raise ValueError(
             f"{ONE_CHANNEL}, found {PNG_COLOURS.get(colour, colour)} of {depth} bits a channel; store class ids instead"
         )
-    # Kind, width, height and depth stay; then colour type 0, compression, filter and interlacing.
+    # Only the colour type changes, to 0 (grey); size, depth, compression, filter and interlacing are kept.
     header = data[12:25] + b"\0" + data[26:29]
     header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"".join([PNG, header, *chunks["IDAT"], *chunks["IEND"]]), depth
@@ -70,7 +71,7 @@ def _decode(data: bytes, flags: int) -> UInt8:
 
 
 def as_uint8(image: cv2.typing.MatLike) -> UInt8:
-    """The same array; OpenCV's stubs do not know that 8 bits stay 8 bits."""
+    """The same array, typed as uint8: OpenCV's stubs do not know that uint8 input gives uint8 output."""
     return image  # type: ignore[return-value]
 
 
@@ -91,7 +92,7 @@ def encode_jpeg(image: UInt8, quality: int = 95) -> bytes:
 
 
 def check_encoding(data: bytes) -> None:
-    """Raises ValueError for anything but a whole PNG or JPEG: some decoders fill what is missing with grey and say nothing."""
+    """Raises ValueError for anything but a complete PNG or JPEG: some decoders fill missing parts with grey and raise nothing."""
     if not data:
         raise ValueError("empty file")
     if data.startswith(PNG):

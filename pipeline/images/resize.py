@@ -1,4 +1,4 @@
-"""Decode, encode and resize images, whole or only the part that a crop needs: with augment.py the one place that knows OpenCV."""
+"""Resizes images and labels, whole or only the part that a crop needs."""
 
 import math
 from fractions import Fraction
@@ -14,7 +14,7 @@ cv2.setNumThreads(0)
 
 
 def resize_image(image: UInt8, scale: float) -> UInt8:
-    """Bilinear resize by a factor; sides are rounded, at least 1 pixel."""
+    """Bilinear resize by a factor; each side is rounded and has at least 1 pixel."""
     return resize_to(image, (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))))
 
 
@@ -31,11 +31,11 @@ def resize_label_to(label: UInt8, size: tuple[int, int]) -> UInt8:
 
 
 def cut_image(image: UInt8, size: tuple[int, int], factor: Fraction | None, extent: tuple[int, int, int, int]) -> UInt8:
-    """uint8[h, w, 3]: resized by `factor`, or without one to `size`, and cut at `extent` = (top, left, h, w); never a view.
+    """Cuts `extent` = (top, left, h, w) from the image resized by `factor`, or to `size` without one: uint8[h, w, 3], no view.
 
-    Pixel for pixel `cv2.resize(image, None, fx=factor, fy=factor, interpolation=INTER_LINEAR_EXACT)` and then the cut, but only
-    the source pixels behind the cut are resized. `size` must be what that call gives: each side times the factor, rounded.
-    INTER_LINEAR would differ by 1 in about 0.1% of the values.
+    Equals `cv2.resize(image, None, fx=factor, fy=factor, interpolation=INTER_LINEAR_EXACT)` and then the cut, pixel for pixel,
+    but resizes only the source pixels that the cut needs. `size` must be the size which that call gives: each side times the
+    factor, rounded. INTER_LINEAR would differ by 1 in about 0.1% of the values.
     """
     top, left, height, width = extent
     if size == image.shape[:2]:
@@ -47,18 +47,19 @@ def cut_image(image: UInt8, size: tuple[int, int], factor: Fraction | None, exte
         columns, before = _window(factor, image.shape[1], left, width)
         window, zoom = image[rows, columns], float(factor)
         if (round(window.shape[0] * zoom), round(window.shape[1] * zoom)) == window.shape[:2]:
-            window, above, before = image, 0, 0  # where the size stays (a few pixels) OpenCV copies instead of resizing
+            window, above, before = image, 0, 0  # OpenCV copies a window whose size stays the same (a few pixels)
         resized = cv2.resize(window, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR_EXACT)
         top, left = top - above, left - before
     return as_uint8(resized)[top : top + height, left : left + width]
 
 
 def cut_label(label: UInt8, size: tuple[int, int], factor: Fraction | None, extent: tuple[int, int, int, int]) -> UInt8:
-    """uint8[h, w]: the same for a label with INTER_NEAREST, value for value."""
+    """Cuts a label in the same way as `cut_image`, but with INTER_NEAREST, value for value: uint8[h, w]."""
     top, left, height, width = extent
     if size == label.shape:
         return np.ascontiguousarray(label[top : top + height, left : left + width])
-    # Not cv2.resize on a window: 10 * (1 / 1.3) lies on another side of an integer than the same pixel counted from 0.
+    # cv2.resize on a window would differ, because it counts from the window's start: floor(39 * (1 / 1.3)) is 29, but a window
+    # that starts at pixel 26 gives 20 + floor(13 * (1 / 1.3)) = 30.
     rows, columns = (
         _nearest(side, length / side if factor is None else float(factor), start, count)
         for side, length, start, count in zip(label.shape, size, extent[:2], extent[2:], strict=True)
@@ -68,20 +69,20 @@ def cut_label(label: UInt8, size: tuple[int, int], factor: Fraction | None, exte
 
 
 def _nearest(side: int, factor: float, start: int, count: int) -> npt.NDArray[np.intp]:
-    """Source index of `count` resized pixels from `start` on: OpenCV's floor(x * (1 / factor)), in doubles as there."""
+    """Source indices of `count` resized pixels from `start` on: floor(x * (1 / factor)) in doubles, as OpenCV computes it."""
     return (np.arange(start, start + count) * (1 / factor)).astype(np.intp).clip(max=side - 1)
 
 
 def _window(factor: Fraction, side: int, start: int, count: int) -> tuple[slice, int]:
-    """Source pixels that `count` resized ones from `start` on need, and where the first of them lies after the resize.
+    """The source pixels that `count` resized ones from `start` on need, and the position of the first of them after the resize.
 
-    It begins where a source and a resized pixel begin together, every (denominator, numerator) pixels: from there on the
-    interpolation weights repeat. Two pixels of margin keep the window's edges out of the cut.
+    The window begins where a source pixel and a resized pixel begin together. That is every (denominator, numerator) pixels, the
+    period of the interpolation weights. A margin of two pixels keeps the window's edges out of the cut.
     """
     first = max(0, start * factor.denominator // factor.numerator - 2) // factor.denominator * factor.denominator
     skipped = first // factor.denominator * factor.numerator
     needed = start + count - skipped
     stop = min(side, first + math.ceil(needed / factor) + 2)
     if round((stop - first) * float(factor)) < needed:
-        return slice(0, side), 0  # half a pixel at the image's end, which rounding gives to the whole but not to the window
+        return slice(0, side), 0  # rounding gives the whole image one more pixel at its end than the window
     return slice(first, stop), skipped

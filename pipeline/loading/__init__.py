@@ -1,4 +1,4 @@
-"""A prepared data set becomes batches: which sample at which step on which rank, fetched, augmented, checked.
+"""Turns a prepared data set into batches: picks the samples of each step and rank, fetches, augments and checks them.
 
 Entry: `sampler.Sampler`, `feed.Feed`, `batches.training_batches`. Imports images, config, storage, data, checkpoints.
 """

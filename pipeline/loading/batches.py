@@ -1,4 +1,4 @@
-"""What a worker makes of the rows that reach it: batches whose every row's place is checked, and whole images to evaluate."""
+"""Batches of a training worker, with the place of every row checked, and whole images for evaluation."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,13 +27,13 @@ class TrainingBatch(NamedTuple):
     label: torch.Tensor
     """uint8[b, h, w]."""
     replaced: int
-    """Samples that could not be read and were replaced by another."""
+    """Number of samples that could not be read and were replaced by another."""
     rows: tuple[int, int]
-    """(first row, all rows): these are the rows of the global batch from the first on."""
+    """(first row, all rows): the first of these rows in the global batch, and the size of the global batch."""
 
 
 def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Feed, rank: int) -> Iterator[TrainingBatch]:
-    """The batches of one rank from its part of the training data; `feed.first_step` is of no account, the data decides.
+    """The batches of one rank from its part of the training data. `feed.first_step` is ignored; steps are read from the data.
 
     Raises what `checked_batches` raises.
     """
@@ -42,9 +42,9 @@ def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Fee
 
 
 def checked_batches(rows: Iterator[Batch], sampler: Sampler, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
-    """The batches of one rank, every row's place checked and padding left out; the first says at which step the feed starts.
+    """The batches of one rank, with every row's place checked and the padding removed. The first batch gives the first step.
 
-    Raises RuntimeError when a row is not the one the plan puts there, or when the rows end before step `steps`.
+    Raises RuntimeError when a row is not the one that the sampler puts there, or when the rows end before step `steps`.
     """
     step, (first_row, num_rows) = -1, share(sampler.global_batch, rank, workers)
     for batch in rows:
@@ -70,20 +70,20 @@ def _places(sampler: Sampler, step: int, rank: int, workers: int) -> Batch:
 
 
 class Sample(NamedTuple):
-    """One evaluation sample: image uint8[h, w, 3] RGB at evaluation scale, label uint8[H, W] at its own resolution."""
+    """One evaluation sample: image uint8[h, w, 3] RGB at evaluation scale, label uint8[H, W] at native resolution."""
 
     number: int
-    """Position in the split; -1 for one that pads a rank's share and is not counted."""
+    """Position in the split; -1 for an image that pads a rank's share and is not counted."""
     sample_id: str
     image: codec.UInt8
     label: codec.UInt8
 
 
 def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: list[int], scale: float) -> Iterator[Sample]:
-    """The samples at `indices` of a split, one at a time, whole images, labels untouched but for the label map.
+    """The samples at `indices` of a split, one at a time: whole images, and labels changed by the label map only.
 
-    Index -1 pads: an image of the split whose label is all ignored. Raises SampleError for one that cannot be read: an
-    evaluation never leaves an image out.
+    Index -1 is padding: an image of the split whose label is all ignored. Raises SampleError for a sample that cannot be read:
+    an evaluation never skips an image.
     """
     samples, label_map = open_samples(config, manifest, split), manifest.label_lookup()
     for index, row in zip(indices, samples.ahead([max(index, 0) for index in indices]), strict=True):

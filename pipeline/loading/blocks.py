@@ -15,7 +15,7 @@ class Block(NamedTuple):
 
 
 def num_blocks(first_step: int, steps: int, *, steps_per_block: int, workers: int) -> int:
-    """Blocks that cover steps [first_step, steps) for all workers."""
+    """Number of blocks that cover steps [first_step, steps) for all workers."""
     left, doublings = steps - first_step, _doublings(steps_per_block)
     if left < (1 << doublings):
         return left.bit_length() * workers
@@ -23,7 +23,7 @@ def num_blocks(first_step: int, steps: int, *, steps_per_block: int, workers: in
 
 
 def block(index: int, first_step: int, steps: int, *, steps_per_block: int, workers: int) -> Block:
-    """Block `index`; ranks take turns, because Ray Data gives a block to whoever had the fewest rows so far.
+    """Block `index`. Ranks take turns, because Ray Data gives each block to the rank that received the fewest rows so far.
 
     The first blocks have 1, 2, 4, ... steps, so that the first batch comes early.
     """
@@ -33,7 +33,7 @@ def block(index: int, first_step: int, steps: int, *, steps_per_block: int, work
 
 
 def _group_start(group: int, steps_per_block: int) -> int:
-    """Steps before a group of blocks, whose sizes are 1, 2, 4, ... and then steps_per_block."""
+    """Number of steps before a group of blocks; the groups have 1, 2, 4, ... steps and then steps_per_block."""
     doublings = _doublings(steps_per_block)
     return (1 << min(group, doublings)) - 1 + max(0, group - doublings) * steps_per_block
 
@@ -48,9 +48,10 @@ def steps_per_block(config: Config, workers: int) -> int:
 
 
 def block_bytes(config: Config, workers: int) -> int:
-    """Bytes of one Ray Data block, uint8 image and label; the same for each of `workers` workers, by padding."""
+    """Bytes of one Ray Data block of uint8 images and labels. Padding makes it the same for each of `workers` workers."""
     return steps_per_block(config, workers) * _step_bytes(config, workers)
 
 
 def _step_bytes(config: Config, workers: int) -> int:
+    # 4 bytes a pixel: RGB and the label.
     return largest_share(config.train.global_batch, workers) * 4 * config.data.crop_size[0] * config.data.crop_size[1]

@@ -1,6 +1,6 @@
-"""From block numbers to augmented crops: what a Ray Data task, or any other process, runs to execute the plan.
+"""Turns block numbers into augmented crops, in a Ray Data task or in any other process.
 
-Imports neither torch nor Ray: a fresh task worker is ready in a second.
+Imports neither torch nor Ray, so that a fresh task worker is ready in a second.
 """
 
 import logging
@@ -29,31 +29,34 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Feed(NamedTuple):
-    """All that a task needs to turn block numbers into augmented crops; pickles small."""
+    """All that a task needs to turn block numbers into augmented crops; small when pickled."""
 
     config: Config
     manifest: Manifest
     first_step: int
     workers: int
-    """Training processes that share a global batch."""
+    """Number of training processes that share a global batch."""
 
     @property
     def sampler(self) -> Sampler:
-        """The order of the training split."""
+        """The sample order of the training split."""
         config, split = self.config, self.manifest.splits["train"]
         labels = {name: label for label, name in enumerate(self.manifest.class_names)}
-        # By class, for a configuration whose keys stand in another order is the same run.
+        # Sorted by class: a configuration that lists the same classes in another order is the same run.
         weights = dict(sorted((labels[name], weight) for name, weight in config.data.oversample.items()))
         streams = oversampled(split.num_images, dict(enumerate(split.images)), weights)
         return Sampler(split.num_images, config.train.global_batch, config.seed, streams)
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of each worker in each step, padding included."""
+        """Number of rows of each worker in each step, padding included."""
         return largest_share(self.config.train.global_batch, self.workers)
 
     def rows(self, blocks: Batch) -> Batch:
-        """Rows of the blocks `id`: image uint8[n, h, w, 3], label uint8[n, h, w]; position, step, rank int64[n]; replaced."""
+        """Rows of the blocks `id`.
+
+        image uint8[n, h, w, 3], label uint8[n, h, w]; position, step, rank int64[n]; replaced bool[n].
+        """
         rows = [self._block(int(index)) for index in blocks["id"]]
         return rows[0] if len(rows) == 1 else {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
 
@@ -69,9 +72,9 @@ class Feed(NamedTuple):
         return {"image": image, "label": label, "position": positions, "step": steps, "rank": rank, "replaced": replaced}
 
     def crops(self, positions: Int64) -> tuple[codec.UInt8, codec.UInt8, npt.NDArray[np.bool_]]:
-        """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], both 0 at PADDING, and which of them stand for a sample that
-        cannot be read.
+        """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], and replaced bool[n].
 
+        A row is `replaced` if it is another sample in place of one that cannot be read. Crops and labels are 0 at PADDING.
         Raises SampleError for a sample that is missing or corrupt, unless `data.max_skipped` lets it be replaced.
         """
         crop, seed = self.config.data.crop_size, self.config.seed
@@ -93,12 +96,12 @@ class Feed(NamedTuple):
 
     @property
     def recipe(self) -> Recipe:
-        """How this configuration augments."""
+        """The augmentation of this configuration."""
         data = self.config.data
         return Recipe(data.crop_size, data.scale, data.scale_step, data.short_sides, data.flip, data.cat_max, data.photometric)
 
     def samples_of(self, picks: Picks, samples: Samples) -> Int64:
-        """Positions int64[n] in the split of what was picked."""
+        """Positions int64[n] in the split of the picked samples."""
         numbers = picks.place.copy()
         for number, stream in enumerate(self.sampler.oversampled, start=1):
             mine = picks.stream == number
@@ -107,7 +110,7 @@ class Feed(NamedTuple):
         return numbers
 
     def _decoded(self, samples: Samples, numbers: Int64) -> Iterator[tuple[int, codec.UInt8, codec.UInt8]]:
-        """(number, image, label) for each of `numbers`; a sample that cannot be read is replaced by the next that can."""
+        """(number, image, label) for each of `numbers`; a sample that cannot be read is replaced by the next readable one."""
         for number, row in zip(numbers.tolist(), samples.ahead(numbers.tolist()), strict=True):
             for following in range(self.config.data.max_skipped + 1):
                 stand_in = (number + following) % samples.index.num_images
@@ -124,12 +127,15 @@ class Feed(NamedTuple):
 
 
 def resumed(config: Config, manifest: Manifest, checkpoints: Store, workers: int) -> Feed:
-    """The training data of `workers` processes from the newest checkpoint on; the one place that decides where a start begins."""
+    """The training data of `workers` processes from the newest checkpoint on.
+
+    No other place decides where a start begins, so data and weights cannot disagree.
+    """
     return Feed(config, manifest, latest_step(checkpoints), workers)
 
 
 def decode(row: Row) -> tuple[codec.UInt8, codec.UInt8]:
-    """Image uint8[H, W, 3] and label uint8[H, W] of stored ids. Raises SampleError naming the sample."""
+    """Image uint8[H, W, 3] and label uint8[H, W] with the ids as stored. Raises SampleError naming the sample."""
     try:
         return codec.decode_image(row.image), codec.decode_label(row.label)
     except ValueError as error:

@@ -1,11 +1,11 @@
-"""Which sample at which step on which rank: pure functions of the seed, in O(1) memory for any number of samples.
+"""Maps step and rank to samples: pure functions of the seed, in O(1) memory for any number of samples.
 
 Law 1: global position p = step * global_batch + j holds sample `permutation(seed, p // N)[p % N]`. The permutation is never
-listed: it is a keyed bijection of [0, N), a Feistel network over the next even number of bits, walked until it lands inside
-(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, method "cycle walking").
+stored: it is a keyed bijection of [0, N), a Feistel network over the next even number of bits, applied again until the result
+is inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, method "cycle walking").
 
-Oversampling is the same law several times: each class named has a stream of its own over the images that contain it, and a
-permutation of the epoch's positions says which stream a position draws from. An epoch has N positions all the same.
+Oversampling applies the same law to several streams: each configured class has a separate stream over the images that contain
+it, and a permutation of the epoch's positions decides which stream a position draws from. An epoch still has N positions.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ UInt64 = npt.NDArray[np.uint64]
 
 NUM_ROUNDS = 8  # four suffice for large domains; small ones need more to look uniform
 PADDING = -1
-"""Position of a row that no sample stands for."""
+"""Position of a row that holds no sample."""
 
 
 class Stream(NamedTuple):
@@ -28,22 +28,22 @@ class Stream(NamedTuple):
     label: int | None
     num_images: int
     per_epoch: int
-    """Positions of each epoch that draw from this stream."""
+    """Number of positions in each epoch that draw from this stream."""
 
 
 class Picks(NamedTuple):
-    """What positions hold, int64[n] each."""
+    """The samples drawn at n positions, int64[n] each."""
 
     stream: Int64
-    """Number of the stream; 0 are all images."""
+    """Number of the stream; stream 0 has all images."""
     epoch: Int64
-    """Times that the stream had gone through its images before."""
+    """Number of times that the stream had gone through all its images before."""
     place: Int64
-    """Which of the stream's images; for stream 0 the sample itself."""
+    """Index among the stream's images; for stream 0 the sample's position in the split."""
 
 
 class Sampler(NamedTuple):
-    """The order of one training run: one endless row of positions over all epochs."""
+    """The sample order of one training run: an endless sequence of positions over all epochs."""
 
     num_samples: int
     global_batch: int
@@ -57,12 +57,12 @@ class Sampler(NamedTuple):
         return (Stream(None, self.num_samples, rest), *self.oversampled)
 
     def picks(self, positions: Int64) -> Picks:
-        """What global positions int64[n] hold."""
+        """The samples drawn at global positions int64[n]."""
         epochs, within = positions // self.num_samples, positions % self.num_samples
         if not self.oversampled:
             place = permute(within, epochs, num_samples=self.num_samples, seed=self.seed)
             return Picks(np.zeros_like(place), epochs, place)
-        # A seed of its own, so that where a stream is drawn from and what it holds are independent.
+        # A separate seed, so that a stream's positions do not depend on the order of its images.
         turn = permute(within, epochs, num_samples=self.num_samples, seed=_stream_seed(self.seed, len(self.streams)))
         starts = np.cumsum([0, *(s.per_epoch for s in self.streams)])
         number = np.searchsorted(starts, turn, side="right") - 1
@@ -78,10 +78,10 @@ class Sampler(NamedTuple):
         return picks
 
     def positions(self, first_step: int, last_step: int, rank: int, workers: int) -> Int64:
-        """Positions int64[(last_step - first_step) * largest_share] of the rows that one rank is fed, step by step.
+        """Positions int64[(last_step - first_step) * largest_share] of the rows that one rank gets, step by step.
 
-        Where its share is smaller than the largest, each step ends with PADDING: Ray Data deals blocks out by their rows, so
-        those of all ranks must have equally many.
+        If the rank's share is smaller than the largest, each step ends with PADDING: Ray Data deals blocks out by their number
+        of rows, so the blocks of all ranks must have the same number.
         """
         first_row, num_rows = share(self.global_batch, rank, workers)
         rows = np.arange(largest_share(self.global_batch, workers), dtype=np.int64)
@@ -90,9 +90,9 @@ class Sampler(NamedTuple):
 
 
 def share(global_batch: int, rank: int, workers: int) -> tuple[int, int]:
-    """(first row, number of rows) of a global batch that one of `workers` holds; the numbers differ by one at most.
+    """(first row, number of rows) of one rank's share of a global batch; the numbers of rows differ by one at most.
 
-    Raises ValueError for more workers than rows: one of them would have nothing to learn from.
+    Raises ValueError for more workers than rows: one worker would have no rows.
     """
     if workers > global_batch:
         raise ValueError(f"train.global_batch = {global_batch}: fewer images than the {workers} workers (lower train.workers)")
@@ -101,14 +101,14 @@ def share(global_batch: int, rank: int, workers: int) -> tuple[int, int]:
 
 
 def largest_share(global_batch: int, workers: int) -> int:
-    """Most rows of a global batch that one of `workers` holds."""
+    """Number of rows in the largest share of a global batch."""
     return -(-global_batch // workers)
 
 
 def oversampled(num_samples: int, images: Mapping[int, int], weights: Mapping[int, float]) -> tuple[Stream, ...]:
-    """A stream for each class of `weights`, whose share of an epoch is weight / (1 + sum of weights), rounded down.
+    """A stream for each class of `weights`. Its share of an epoch is weight / (1 + sum of weights), rounded down.
 
-    `images`: class -> images that contain it. Raises ValueError for a class that no image contains.
+    `images`: class -> number of images that contain it. Raises ValueError for a class that no image contains.
     """
     total = 1 + sum(weights.values())
     for label in weights:
@@ -118,8 +118,11 @@ def oversampled(num_samples: int, images: Mapping[int, int], weights: Mapping[in
 
 
 def evaluation_share(num_images: int, rank: int, workers: int) -> list[int]:
-    """Images rank, rank + workers, ... of a split, and -1 at the end where a rank has one less than the first: together every
-    image once, and on every rank equally many."""
+    """Images rank, rank + workers, ... of a split, padded with -1 if the rank has one image less than rank 0.
+
+    All ranks together have every image once. Each rank has the same number of indices, so that all ranks make the same number
+    of passes.
+    """
     indices = range(rank, num_images, workers)
     return [*indices, *[PADDING] * (-(-num_images // workers) - len(indices))]
 
@@ -137,7 +140,7 @@ def permute(index: Int64, epoch: Int64, *, num_samples: int, seed: int) -> Int64
 
 
 def _stream_seed(seed: int, stream: int) -> int:
-    """Seeds are below 2^32, so those of other streams never meet one of another run's first stream."""
+    """The seed of a stream. Run seeds are below 2^32, so it is never the seed of another run's stream 0."""
     return seed | stream << 32
 
 

@@ -1,4 +1,4 @@
-"""Says why no batch came: nothing is worse on a paid cluster than a feed that waits without a word."""
+"""Logs why no batch came: on a paid cluster a feed must not wait silently."""
 
 import logging
 import threading
@@ -17,10 +17,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PROBE_S = 5.0
+"""Patience with the storage while the reason is searched, in seconds."""
 
 
 class StallMonitor:
-    """Passes batches on; when one has not come for `seconds`, logs what `reason` finds, and again after as long again."""
+    """Passes batches on. When none has come for `seconds`, logs the result of `reason`, and repeats this every `seconds`."""
 
     def __init__(self, seconds: float, reason: Callable[[], str]) -> None:
         self.seconds, self.reason = seconds, reason
@@ -60,17 +61,17 @@ class StallMonitor:
                     self.changed.wait(left)
                     continue
                 waited, self.due = time.monotonic() - self.since, time.monotonic() + self.seconds
-                self.changed.release()  # the reason may take a while, and the batch may come meanwhile
+                self.changed.release()  # finding the reason may take a while; a batch that comes meanwhile must not wait for it
                 try:
                     found = self.reason()
-                except Exception as error:  # said, for what keeps the feed waiting may also keep its reason from being found
+                except Exception as error:  # logged, because what stops the feed may also stop the search for the reason
                     found = f"the reason cannot be found: {type(error).__name__}: {error}"
                 logger.warning("no batch for %.0f s: %s", waited, found)
                 self.changed.acquire()
 
 
 def stall_reason(config: Config, manifest: Manifest) -> str:
-    """What of storage and cluster can be seen to keep the feed waiting, with the fix."""
+    """State of storage and cluster that may explain why the feed waits, with the fix."""
     return "; ".join([_storage_state(config, manifest), _cluster_state(config)])
 
 
@@ -81,7 +82,7 @@ def _storage_state(config: Config, manifest: Manifest) -> str:
         open_samples(hurried, manifest, "train").read([0])
     except SampleError as error:
         return f"the storage answers, but {error}"
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # any error of this read explains the stall
         return f"the storage does not answer: {error}"
     return f"the storage answers in {time.monotonic() - started:.1f} s"
 
@@ -90,7 +91,7 @@ def _cluster_state(config: Config) -> str:
     free, total = (resources.get("CPU", 0.0) for resources in (ray.available_resources(), ray.cluster_resources()))
     if free < config.data.cpus_per_task:
         return (
-            f"{free:g} of {total:g} CPUs are free: either Ray Data's tasks are at work, slower than training, or something else "
-            f"holds the CPUs (lower train.cpus_per_worker, data.cpus_per_task or the crop, or add CPUs)"
+            f"{free:g} of {total:g} CPUs are free: either Ray Data's tasks run but are slower than training, or something "
+            f"else holds the CPUs (lower train.cpus_per_worker, data.cpus_per_task or the crop, or add CPUs)"
         )
     return f"{free:g} of {total:g} CPUs are free: Ray Data is not held up by CPUs; its log is in /tmp/ray/session_latest/logs"

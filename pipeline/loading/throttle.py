@@ -1,4 +1,4 @@
-"""A calmer scheduling loop for Ray Data. In a file of its own: every task worker imports it, and torch must not come along."""
+"""Throttles Ray Data's scheduling loop. A separate file because every task imports it and must not import torch."""
 
 import time
 from typing import Any
@@ -7,10 +7,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 
 class ThrottledExecution(ExecutionCallback):
-    """Holds Ray Data's scheduling loop to 20 rounds a second while nothing moves.
+    """Limits Ray Data's scheduling loop to 20 rounds a second while nothing moves.
 
-    A feed that is ahead of training is held back by leaving finished tasks unread; Ray 2.60 then finds them ready in every
-    round and spins, which took three quarters of a core away from training (measured on two cores).
+    When the feed is ahead of training, Ray Data leaves finished tasks unread to hold it back. Ray 2.60 then finds them ready in
+    every round and spins, which took three quarters of a core away from training (measured on two cores).
     """
 
     ROUND_S = 0.05

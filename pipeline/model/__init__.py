@@ -1,4 +1,4 @@
-"""What learns: network, objective, optimizer, and the published weights that they start from.
+"""The network, its objective and its optimizer, and the published weights that they start from.
 
 Entry: `learner.Learner`. Imports config, storage, checkpoints.
 """

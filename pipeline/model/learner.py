@@ -1,4 +1,4 @@
-"""What learns on one worker: network, objective, optimizer, and what goes with them as configured."""
+"""The learner of one worker: network, objective, optimizer, weight average and gradient scaler, as configured."""
 
 from typing import Any, cast
 
@@ -41,30 +41,31 @@ class Learner:
 
     @property
     def scored(self) -> CCNet:
-        """The network that is validated and kept for predictions: the average of the weights, where there is one."""
+        """The network that is validated and used for predictions: the average of the weights if there is one."""
         return self.average.net if self.average else self.net
 
     def restore(self, found: Checkpoint) -> None:
-        """Takes the state of a checkpoint."""
+        """Loads the state of a checkpoint."""
         restore(found, self.net, self.optimizer, self.average.net if self.average else None)
         if self.scaler:
             self.scaler.load_state_dict(self.scaler.state_dict() | found.progress["scaler"])
 
     def distribute(self) -> None:
-        """Compiles the network where asked, and wraps it in DDP; after the weights are final, because DDP broadcasts rank 0's."""
+        """Compiles the network if configured, and wraps it in DDP. Call it after loading weights: DDP broadcasts rank 0's."""
         if self.config.train.compile:
-            # Otherwise the compiled dropout draws other masks than the plain one.
+            # Otherwise the compiled dropout would draw other masks than the eager one.
             torch._inductor.config.fallback_random = True
             self.parallel = cast(torch.nn.Module, torch.compile(self.net))
         if distributed.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            # DDP lays its buckets out anew after the first step, and with them the order in which three and more gradients are
-            # added: a run that goes on would not have the bits of one that was never interrupted. Not so with this option.
+            # After the first step DDP rebuilds its buckets, which changes the order in which three or more gradients are added:
+            # a resumed run would not have the bits of an uninterrupted one. With this option DDP never rebuilds them.
             fixed = devices is None and distributed.world_size() > 2
             self.parallel = torch.nn.parallel.DistributedDataParallel(
                 self.parallel, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True,
                 find_unused_parameters=fixed,
-                # Several passes exchange gradients in the last one alone; and torch.compile asks for a graph that is not.
+                # With several passes only the last one exchanges gradients, so the graph is not static. torch.compile does not
+                # support a static graph (pytorch/pytorch issue 93672).
                 static_graph=not (fixed or self.micro_batch or self.config.train.compile),
             )  # fmt: skip
 
@@ -73,7 +74,7 @@ class Learner:
     ) -> StepResult:
         """One optimizer step on image uint8[b, 3, h, w] and label uint8[b, h, w] of this worker.
 
-        `rows`: (first row, all rows): these are the rows of the global batch from the first on. By default all shares are equal.
+        `rows`: (first row, all rows), the first of these rows in the global batch and its size. By default all shares are equal.
         """
         train = self.config.train
         return train_step(
@@ -84,14 +85,17 @@ class Learner:
         )  # fmt: skip
 
     def _copied(self, array: torch.Tensor) -> torch.Tensor:
-        """The array on the device; to a GPU from pinned memory and beside the steps before, which the host is ahead of."""
+        """The array on the device.
+
+        A GPU gets it from pinned memory on a separate stream, in parallel with earlier steps: the host runs ahead of the device.
+        """
         if self.copies is None:
             return array.to(self.device)
         with torch.cuda.stream(self.copies):
             moved = array.pin_memory().to(self.device, non_blocking=True)
         steps = torch.cuda.current_stream(self.device)
         steps.wait_stream(self.copies)
-        moved.record_stream(steps)  # its memory is not another copy's before the step has read it
+        moved.record_stream(steps)  # its memory is not reused for another copy before the step has read it
         return moved
 
 
@@ -104,7 +108,7 @@ def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
 
 
 def objective(loss: Loss) -> Objective:
-    """The configured terms of the loss."""
+    """The loss with its configured terms."""
     return Objective(
         aux_weight=loss.aux_weight,
         class_weights=loss.class_weights,

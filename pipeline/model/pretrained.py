@@ -1,4 +1,4 @@
-"""What a network starts from: random weights, or a published checkpoint, also one for other classes."""
+"""Reads the weights that a network starts from: a published checkpoint, which may be for other classes."""
 
 import hashlib
 import logging
@@ -16,9 +16,9 @@ from pipeline.storage.store import open_store
 logger = logging.getLogger(__name__)
 
 CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
-"""The layers that know the classes."""
+"""Prefixes of the layers whose size is the number of classes."""
 EMBEDDING = "embedding."
-"""The layer of the category-consistent loss, which no published checkpoint has."""
+"""Prefix of the layer of the category-consistent loss, which no published checkpoint has."""
 
 
 def _as_it_is(state: State) -> State:
@@ -38,13 +38,13 @@ class Pretrained(NamedTuple):
 
     state: State
     sha256: str
-    """Of the file."""
+    """Hash of the file."""
 
 
 def read_pretrained(config: Config) -> Pretrained | None:
-    """The checkpoint at `model.weights`; None when there is none.
+    """The checkpoint at `model.weights`; None when the setting is empty.
 
-    Raises ConfigError naming what does not fit, StorageError when the store refuses.
+    Raises ConfigError that names the mismatch, StorageError when the store refuses.
     """
     model = config.model
     if model.weights is None:
@@ -67,8 +67,10 @@ def read_pretrained(config: Config) -> Pretrained | None:
 
 
 def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
-    """Copies the checkpoint into the network; its classifiers stay random when they are for another number of classes, and the
-    embedding when the checkpoint has none like it. ValueError lists what else does not fit.
+    """Copies the checkpoint into the network.
+
+    The classifiers stay random if they are for another number of classes, and the embedding if the checkpoint has none of the
+    same shape. Raises ValueError that lists every other mismatch.
     """
     ours, theirs = net.state_dict(), architecture(initial.state).get("num_classes", num_classes)
     fresh: tuple[str, ...] = CLASSIFIERS if theirs != num_classes else ()
@@ -77,7 +79,7 @@ def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
     state = {name: tensor for name, tensor in initial.state.items() if not name.startswith(fresh)}
     load(net, state, keep=[prefix for prefix in fresh if any(name.startswith(prefix) for name in ours)])
     if theirs != num_classes:
-        logger.info("model.weights is for %d classes, the data have %d: the classifiers start anew", theirs, num_classes)
+        logger.info("model.weights has %d classes, the data %d: the classifiers start from random weights", theirs, num_classes)
 
 
 def _shape(state: State, prefix: str) -> list[tuple[int, ...]]:

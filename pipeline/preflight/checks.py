@@ -1,4 +1,4 @@
-"""The checks before a run, the same for jobs.plan, jobs.train and jobs.tune; they read no image and take no worker."""
+"""The checks before a run, the same for jobs.plan, jobs.train and jobs.tune. They read no image and start no worker."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,18 +14,18 @@ from pipeline.storage.store import open_store
 
 
 class Preflight(NamedTuple):
-    """What was found, and what a run needs of it."""
+    """Findings of the checks, and what a run needs to know from them."""
 
     findings: list[Finding]
     """Errors first."""
     cluster: dict[str, float]
     """CPU, GPU and object_store_memory (bytes) of the cluster that is joined or would be started."""
     newest: dict[str, Any] | None = None
-    """What the newest checkpoint of the run recorded; None for a run that starts."""
+    """The record in the run's newest checkpoint; None for a new run."""
 
 
 def prepared(config: Config) -> tuple[Manifest | None, list[Finding]]:
-    """The prepared data set, or why there is none."""
+    """The prepared data set, or the finding why there is none."""
     try:
         return open_data(config), []
     except StorageError as error:
@@ -35,10 +35,10 @@ def prepared(config: Config) -> tuple[Manifest | None, list[Finding]]:
 
 
 def examine(config: Config, manifest: Manifest | None, run_key: str | None = None) -> Preflight:
-    """Checks storage, MLflow, data, settings, the cluster, and the run that would be resumed; all findings at once.
+    """Checks storage, MLflow, data, settings, the cluster, and the run that would be resumed. Returns all findings at once.
 
-    `manifest`: the prepared data set, or what its source holds; None leaves out what depends on it. `run_key`: of a run other
-    than the configuration's own, such as a search.
+    `manifest`: the prepared data set, or what its source holds; None skips the checks that need it. `run_key`: the key of a run
+    other than the configuration's own, such as a search.
     """
     found = [*storage_checks.buckets(config, checked=[config.storage.path]), *run_checks.tracking(config)]
     cluster, newest = connect.resources(), None
@@ -49,13 +49,13 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
         newest = newest_progress(store)
         found += examine_settings(config, manifest, cluster)
         found += run_checks.resume(config, manifest, store, newest)
-        if newest is None:  # a run that resumes has its weights
+        if newest is None:  # a resumed run starts from its checkpoint instead
             found += training_checks.weights(config, len(manifest.class_names))
     return Preflight(sorted(found, key=lambda finding: finding.level), cluster, newest)
 
 
 def examine_settings(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
-    """What settings, manifest and the cluster's size tell without asking anybody, errors first, in well under two seconds."""
+    """Checks that need only settings, manifest and the cluster's size, errors first; no requests, well under two seconds."""
     found = [
         *data_checks.examine(config, manifest),
         *training_checks.examine(config, manifest, cluster),

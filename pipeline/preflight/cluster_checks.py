@@ -1,4 +1,4 @@
-"""What the cluster and the disk lack for a run, each with its fix."""
+"""Checks of the cluster and the disk, each finding with its fix."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
 
 OBJECT_STORE_SHARE = 0.5
-"""Share of the cluster's object store that Ray Data fills before it holds its tasks back (its own default)."""
+"""Share of the cluster's object store that Ray Data fills before it holds its tasks back (Ray Data's default)."""
 
 
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
@@ -23,7 +23,7 @@ def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) ->
 
 
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
-    """What the cluster lacks for a run, and a batch that its workers cannot share evenly; known without the data."""
+    """What the cluster lacks for a run, and a batch that its workers cannot share evenly. Needs no data set."""
     cpu, gpu = cluster.get("CPU", 0), cluster.get("GPU", 0)
     return [
         *shares(config),
@@ -36,53 +36,53 @@ def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
 
 
 def shares(config: Config) -> list[Finding]:
-    """Workers that wait for others in every step, because their number does not divide the batch."""
+    """Numbers of workers that do not divide the batch: in every step some workers wait for those with a larger share."""
     found, train, batch = [], config.train, config.train.global_batch
     for workers in sorted({train.fewest_workers, train.most_workers}):
         if batch % workers:
             low = batch // workers
             what = f"train.global_batch = {batch}: {workers} workers hold {low} or {low + 1} images and wait for the larger share"
-            fix = f"train.global_batch={workers * low} or {workers * (low + 1)}, or as many workers as divide {batch}"
+            fix = f"train.global_batch={workers * low} or {workers * (low + 1)}, or a number of workers that divides {batch}"
             found.append(Finding("warning", what, fix))
     return found
 
 
 def cpus(config: Config, available: float) -> list[Finding]:
-    """Too few CPUs for the fewest workers and what runs besides them."""
+    """Too few CPUs for the fewest workers and for what runs besides them."""
     train, fewest = config.train, config.train.fewest_workers
     if (needed := cpus_needed(config, fewest)) <= available:
         return []
     room = math.floor(100 * (available - DATA_TASKS * config.data.cpus_per_task) / (fewest + config.evaluate.background)) / 100
     what = (
         f"train.workers = {json.dumps(train.workers)}: {needed:g} CPUs are needed (workers x {train.cpus_per_worker:g} + "
-        f"{_beside(config)}), the cluster has {available:g}"
+        f"{_other_cpus(config)}), but the cluster has {available:g}"
     )
     fix = f"train.cpus_per_worker={room:g}" if room > 0 else "fewer train.workers or a larger cluster"
     return [Finding("error", what, fix)]
 
 
 def crowding(config: Config, available: float, available_gpus: float) -> list[Finding]:
-    """Elastic workers that leave too few CPUs for what runs besides them: Ray Train starts as many as fit."""
-    train, beside = config.train, cpus_beside(config)
+    """Elastic workers that leave too few CPUs for what runs besides them: Ray Train starts as many workers as fit."""
+    train, besides = config.train, cpus_beside(config)
     started = workers_started(config, available, available_gpus)
     left = available - started * train.cpus_per_worker
-    if started <= train.fewest_workers or left >= beside - 1e-9:
+    if started <= train.fewest_workers or left >= besides - 1e-9:
         return []
-    fitting = max(train.fewest_workers, math.floor((available - beside) / train.cpus_per_worker + 1e-9))
+    fitting = max(train.fewest_workers, math.floor((available - besides) / train.cpus_per_worker + 1e-9))
     what = (
         f"train.workers = {json.dumps(train.workers)}: {started} of them start on a cluster of {available:g} CPUs and leave "
-        f"{left:g}, {beside:g} are needed besides them ({_beside(config)})"
+        f"{left:g}, but {besides:g} must be left ({_other_cpus(config)})"
     )
     return [Finding("error", what, f"train.workers=[{train.fewest_workers}, {fitting}]")]
 
 
-def _beside(config: Config) -> str:
+def _other_cpus(config: Config) -> str:
     background = f"validation in the background {config.train.cpus_per_worker:g} + " if config.evaluate.background else ""
     return f"{background}{DATA_TASKS} data tasks x {config.data.cpus_per_task:g}"
 
 
 def gpus(config: Config, available: float) -> list[Finding]:
-    """GPUs that would lie idle, because there is not one for each worker."""
+    """GPUs that would stay idle, because there is not one for each worker."""
     train, whole = config.train, int(available)
     if not 0 < available < train.fewest_workers:
         return []
@@ -104,8 +104,8 @@ def background_gpu(config: Config, available_cpus: float, available: float) -> l
     if (left := int(available) - 1) >= train.fewest_workers:
         fix = f"train.workers=[{train.fewest_workers}, {left}], or {fix}"
     what = (
-        f"evaluate.background: validation needs a GPU besides those of the {started} workers, the cluster has {available:g}: it "
-        "waits until training ends"
+        f"evaluate.background: validation needs a GPU besides those of the {started} workers, but the cluster has {available:g}: "
+        "it waits until training ends"
     )
     return [Finding("warning", what, fix)]
 
@@ -130,18 +130,19 @@ def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
 
 
 def disk(config: Config, manifest: Manifest) -> list[Finding]:
-    """A local `storage.path` without the space for a run's checkpoints."""
+    """A local `storage.path` without enough space for a run's checkpoints."""
     if "://" in config.storage.path:
         return []
     one, run = checkpoint_bytes(config, len(manifest.class_names)), Path(config.runs_url, config.run_key)
-    # The kept ones, the best, and the one being written; those that the run already wrote are not written again.
+    # The kept checkpoints, the best and the one being written, minus what the run has written already.
     written = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
     needed = max(one, (config.train.keep_checkpoints + 2) * one - written)
     free = shutil.disk_usage(next(p for p in (run, *run.parents) if p.exists())).free
     if free >= 2 * needed:
         return []
     what = (
-        f"storage.path = {config.storage.path}: {size(free)} are free, the run's checkpoints of {size(one)} need {size(needed)}"
+        f"storage.path = {config.storage.path}: {size(free)} are free, but the run's checkpoints of {size(one)} need "
+        f"{size(needed)}"
     )
     fewer = "train.keep_checkpoints=1, " if config.train.keep_checkpoints > 1 else ""
-    return [Finding("error" if free < needed else "warning", what, f"{fewer}free some, or another storage.path")]
+    return [Finding("error" if free < needed else "warning", what, f"{fewer}free some space, or another storage.path")]

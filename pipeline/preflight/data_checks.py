@@ -1,4 +1,4 @@
-"""What is wrong or doubtful with a prepared data set, each with its fix; reads no image."""
+"""Checks of a prepared data set, each finding with its fix. They read no image."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +11,9 @@ from pipeline.loading.feed import Feed
 from pipeline.preflight.findings import Finding
 
 MOSTLY_IGNORED = 0.5
-"""Share of ignored pixels above which the label map is doubted."""
+"""Share of ignored pixels above which the label map is probably wrong."""
 MOSTLY_PADDING = 0.75
-"""Share of a crop beyond the image above which the crop is doubted."""
+"""Share of a crop outside the image above which the crop is probably too large."""
 SHOWN = 10
 """Class names listed in one finding."""
 
@@ -31,7 +31,7 @@ def labels(manifest: Manifest) -> list[Finding]:
         if not total or split.ignored <= MOSTLY_IGNORED * total:
             continue
         whole = split.ignored == total
-        # A published test split has no labels; without those of train and val there is nothing to learn or to choose by.
+        # A published test split has no labels. Without labels in train and val a run cannot learn or choose a checkpoint.
         level: Literal["error", "warning"] = "error" if whole and name != "test" else "warning"
         share = "every pixel is" if whole else f"{percent(split.ignored / total)} of the pixels are"
         fix = f"compare the ids in the labels with the label map of layout `{manifest.layout}`"
@@ -43,7 +43,7 @@ def labels(manifest: Manifest) -> list[Finding]:
         found.append(Finding("warning", f"no split has a pixel of {_classes(manifest, absent)}", fix))
     if untaught := [k for k in dead if k in seen]:
         fix = "move images of these classes to train, or ignore the classes: their IoU will be 0"
-        found.append(Finding("warning", f"train has no pixel of {_classes(manifest, untaught)}, which other splits score", fix))
+        found.append(Finding("warning", f"train has no pixel of {_classes(manifest, untaught)}, which other splits contain", fix))
     return found
 
 
@@ -55,22 +55,22 @@ def duplicates(manifest: Manifest) -> list[Finding]:
     more = ", ..." if manifest.num_duplicates > 3 else ""
     number = "1 image occurs" if manifest.num_duplicates == 1 else f"{manifest.num_duplicates} images occur"
     what = f"{number} in more than one split, byte for byte: {shown}{more}"
-    return [Finding("warning", what, "keep each in one split (data.lists): scores on images of the training are too good")]
+    return [Finding("warning", what, "keep each image in one split (data.lists): scores on training images are too high")]
 
 
 def sizes(config: Config, manifest: Manifest) -> list[Finding]:
-    """Crops that the training images, as they are scaled, do not fill."""
+    """Crops that the scaled training images do not fill."""
     crop, train = config.data.crop_size, manifest.splits["train"]
     if shorter := config.data.short_sides:
         if max(shorter) >= min(crop):  # how long the longer sides are depends on each image
             return []
-        what = f"data.crop_size = {list(crop)}: every crop is padded, for the shorter side is at most {max(shorter)}"
+        what = f"data.crop_size = {list(crop)}: every crop is padded: the shorter side is at most {max(shorter)}"
         return [Finding("warning", what, "a smaller data.crop_size, or larger data.short_sides")]
     largest, smallest = _scaled(config, train.largest, max), _scaled(config, train.smallest, min)
     what = f"data.crop_size = {list(crop)}: "
     if any(side < limit for side, limit in zip(largest, crop, strict=True)):
         fits = [min(limit, max(17, (side - 1) // 8 * 8 + 1)) for side, limit in zip(largest, crop, strict=True)]
-        what += f"every crop is padded, for the largest image, scaled up, is {_by(largest)} (height x width)"
+        what += f"every crop is padded: even the largest image, scaled up, is only {_by(largest)} (height x width)"
         return [Finding("warning", what, f"data.crop_size={fits}, or a larger data.scale")]
     filled = math.prod(min(side, limit) for side, limit in zip(smallest, crop, strict=True)) / math.prod(crop)
     if 1 - filled > MOSTLY_PADDING:
@@ -97,7 +97,8 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
         return found
     for stream in Feed(config, manifest, 0, workers=1).sampler.oversampled:
         if not stream.per_epoch and stream.label is not None:
-            what = f"data.oversample.{names[stream.label]}: its share of an epoch of {manifest.num_images('train')} is no image"
+            number = manifest.num_images("train")
+            what = f"data.oversample.{names[stream.label]}: its share of an epoch of {number} images is less than one image"
             found.append(Finding("warning", what, "raise its weight"))
     return found
 

@@ -1,4 +1,4 @@
-"""What the checks before a run find: errors stop it, warnings do not; each with its fix."""
+"""Findings of the checks before a run, each with its fix: errors stop the run, warnings do not."""
 
 import logging
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class Finding(NamedTuple):
 
     level: Literal["error", "warning"]
     what: str
-    """The setting or split, what was found there and what is needed."""
+    """The setting or split, the value found there and the value needed."""
     fix: str = ""
     """What to do; empty when `what` ends with it."""
 
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def refuse(found: Iterable[Finding]) -> None:
-    """Logs the warnings. Raises ConfigError with all errors when there is one."""
+    """Logs the warnings. Raises ConfigError with all errors if there are any."""
     for finding in found:
         if finding.level == "warning":
             logger.warning("warning: %s", finding.line)
@@ -39,7 +39,7 @@ def refuse(found: Iterable[Finding]) -> None:
 
 
 def report(found: Iterable[Finding]) -> str:
-    """The findings, errors first, and how many there are."""
+    """The findings, errors first, and their counts."""
     lines, counts = [], []
     for level in ("error", "warning"):
         group = [str(finding) for finding in found if finding.level == level]

@@ -1,4 +1,4 @@
-"""A dry run: the data, what a training with these settings comes to, and what the checks find. Trains and keeps nothing."""
+"""A dry run: the data, the size of a training with these settings, and the findings. Trains nothing and stores nothing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config) -> Plan:
-    """What `jobs.train` would do and what would stop it; before jobs.prepare the source is surveyed instead."""
+    """What `jobs.train` would do and what would stop it. If jobs.prepare has not run, the source is surveyed instead."""
     manifest, origin, found = data(config)
     preflight = examine(config, manifest)
     found += preflight.findings
@@ -39,7 +39,7 @@ def plan(config: Config) -> Plan:
 
 
 def data(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
-    """The prepared data set, or else what its source holds; where that is from; and why there is neither."""
+    """(manifest, origin, findings): the prepared data set, or else what its source holds, and why there is neither."""
     try:
         manifest = open_data(config)
         return manifest, f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}", []
@@ -56,7 +56,7 @@ def data(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
 
 
 def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -> str:
-    """What a training with these settings comes to."""
+    """Table of what a training with these settings amounts to: steps, batch, workers, crop, blocks and checkpoints."""
     train, data, images = config.train, config.data, manifest.num_images("train")
     samples, has, gpus = train.steps * train.global_batch, resources.get("CPU", 0), resources.get("GPU", 0)
     device = "a GPU each" if gpus >= train.fewest_workers else "CPUs"
@@ -74,21 +74,21 @@ def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -
         (
             "checkpoint",
             f"{size(checkpoint_bytes(config, len(manifest.class_names)))}, "
-            f"kept are the best and the last {train.keep_checkpoints}",
+            f"the best and the last {train.keep_checkpoints} are kept",
         ),
-        *_means(config),
+        *_options(config),
         *_oversampled(config, manifest),
     ]
     return "\n".join(f"{key:<16}{value}" for key, value in rows)
 
 
 def _range(train: Train, of_number: Callable[[int], str]) -> str:
-    """What comes of the number of workers: of the fewest and of the most, where both differ."""
+    """The text for the fewest and for the most workers; one text if they are the same."""
     return " to ".join(dict.fromkeys(of_number(workers) for workers in (train.fewest_workers, train.most_workers)))
 
 
 def _split(global_batch: int, workers: int) -> str:
-    """A global batch as `workers x images`; where they do not divide it, some of the workers hold one image more."""
+    """A global batch as `workers x images`; if they do not divide it, some workers hold one image more."""
     low, larger = divmod(global_batch, workers)
     groups = [(larger, low + 1), (workers - larger, low)]
     return " + ".join(f"{number} x {images}" for number, images in groups if number)
@@ -98,10 +98,10 @@ def _block(config: Config, workers: int) -> str:
     return f"{size(block_bytes(config, workers))}, {steps_per_block(config, workers)} steps"
 
 
-def _means(config: Config) -> list[tuple[str, str]]:
-    """What was asked for beside plain training, and what ends it early."""
+def _options(config: Config) -> list[tuple[str, str]]:
+    """Rows for the options beyond plain training, and for what ends it early."""
     train, stop = config.train, config.stop
-    means = {
+    options = {
         f"from {config.model.weights}": config.model.weights,
         train.precision: train.precision != "float32",
         "compiled": train.compile,
@@ -116,8 +116,8 @@ def _means(config: Config) -> list[tuple[str, str]]:
         f"{stop.hours or 0:g} hours": stop.hours,
         f"{(stop.cost or 0) / (stop.cost_per_worker_hour or 1):g} worker hours": stop.cost,
     }
-    rows: dict[str, dict[str, Any]] = {"trained with": means, "ends after": ends}
-    return [(key, "; ".join(words)) for key, row in rows.items() if (words := [word for word, asked in row.items() if asked])]
+    rows: dict[str, dict[str, Any]] = {"trained with": options, "ends after": ends}
+    return [(key, "; ".join(words)) for key, row in rows.items() if (words := [word for word, is_set in row.items() if is_set])]
 
 
 def _oversampled(config: Config, manifest: Manifest) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a run needs: CPUs, bytes of crops on the way to the workers, bytes of a checkpoint."""
+"""Resources of a run: CPUs, bytes of crops on the way to the workers, bytes of a checkpoint."""
 
 import math
 
@@ -10,21 +10,21 @@ from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.model.learner import network_arguments
 
 DATA_TASKS = 2
-"""Ray Data tasks that must have CPUs beside the workers; with fewer it may wait for ever without a word."""
+"""Ray Data tasks that must have CPUs besides the workers; with fewer, Ray Data may wait for ever without an error."""
 
 
 def cpus_needed(config: Config, workers: int) -> float:
-    """Logical CPUs of a run with `workers` workers, of its data, and of a validation in the background."""
+    """Logical CPUs of `workers` workers, of their data, and of a validation in the background."""
     return workers * config.train.cpus_per_worker + cpus_beside(config)
 
 
 def cpus_beside(config: Config) -> float:
-    """Logical CPUs needed besides the workers: of the data, and of a validation in the background, which takes a worker's."""
+    """Logical CPUs needed besides the workers: for the data, and as many as a worker's for a validation in the background."""
     return DATA_TASKS * config.data.cpus_per_task + config.evaluate.background * config.train.cpus_per_worker
 
 
 def workers_started(config: Config, available_cpus: float, available_gpus: float) -> int:
-    """Workers that Ray Train starts on a cluster, at most `train.workers`: it leaves nothing for the data by itself."""
+    """Number of workers that Ray Train starts on a cluster, at most `train.workers`. It reserves no CPUs for the data."""
     train = config.train
     by_cpu = math.floor(available_cpus / train.cpus_per_worker + 1e-9)
     by_gpu = math.floor(available_gpus) if available_gpus >= train.fewest_workers else train.most_workers
@@ -32,7 +32,7 @@ def workers_started(config: Config, available_cpus: float, available_gpus: float
 
 
 def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
-    """Bytes of training crops in the object store at a time: two blocks for each task that runs and two for each worker."""
+    """Bytes of training crops in the object store at one time: two blocks for each running task and two for each worker."""
     train, data = config.train, config.data
     held = (workers + config.evaluate.background) * train.cpus_per_worker
     tasks = max(1, math.floor((available_cpus - held) / data.cpus_per_task + 1e-9))
@@ -41,7 +41,7 @@ def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
 
 
 def checkpoint_bytes(config: Config, num_classes: int) -> int:
-    """Bytes of one checkpoint: the state dict, that of the average where one is kept, and SGD's momentum of every trainable
+    """Bytes of one checkpoint: the state dict, a second one if weights are averaged, and SGD's momentum of each trained
     parameter."""
     with torch.device("meta"):
         net = build_ccnet(**network_arguments(config, num_classes))

@@ -1,4 +1,4 @@
-"""Whether a run can start or resume: MLflow, and the checkpoint that it resumes from."""
+"""Checks whether a run can start or resume: MLflow, and the checkpoint to resume from."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.tracking.client import check_server, tracking_uri
 
 
 def tracking(config: Config) -> list[Finding]:
-    """An MLflow that cannot be used or does not answer."""
+    """An MLflow server that cannot be used or does not answer."""
     try:
         check_server(tracking_uri(config.tracking))
     except TrackingError as error:
@@ -23,20 +23,20 @@ def tracking(config: Config) -> list[Finding]:
 def resume(config: Config, manifest: Manifest, store: Store, newest: dict[str, Any] | None) -> list[Finding]:
     """A run to resume that does not exist, or that was made with other settings or data.
 
-    `newest`: what the newest checkpoint in the run's folder `store` recorded; None when there is none.
+    `newest`: the record in the newest checkpoint of the run's folder `store`; None when there is none.
     """
     named = config.train.resume
     if newest is None:
         what = f"train.resume = {named}: no checkpoint in {store.url('')}"
         return [Finding("error", what, "correct it, or leave it out")] if named else []
     changed = changed_settings(shaping(newest["config"]), shaping(config.record()))
-    # What decides what a validation's mIoU means: law 8.
+    # These decide what a validation's mIoU means (law 8).
     protocol = {"data_fingerprint": manifest.fingerprint, "image_scale": config.evaluate.scale}
     before = newest["protocol"]
     changed += [f"{key} was {before[key]!r} and is {value!r}" for key, value in protocol.items() if before[key] != value]
     if not changed:
         return []
-    what = f"{store.url('')}: at step {newest['step']} {'; '.join(changed)}; a run keeps these"
+    what = f"{store.url('')}: at step {newest['step']} {'; '.join(changed)}; a run cannot change these"
     return [
         Finding(
             "error", what, "set them back, or leave out train.resume" if named else "give the new run another name (name=...)"

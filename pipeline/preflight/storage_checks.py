@@ -1,4 +1,4 @@
-"""Whether the buckets that a configuration names can be used."""
+"""Checks whether the buckets that a configuration names can be used."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,14 +10,14 @@ from pipeline.storage import probe, store
 
 
 def buckets(config: Config, checked: Sequence[str] = ()) -> list[Finding]:
-    """Buckets named by the configuration that refuse what its jobs do there, each asked once; `checked` are known to be fine.
+    """Buckets named by the configuration that refuse what its jobs do there, each checked once; not those of `checked`.
 
-    Errors are those a training needs; others, which another verb would stumble on later, are warnings.
+    A bucket that training needs is an error. One that only another command needs is a warning.
     """
     found, done = [], {bucket for url in checked if (bucket := _bucket(url))}
     for setting, url, needed, proof in _addresses(config):
         bucket = _bucket(url)
-        # Originals that training reads are looked at wherever they lie: a folder may have moved, a prefix be empty.
+        # Originals that training reads are always checked: a folder may have moved, a prefix may be empty.
         in_place = setting == "data.source" and needed
         if not in_place and (not bucket or bucket in done):
             continue
@@ -30,14 +30,14 @@ def buckets(config: Config, checked: Sequence[str] = ()) -> list[Finding]:
 
 
 def _addresses(config: Config) -> Iterator[tuple[str, str, bool, Callable[[store.Store], None]]]:
-    """(setting, address, whether training needs it, how to prove it); what is written comes first, for that proves more."""
+    """(setting, address, whether training needs it, its check). Addresses to write to come first: a write proves more."""
     predict, export, data = config.predict, config.export, config.data
     yield "storage.path", config.storage.path, True, probe.check
     if predict.output:
         yield "predict.output", predict.output, False, probe.check
     if export.output:
         yield "export.output", export.output.rpartition("/")[0], False, probe.check
-    if data.source:  # of a packed data set only jobs.prepare reads it
+    if data.source:  # if the data set is packed, only jobs.prepare reads it
         yield "data.source", data.source, not data.packed, partial(probe.check_readable, setting="data.source")
     if predict.images:
         yield "predict.images", predict.images, False, partial(probe.check_readable, setting="predict.images")

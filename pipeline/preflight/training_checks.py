@@ -1,4 +1,4 @@
-"""What is wrong or doubtful in how a run starts, trains and ends, each with its fix."""
+"""Checks of how a run starts, trains and ends, each finding with its fix."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from pipeline.preflight.findings import Finding
 
 
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
-    """Every finding but those of `weights`."""
+    """Every finding except those of `weights`."""
     return [
         *losses(config, manifest),
         *precision(config, cluster.get("GPU", 0)),
@@ -28,11 +28,14 @@ def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) ->
 
 
 def losses(config: Config, manifest: Manifest) -> list[Finding]:
-    """Class weights of another number, and hard-pixel mining that keeps every pixel. In workers warnings are silent."""
+    """Class weights that do not fit the classes, and hard-pixel mining that keeps every pixel.
+
+    Mining is checked here because its warning would be silent in a worker.
+    """
     found, weights, number = [], config.loss.class_weights, len(manifest.class_names)
     if weights is not None and len(weights) != number:
         what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
-        found.append(Finding("error", what, "give one each"))
+        found.append(Finding("error", what, "give one for each class"))
     hard = objective(config.loss).ohem
     if problem := hard and hard.problem(config.train.global_batch, *config.data.crop_size):
         what, _, fix = problem.rpartition("; ")
@@ -41,7 +44,7 @@ def losses(config: Config, manifest: Manifest) -> list[Finding]:
 
 
 def precision(config: Config, gpus: float) -> list[Finding]:
-    """A narrow precision on CPUs that may have no instructions for it."""
+    """A narrow precision on CPUs that may lack the instructions for it."""
     train, kind = config.train, config.train.precision
     if kind == "float32" or gpus >= train.fewest_workers:
         return []
@@ -60,7 +63,7 @@ def compiler(config: Config) -> list[Finding]:
 
 
 def frozen(config: Config) -> list[Finding]:
-    """Batch norm frozen as a random network has it, which normalises nothing."""
+    """Frozen batch norm without pretrained statistics, which normalises nothing."""
     if not config.train.freeze_norm or config.model.weights:
         return []
     what = "train.freeze_norm: without model.weights the backbone has statistics of 0 and 1, and keeps them"
@@ -75,25 +78,25 @@ def passes(config: Config) -> list[Finding]:
         return []
     if train.freeze_norm:
         return []
-    what = f"train.micro_batch = {train.micro_batch}: batch norm sees other images with each number of workers"
+    what = f"train.micro_batch = {train.micro_batch}: the images that batch norm averages over depend on the number of workers"
     return [Finding("warning", what, "train.freeze_norm=true, or leave it out")]
 
 
 def without_effect(config: Config) -> list[Finding]:
-    """Settings that change nothing beside the others."""
+    """Settings that have no effect together with the others."""
     found, train, stop = [], config.train, config.stop
     largest = largest_share(train.global_batch, train.fewest_workers)
     if train.micro_batch and train.micro_batch > largest:
-        what = f"train.micro_batch = {train.micro_batch}: no effect, a worker has {largest} images a step at most"
-        found.append(Finding("warning", what, "fewer, or leave it out"))
-    reached = train.steps / (train.steps + 9)  # of ccnet.Average at the last step
+        what = f"train.micro_batch = {train.micro_batch}: no effect, because a worker has at most {largest} images a step"
+        found.append(Finding("warning", what, "set it lower, or leave it out"))
+    reached = train.steps / (train.steps + 9)  # the decay of ccnet.Average at the last step
     if train.ema_decay and train.ema_decay > reached:
-        what = f"train.ema_decay = {train.ema_decay:g}: never reached, it rises to {reached:.4g} in {train.steps} steps"
+        what = f"train.ema_decay = {train.ema_decay:g}: never reached, because it rises to {reached:.4g} in {train.steps} steps"
         found.append(Finding("warning", what, f"at most train.ema_decay={math.floor(1000 * reached) / 1000}, or leave it out"))
     validations = math.ceil(train.steps / train.validate_every)
     if stop.patience and stop.patience >= validations - 1:  # the first is always the best so far
-        what = f"stop.patience = {stop.patience}: no effect, the run validates {validations} times"
-        found.append(Finding("warning", what, "fewer, or validate more often: train.validate_every"))
+        what = f"stop.patience = {stop.patience}: no effect, because the run validates only {validations} times"
+        found.append(Finding("warning", what, "set it lower, or validate more often: train.validate_every"))
     if stop.cost_per_worker_hour and stop.cost is None:
         what = f"stop.cost_per_worker_hour = {stop.cost_per_worker_hour:g}: no effect without stop.cost"
         found.append(Finding("warning", what, "add stop.cost, or leave it out"))
@@ -101,7 +104,7 @@ def without_effect(config: Config) -> list[Finding]:
 
 
 def weights(config: Config, num_classes: int) -> list[Finding]:
-    """Whether a run can start from `model.weights`, by doing it: reads the file, some seconds from a bucket."""
+    """Mistakes in `model.weights`, found by loading the file into a network; from a bucket this takes some seconds."""
     try:
         if initial := read_pretrained(config):
             load_pretrained(build_ccnet(**network_arguments(config, num_classes)), initial, num_classes)

@@ -1,4 +1,4 @@
-"""Buckets and folders behind the same few verbs: the only wing that knows fsspec, s3fs and botocore.
+"""Buckets and folders behind one interface: the only wing that imports fsspec, s3fs and botocore.
 
 Entry: `store.open_store`. Imports config.
 """

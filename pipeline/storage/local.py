@@ -1,4 +1,4 @@
-"""A folder in the place of a bucket: files replaced whole, and all of them found."""
+"""A folder used like a bucket: replaces files as a whole and lists every file."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Writes a file, its folders made if need be, so that readers see the old or the new value and never a part."""
+    """Writes a file, and its folders if they are missing, so that readers see the old or the new content and never a part."""
     scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -19,15 +19,16 @@ def replace_file(path: str, data: bytes) -> None:
 
 
 def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Paths of the files in a folder and its subfolders, linked ones too: data sets are often linked together from several disks.
+    """Paths of the files in a folder and its subfolders. Links are followed: data sets are often linked from several disks.
 
-    The path itself when it is a file, nothing when it is not there; a link back into a folder that it lies in is not followed.
+    If the path is a file, that is the only result; if it does not exist, there is none. A link back to one of the folders that
+    contain it is not followed.
     """
     if os.path.isfile(path):
         yield path
     elif os.path.isdir(path) and (real := os.path.realpath(path)) not in inside:
         names: list[str] = []
-        with contextlib.suppress(FileNotFoundError):  # deleted since
+        with contextlib.suppress(FileNotFoundError):  # the folder was deleted in the meantime
             names = sorted(os.listdir(path))
         for name in names:
             yield from files_below(os.path.join(path, name), inside | {real})

@@ -1,4 +1,4 @@
-"""Proves a store before work begins, by writing and reading back as the checkpoints will be."""
+"""Checks a store before work begins: writes and reads files in the way that checkpoints will be written and read."""
 
 import os
 import secrets
@@ -14,13 +14,13 @@ from pipeline.storage.s3_errors import explain
 from pipeline.storage.store import Store
 
 PROBED = (4.0, 2.0)
-"""patience_s and read_timeout_s of the first request of a check: an unreachable endpoint is reported within 15 s."""
+"""patience_s and read_timeout_s of a check's first request, so that an unreachable endpoint is reported within 15 s."""
 
 
 def check(store: Store) -> None:
-    """Writes, reads back and deletes two files the way Ray Train does, one of them in several parts.
+    """Writes, reads back and deletes two files as Ray Train does, one of them in several parts.
 
-    Raises StorageError that names the bucket or folder, what failed and the fix.
+    Raises StorageError, which names the bucket or folder, what failed and the fix.
     """
     name = f".check-{uuid.uuid4().hex}"
     try:
@@ -34,15 +34,15 @@ def check(store: Store) -> None:
         raise explain(store, error, setting="storage.path") from error
     if not equal:
         raise StorageError(
-            f"{store.root}: what was written did not come back: the store loses data without an error; "
+            f"{store.root}: the data read back differ from the data written: the store loses data without an error; "
             f"set {' and '.join(f'{k}={v}' for k, v in CHECKSUMS.items())} for driver and workers, or use another store"
         )
 
 
 def check_readable(store: Store, setting: str = "data.source") -> None:
-    """Lists a little of a bucket's prefix or a folder that is only read; `setting` is where its address was given.
+    """Lists a few entries of a bucket's prefix or of a folder that is only read; `setting` is the one that holds its address.
 
-    Raises StorageError that names the bucket or folder and the fix, also where nothing lies there.
+    Raises StorageError, which names the bucket or folder and the fix, also if it is empty.
     """
     bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
     where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 100}
@@ -57,9 +57,7 @@ def check_readable(store: Store, setting: str = "data.source") -> None:
     except Exception as error:
         raise explain(store, error, setting=setting) from error
     if empty:
-        raise StorageError(
-            f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: nothing lies there: correct {setting}"
-        )
+        raise StorageError(f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: no files found: correct {setting}")
 
 
 def _round_trip(store: Store, name: str) -> bool:

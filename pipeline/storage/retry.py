@@ -1,7 +1,7 @@
-"""Trying again: growing random pauses inside a budget of seconds, and which answers of a store deserve another try.
+"""Retries with growing random pauses within a budget of seconds.
 
 Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): clients that
-failed together do not come back together.
+failed together do not retry together.
 """
 
 import random
@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 FIRST_PAUSE_S = 0.1
-"""Longest first pause; each further one may be twice as long."""
+"""Limit of the first pause in seconds; the limit doubles with each further pause."""
 LONGEST_PAUSE_S = 5.0
+"""Limit of every pause in seconds."""
 
 
 R = TypeVar("R")
 
 
 class Failed(Exception):
-    """Job number `job` failed for good, `final` saying whether at once or with the budget spent; `__cause__` is the fault."""
+    """Job number `job` failed; `__cause__` is the fault. `final`: it is not transient; otherwise the budget was spent."""
 
     def __init__(self, job: int, tries: int, seconds: float, *, final: bool) -> None:
         super().__init__(f"tried {tries} times in {seconds:.1f} s" if tries > 1 else "tried once")
@@ -29,13 +30,13 @@ class Failed(Exception):
 
 
 def draw_pause_s(tries: int, draw: Callable[[float, float], float]) -> float:
-    """Seconds to wait after the `tries`-th try: draw(0, min(5, 0.1 * 2 ** (tries - 1)))."""
-    doublings = min(tries - 1, 10)  # past the cap, and 2.0 ** 1024 is an OverflowError
+    """Seconds to wait after try number `tries`: draw(0, min(5, 0.1 * 2 ** (tries - 1)))."""
+    doublings = min(tries - 1, 10)  # ten exceed the longest pause; 2.0 ** 1024 would be an OverflowError
     return draw(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**doublings))
 
 
 def outcome(call: Callable[[], R]) -> R | Exception:
-    """What a call returns, or the exception it raises."""
+    """The result of a call, or the exception that it raises."""
     try:
         return call()
     except Exception as error:
@@ -53,13 +54,13 @@ def retried(
     sleep: Callable[[float], object] = time.sleep,
     draw: Callable[[float, float], float] | None = None,
 ) -> list[R]:
-    """The results of jobs 0 .. num_jobs - 1, those that failed tried again until `patience_s` seconds have passed.
+    """The results of jobs 0 .. num_jobs - 1; jobs that fail are tried again until `patience_s` seconds have passed.
 
-    `attempt(jobs)` returns a result or an exception for each. `on_fault(job, fault, next_try, pause_s)` hears of each fault
-    that will be tried again. The last try begins when the budget ends at the latest, so that the whole takes `patience_s` and
-    one attempt at most. Raises Failed, from the fault, when a fault is not transient (at once) or the budget is spent.
+    `attempt(jobs)` returns a result or an exception for each job. `on_fault(job, fault, next_try, pause_s)` is called for each
+    fault that will be retried. The last try begins at the latest when the budget ends, so the call takes at most `patience_s`
+    and one attempt. Raises Failed, caused by the fault: at once if it is not transient, otherwise when the budget is spent.
     """
-    # The system's generator: workers that seeded `random` alike would pause alike, and come back together.
+    # The operating system's generator: workers with equal seeds of `random` would draw equal pauses and retry together.
     draw = draw or random.SystemRandom().uniform
     results: dict[int, R] = {}
     left = list(range(num_jobs))

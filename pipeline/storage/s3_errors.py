@@ -1,7 +1,7 @@
-"""What a failed request to a store means: whether it may pass by itself, a few words for the log, and the error with its fix.
+"""What a failed request to a store means: whether a retry may succeed, a line for the log, and the error with its fix.
 
-Exceptions are told by the names of their classes and by the reply they carry, so that s3fs, botocore and aiohttp are needed
-in storage.py alone.
+Exceptions are recognised by the names of their classes and by the reply that they carry, so this file imports none of s3fs,
+botocore and aiohttp.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from pipeline.storage.retry import Failed
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
 
-# botocore's ConnectionError and Python's own are both meant.
+# "ConnectionError" means both botocore's class and Python's own.
 _UNREACHABLE = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"}
 _TORN = {"ClientPayloadError", "IncompleteReadError", "ResponseParserError", "ShortBody"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
@@ -20,16 +20,16 @@ _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403"
 
 
 class ShortBody(OSError):
-    """Fewer bytes came than the object holds of the range."""
+    """The reply has fewer bytes than the object holds in the requested range."""
 
 
 def codes(error: BaseException) -> set[str]:
-    """S3 error codes of the replies behind an exception, such as {"SlowDown"}; HEAD replies give the status as text."""
+    """S3 error codes of the replies behind an exception, such as {"SlowDown"}; for HEAD replies the status as text."""
     return {_reply(e)[1] for e in _chain(error) if _reply(e)[1]}
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: by the store's reply where there is one, else by the kind of failure."""
+    """Whether the same request may succeed later. The store's reply decides if there is one, otherwise the kind of failure."""
     replies = [_reply(e) for e in _chain(error) if _reply(e)[1]]
     if replies:
         return is_transient_reply(*replies[0])
@@ -37,11 +37,11 @@ def is_transient(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One line: `503 SlowDown` for a reply, else the kind of failure and its words."""
+    """One line: `503 SlowDown` for a reply, otherwise the kind of failure and its message."""
     for link in _chain(error):
         status, code = _reply(link)
         if code:
-            # HEAD replies have no body, and with it no code but the status.
+            # HEAD replies have no body, so the status is their only code.
             words = getattr(link, "response")["Error"].get("Message", "") if code == str(status) else code  # noqa: B009
             return _one_line(status or "", words)
     first = next(link for link in _chain(error) if not isinstance(link, Failed | StorageError))
@@ -49,7 +49,7 @@ def describe(error: BaseException) -> str:
 
 
 def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "") -> StorageError:
-    """What a failed request means and the fix: names the key or else the store's root, and `setting` as where it was given."""
+    """The error for a failed request, with its fix. It names the key, or else the root, and `setting`, which gave the address."""
     tried = next((f"; {link}" for link in _chain(error) if isinstance(link, Failed) and not link.final), "")
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
@@ -57,7 +57,7 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     if not store.is_s3:
         reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
         if not setting:
-            return StorageError(f"{where}: cannot be used ({reason}): check the path and who may read and write it")
+            return StorageError(f"{where}: cannot be used ({reason}): check the path and its permissions")
         fix = f"choose another folder for {setting}" if writes else f"correct {setting}"
         return StorageError(f"{where}: cannot be {'created or written' if writes else 'read'} ({reason}): {fix}")
     bucket = store.root.removeprefix("s3://").split("/")[0]
@@ -82,7 +82,7 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The exception and those that caused it, the outermost first."""
+    """The exception and its causes, the outermost first."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -107,7 +107,7 @@ def _one_line(*words: object) -> str:
     return " ".join(" ".join(str(word) for word in words).split())
 
 
-# Codes of S3 and its relatives for "not now". RequestTimeTooSkewed is not one: a wrong clock stays wrong.
+# Codes of S3 and compatible stores that mean "not now". RequestTimeTooSkewed is none of them: a wrong clock stays wrong.
 _NOT_NOW = {
     "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "Throttling",
     "ThrottlingException", "ThrottledException", "TooManyRequests", "TooManyRequestsException", "RequestThrottled",
@@ -116,5 +116,5 @@ _NOT_NOW = {
 
 
 def is_transient_reply(status: int, code: str) -> bool:
-    """Whether a request that was answered with this HTTP status and S3 error code may succeed when sent again as it is."""
+    """Whether a request that was answered with this HTTP status and S3 error code may succeed when it is sent again."""
     return code in _NOT_NOW or status == 429 or (status >= 500 and status != 501)

@@ -1,8 +1,8 @@
-"""The one door to object storage: an S3-compatible bucket or a folder behind the same few verbs.
+"""All access to object storage: an S3-compatible bucket or a folder behind one interface.
 
-A request that fails for a passing reason is sent again inside `patience_s` seconds, each fault a line in the log: a store that
-restarts is waited for, one that is gone is an error, never a hang. No layer below repeats anything unseen.
-`check` proves a store by writing and reading back through the file system that will hold the checkpoints.
+A request that fails for a transient reason is retried for `patience_s` seconds, and each fault is a line in the log. So a run
+waits for a store that restarts, and a store that is gone is an error and not a hang. The layers below do not retry, because they
+would not log it (decision 33).
 """
 
 import builtins
@@ -27,13 +27,15 @@ from pipeline.storage.s3 import _S3, CHECKSUMS, PART_BYTES, RETRIED, _OneTry
 from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
 
 PIECE_BYTES = 16 * 2**20
-"""Largest part of an object that is in memory while it is compared."""
+"""Largest part of an object that is held in memory during a comparison."""
 R = TypeVar("R")
-Range = tuple[str, int, int | None]  # key, first byte, byte behind the last; None: to the object's end
+Range = tuple[str, int, int | None]  # key, first byte, end (exclusive; None: the end of the object)
 logger = logging.getLogger(__name__)
 
 
 class Object(NamedTuple):
+    """An entry of a listing; `size` in bytes."""
+
     key: str
     size: int
     version: str
@@ -42,17 +44,17 @@ class Object(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """A root URL and the verbs on the keys below it. Picklable and hashable; connections are made where it is used.
+    """A root URL and the operations on the keys below it. Picklable and hashable; each process opens its own connections.
 
-    Every verb raises StorageError, which names bucket and key, for a fault that is final (credentials, bucket, request) or
-    that has outlasted `patience_s`. A folder's faults are never tried again.
+    Every operation raises StorageError, which names bucket and key, for a fault that is final (credentials, bucket, request) or
+    that lasts longer than `patience_s`. Faults of a folder are never retried.
     """
 
     root: str
     """`s3://bucket/prefix` or an absolute folder, without a slash at the end."""
     endpoint: str | None = None
     patience_s: float = field(default=120, compare=False, repr=False)
-    """Seconds for which a request that fails for a passing reason is tried again."""
+    """Seconds during which a request that fails for a transient reason is retried."""
     read_timeout_s: float = field(default=20, compare=False, repr=False)
     """Seconds without a byte after which a request counts as failed."""
 
@@ -69,12 +71,13 @@ class Store:
         return f"{self.root}/{key}"
 
     def read(self, key: str) -> bytes:
-        """Raises FileNotFoundError, whose message is the full address."""
+        """The bytes of a key. Raises FileNotFoundError, whose message is the full address."""
         return self._request(key, lambda fs, path: bytes(fs.cat_file(path)))
 
     def read_ranges(self, ranges: Sequence[Range]) -> builtins.list[bytes]:
-        """Bytes of each range, fetched concurrently from S3, one request each; only those that failed are fetched again. As a
-        file does, an object that ends before `end` gives what it holds.
+        """Bytes of each range. From S3 they are fetched concurrently, one request each, and only failed ranges are fetched again.
+
+        A range that reaches past the end of the object gives the bytes up to the end, as for a file.
 
         Raises FileNotFoundError, whose message is the full address.
         """
@@ -94,20 +97,20 @@ class Store:
         if isinstance(held, Exception):
             return held
         due = min(held, end) - start
-        return ShortBody(f"{len(part)} bytes came of {due}") if len(part) < due else bytes(part)
+        return ShortBody(f"received {len(part)} of {due} bytes") if len(part) < due else bytes(part)
 
     def write(self, key: str, data: bytes) -> None:
-        """The whole value or nothing: readers never see a part of it."""
+        """Writes the whole value or nothing: readers never see a part of it."""
         self._request(key, lambda fs, path: fs.pipe_file(path, data) if self.is_s3 else replace_file(path, data))
 
     def size(self, key: str) -> int:
-        """Bytes of a key as the store itself answers, 0 for one it does not hold."""
+        """Bytes of a key as the store reports them, 0 for a key that does not exist."""
         return self._held(key) or 0
 
     def difference(self, key: str, sha256: str, num_bytes: int) -> str | None:
-        """What a key holds, read back in pieces, when it is not these bytes; None when it is.
+        """What a key holds if it is not these bytes, in words for a message; None if it is. Reads the content back in pieces.
 
-        Some stores answer a write with success and keep nothing.
+        Needed because some stores answer a write with success and keep nothing.
         """
         size, digest = self.size(key), hashlib.sha256()
         if size != num_bytes:
@@ -117,7 +120,7 @@ class Store:
                 digest.update(self.read_ranges([(key, start, min(start + PIECE_BYTES, size))])[0])
         except FileNotFoundError:
             return "none that can be read"
-        return None if digest.hexdigest() == sha256 else "others: their sha256 differs"
+        return None if digest.hexdigest() == sha256 else "other bytes: their sha256 differs"
 
     def exists(self, key: str) -> bool:
         return self._held(key) is not None
@@ -129,16 +132,16 @@ class Store:
             return None
 
     def list(self, prefix: str = "") -> builtins.list[str]:
-        """Keys below the folder `prefix`, sorted, relative to the root; without the zero-byte `dir/` markers of other tools."""
+        """Keys below the folder `prefix`, sorted, relative to the root; zero-byte `dir/` markers of other tools are omitted."""
         return [found.key for found in self.listing(prefix)]
 
     def listing(self, prefix: str = "") -> builtins.list[Object]:
-        """What lies below the folder `prefix`, sorted by key; keys are relative to the root, `dir/` markers left out."""
+        """Objects below the folder `prefix`, sorted by key; keys are relative to the root, `dir/` markers are omitted."""
         start = len(self._path("")) + 1
         if not self.is_s3:
             objects = []
             for path in self._request(prefix, lambda _, path: [*files_below(path)]):
-                with contextlib.suppress(FileNotFoundError):  # a file that was deleted since
+                with contextlib.suppress(FileNotFoundError):  # the file was deleted in the meantime
                     info = os.stat(path)
                     objects.append(Object(path[start:], info.st_size, str(info.st_mtime_ns)))
             return sorted(objects)
@@ -150,7 +153,7 @@ class Store:
         )
 
     def delete(self, prefix: str) -> None:
-        """Deletes the key or the folder `prefix` with all below it; nothing there is no error."""
+        """Deletes the key, or the folder `prefix` with all keys below it. A key that does not exist is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._request(prefix, lambda fs, path: fs.rm(path, recursive=True))
 
@@ -169,9 +172,9 @@ class Store:
         wait = min(self.read_timeout_s, self.patience_s)
         once = {"read_timeout": wait, "connect_timeout": min(5, wait), "http_session_cls": _OneTry,
                 "retries": {"mode": "standard", "total_max_attempts": 1}}  # fmt: skip
-        # A bucket as part of the host name needs DNS that stores of one's own rarely have.
+        # With the bucket in the host name, a store needs DNS entries that self-hosted stores rarely have.
         style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
-        # fsspec hands out one instance per process, thread and arguments, so this is not a new connection each time.
+        # fsspec caches instances by process, thread and arguments, so this does not open a connection each time.
         return _S3(
             endpoint_url=self.endpoint,
             default_block_size=PART_BYTES,
@@ -201,7 +204,7 @@ class Store:
 
 
 def open_store(url: str, storage: Storage) -> Store:
-    """The store at `s3://bucket/prefix` or a folder; connects to nothing yet. Raises StorageError for another scheme."""
+    """The store at `s3://bucket/prefix` or in a folder; does not connect yet. Raises StorageError for another scheme."""
     for name, value in CHECKSUMS.items():
         os.environ.setdefault(name, value)
     if url.startswith("s3://"):

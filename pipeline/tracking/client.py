@@ -1,4 +1,4 @@
-"""The connection to MLflow: its address, whether it answers, the client."""
+"""The connection to MLflow: its address, the check that it answers, the client."""
 
 import os
 import socket
@@ -19,8 +19,10 @@ START = "try: python -m infra.stack up, or: mlflow server --host 127.0.0.1 --por
 
 
 def tracking_uri(tracking: Tracking) -> str:
-    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in this folder. Raises TrackingError for a file store, and
-    for an http address with a user, password or not."""
+    """The configured server, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder.
+
+    Raises TrackingError for a file store, and for an http address with a user, with or without a password.
+    """
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         if os.environ.get(JOB_MARK):
@@ -33,7 +35,7 @@ def tracking_uri(tracking: Tracking) -> str:
     scheme = parts.scheme.split("+")[0]
     if scheme.startswith("http") and parts.username is not None:
         raise TrackingError(
-            f"tracking.uri = {shown!r}: was given with a user, which MLflow's messages would show; leave the user out and set "
+            f"tracking.uri = {shown!r}: contains a user, which MLflow's messages would show; remove the user and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the nodes as well"
         )
     if scheme in ("", "file"):
@@ -49,7 +51,7 @@ def tracking_uri(tracking: Tracking) -> str:
 
 
 def check_server(uri: str, timeout_s: float = 5.0) -> None:
-    """Raises TrackingError within seconds when MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
+    """Raises TrackingError within seconds if MLflow at `uri` does not answer; MLflow's own retries would take minutes."""
     parts, shown = urllib.parse.urlsplit(uri), without_password(uri)
     try:
         if parts.scheme in ("http", "https"):
@@ -69,15 +71,15 @@ def check_server(uri: str, timeout_s: float = 5.0) -> None:
 
 
 def import_mlflow() -> None:
-    """Imports MLflow, which takes seconds: in a thread beforehand, or by the first client. Settings of the environment win."""
+    """Imports MLflow. This takes seconds, so a thread may do it before the first client. Variables already set stay."""
     for key, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "2"), ("BACKOFF_FACTOR", "1")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the cluster unasked
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no data leaves the cluster without consent
     import mlflow  # noqa: F401
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the server and its registry that gives up in a minute."""
+    """A client of the server and its registry that gives up after about a minute."""
     import_mlflow()
     from mlflow import MlflowClient
 
@@ -86,7 +88,7 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def reached(uri: str) -> Iterator[None]:
-    """Raises TrackingError with the fix in place of what MLflow raises when it does not answer."""
+    """Replaces an exception of MLflow by a TrackingError that names the fix."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -94,6 +96,6 @@ def reached(uri: str) -> Iterator[None]:
     except MlflowException as error:
         reason = str(error).splitlines()[0].replace(uri, without_password(uri))
         raise TrackingError(
-            f"tracking.uri = {without_password(uri)}: the result could not be recorded ({reason}): submit the same again when "
-            "MLflow answers"
+            f"tracking.uri = {without_password(uri)}: the result could not be recorded ({reason}): run the same command "
+            "again when MLflow answers"
         ) from error

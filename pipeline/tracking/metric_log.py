@@ -1,8 +1,8 @@
-"""Metrics and pictures that never make training wait and never get lost: kept in a local database, sent to MLflow by a thread.
+"""Logs metrics and pictures without delaying training or losing any: a local database keeps them, a thread sends them to MLflow.
 
-A point keeps the time at which it was recorded, however often it is sent: MLflow drops a point that it has already (same key,
-time, value and step). A training that resumes from a checkpoint repeats steps: of one key and step only the first record counts,
-on this machine or on the server. Resume is exact, so the values are the same.
+A point keeps the time at which it was recorded, even if it is sent several times: MLflow drops a point that it already has (same
+key, time, value and step). A resumed run repeats the steps since its checkpoint, so only the first record of a key and step
+counts, in this database and on the server. Resume is exact, so the repeated values are the same.
 """
 
 import logging
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 1000
-"""Points in one request; the server's limit."""
+"""Largest number of points in one request: the server's limit."""
 IDLE_S = 1.0
 LONGEST_WAIT_S = 30.0
-# SQLite keeps NaN as NULL. The picture of a record that was sent becomes empty.
+# SQLite stores NaN as NULL. After a picture is sent, its record keeps an empty one.
 TABLE = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -50,16 +50,15 @@ class Point(NamedTuple):
     key: str
     value: float
     timestamp: int
-    """Milliseconds since 1970; part of a point's identity in MLflow, so a repeated point repeats it."""
+    """Milliseconds since 1970. Part of a point's identity in MLflow, so it stays the same when the point is sent again."""
     step: int
 
 
 class MetricLog:
-    """The metrics of one run. `.metrics` and `.picture` take microseconds and milliseconds and outlive the server and us.
+    """The metrics of one run. `.metrics` takes microseconds, `.picture` milliseconds; records outlive the server and the process.
 
-    folder: where records wait, by default `<tempdir>/ccnet-spool`; each run has a database of its own in it. After a crash the
-    next process on this machine sends what is left; records that stay on a dead machine are recorded again for the steps after
-    the last checkpoint.
+    folder: where records wait, by default `<tempdir>/ccnet-spool`, in one database per run. After a crash, the next process on
+    this machine sends the remaining records. If the machine is lost, a resumed run records the steps after its checkpoint again.
     """
 
     def __init__(self, uri: str, run_id: str, folder: str | Path | None = None) -> None:
@@ -75,9 +74,9 @@ class MetricLog:
         self._thread.start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Records points of one step. Infinity becomes NaN: MLflow would store 1.8e308 and flatten the chart.
+        """Records the points of one step. Infinity becomes NaN: MLflow would store 1.8e308 and flatten the chart.
 
-        A key's characters that MLflow refuses become `_`, so that one odd class name cannot stop all that follows.
+        Characters of a key that MLflow refuses become `_`: otherwise one such class name would block all later records.
         """
         numbers = {re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]: float(value) for key, value in values.items()}
         self._write([(_now(), int(step), key, value if math.isfinite(value) else None, None) for key, value in numbers.items()])
@@ -87,7 +86,7 @@ class MetricLog:
         self._write([(_now(), int(step), re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII), None, encode_png(image))])
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Sends what is left for at most `timeout_s`; returns how many points and pictures are unsent and stay on disk."""
+        """Sends the remaining records for at most `timeout_s` seconds. Returns the number of unsent ones, which stay on disk."""
         self._closing.set()
         self._thread.join(timeout_s)
         self._stop.set()
@@ -99,7 +98,7 @@ class MetricLog:
         return unsent
 
     def _write(self, rows: list[Row]) -> None:
-        """Adds rows without waiting for the disk. A full disk keeps them in memory until the next call."""
+        """Adds rows without waiting for the disk. If the disk is full, they stay in memory until the next call."""
         self._unwritten += rows
         try:
             with self._records:
@@ -114,7 +113,7 @@ class MetricLog:
         with closing(_open(self._file)) as records:
             wait = IDLE_S
             while not self._stop.is_set():
-                ending = self._closing.is_set()  # read before the last look: a record written since is then not missed
+                ending = self._closing.is_set()  # read before the last query, so that no record written before `close` is missed
                 try:
                     if self._send_some(records):
                         wait = IDLE_S
@@ -122,14 +121,14 @@ class MetricLog:
                         return
                     else:
                         self._closing.wait(IDLE_S)
-                except Exception as error:  # whatever MLflow or the network raises, training must not notice
+                except Exception as error:  # no error of MLflow or the network may disturb training
                     level = logging.WARNING if wait == IDLE_S else logging.DEBUG
                     log.log(level, "metrics of run %s wait on disk, trying again: %s", self._run_id, error)
                     (self._stop if ending else self._closing).wait(IDLE_S if ending else wait)
                     wait = min(2 * wait, LONGEST_WAIT_S)
 
     def _send_some(self, records: sqlite3.Connection) -> bool:
-        """Sends up to BATCH points and one picture, the oldest first; False when there is nothing to send."""
+        """Sends up to BATCH points and one picture, the oldest first; False if there is nothing to send."""
         points = records.execute(
             "SELECT id, key, value, time, step FROM record WHERE NOT sent AND picture IS NULL ORDER BY id LIMIT ?", (BATCH,)
         ).fetchall()
@@ -156,7 +155,7 @@ class MetricLog:
 
 
 def logged_steps(client: "MlflowClient", run_id: str) -> dict[str, set[int]]:
-    """Steps the server already has, by metric."""
+    """Steps that the server already has, by metric."""
     keys = client.get_run(run_id).data.metrics
     return {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
 
@@ -169,10 +168,10 @@ def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) ->
 
 
 def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, step: int) -> None:
-    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sent again, it replaces itself.
+    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sending it again replaces it.
 
-    Not MlflowClient.log_image: a random part of its names shows a picture sent again twice, and MLflow's page of charts
-    covers such pictures with the text of a run's many parameters.
+    MlflowClient.log_image is not used: its file names have a random part, so a picture that is sent again would appear twice,
+    and MLflow's page of charts covers such pictures with the text of a run's many parameters.
     """
     with tempfile.TemporaryDirectory() as folder:
         for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
@@ -182,7 +181,7 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, ste
 
 
 def _open(file: Path) -> sqlite3.Connection:
-    """The database; one that is damaged is put aside, for its loss must not stop training."""
+    """Opens the database. A damaged one is moved aside, because its loss must not stop training."""
     try:
         records = sqlite3.connect(file, timeout=30)
         records.executescript(TABLE)

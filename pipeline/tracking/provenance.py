@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions and devices of this process."""
+"""The origin of a result: commit, versions and devices of this process."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ PACKAGES = {"torch": "torch", "ray": "ray", "mlflow": "mlflow", "opencv": "openc
 
 
 def environment() -> dict[str, str]:
-    """Commit, versions and devices as text; CCNET_COMMIT stands in where a submitted job has no .git."""
+    """Commit, versions and devices as text. A submitted job has no .git, so CCNET_COMMIT gives its commit."""
     import torch  # for the names of GPUs; slow to import
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
 
 
 def describe_commit() -> str:
-    """The commit of this folder, with `-dirty` behind it when files differ from it; `unknown` outside a repository."""
+    """The commit of this folder, with `-dirty` appended if files differ from it; `unknown` outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and _git("status", "--porcelain") else commit or "unknown"
 

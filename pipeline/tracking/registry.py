@@ -1,4 +1,4 @@
-"""The door to MLflow's registry: checkpoints by reference.
+"""MLflow's model registry: checkpoints are registered by reference.
 
 MLflow holds the URL, the SHA-256 and the protocol of the mIoU, never the weights.
 """
@@ -23,9 +23,16 @@ ALIAS = "best"
 
 
 def log_best(
-    uri: str, run_id: str, *, checkpoint_url: str, sha256: str, step: int, miou: float, protocol: Mapping[str, Any]
+    uri: str,
+    run_id: str,
+    *,
+    checkpoint_url: str,
+    sha256: str,
+    step: int,
+    miou: float,
+    protocol: Mapping[str, Any],
 ) -> None:
-    """Names the run's best checkpoint so far, by reference: tags, and best_checkpoint.json. Replaces the one before."""
+    """Records the run's best checkpoint so far by reference, in tags and best_checkpoint.json. Replaces the previous one."""
     from mlflow.entities import RunTag
 
     client = connect(uri)
@@ -36,19 +43,26 @@ def log_best(
 
 
 def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any]) -> dict[str, str]:
-    # Two models compare when all but the model is the same, so the checkpoint's own hash is no part of what is compared.
+    # Two scores are comparable if only the model differs, so the protocol to compare excludes the checkpoint's hash.
     rest = {key: value for key, value in protocol.items() if value != sha256}
     return {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
 
 
 def register(
-    uri: str, run_id: str, name: str, *, checkpoint_url: str, sha256: str, miou: float, protocol: Mapping[str, Any]
+    uri: str,
+    run_id: str,
+    name: str,
+    *,
+    checkpoint_url: str,
+    sha256: str,
+    miou: float,
+    protocol: Mapping[str, Any],
 ) -> str:
-    """The version of registered model `name` that stands for this checkpoint; made once, however often it is asked for.
+    """Registers this checkpoint as a version of model `name` and returns the version. Repeated calls return the same one.
 
-    Its source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
+    The version's source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
     checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
-    The alias `best` moves to it when its mIoU is higher than the holder's under the same protocol.
+    The alias `best` moves to it if its mIoU is higher than the current holder's under the same protocol.
     """
     from mlflow.exceptions import MlflowException
 
@@ -74,7 +88,7 @@ def register(
 
 
 def find_checkpoint(uri: str, reference: str) -> str:
-    """URL of the checkpoint behind a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+    """URL of the checkpoint of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
@@ -91,6 +105,6 @@ def find_checkpoint(uri: str, reference: str) -> str:
         raise TrackingError(f"checkpoint {reference!r}: {error.message}") from error
     if CHECKPOINT_URL not in tags:
         raise TrackingError(
-            f"checkpoint {reference!r}: names no checkpoint: a run has one when it has ended, until then give its folder"
+            f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"
         )
     return str(tags[CHECKPOINT_URL])

@@ -1,4 +1,4 @@
-"""The door to MLflow's runs: settings, points, pictures, texts. Only MlflowClient, never the fluent API's hidden state."""
+"""MLflow's runs: settings, texts, faults, status. Uses MlflowClient only, because the fluent API keeps hidden state."""
 
 import json
 import logging
@@ -30,16 +30,16 @@ def open_mlflow_run(
     parent_run_id: str | None = None,
     run_name: str | None = None,
 ) -> str:
-    """The run id of this configuration: its earlier run reopened, or a new one.
+    """Reopens the earlier run of this configuration or creates one; returns its run id.
 
-    A run is found by the tag `ccnet.run_key` (`run_key`, by default the configuration's own; a trial passes its own).
-    Parameters are every resolved setting under its dotted name. MLflow never changes a parameter, so a reopened run keeps
+    A run is found by the tag `ccnet.run_key`: the configuration's run key, unless `run_key` is given (as by a trial).
+    Every resolved setting is a parameter under its dotted name. MLflow never changes a parameter, so a reopened run keeps
     the first values; the artifact config.yaml holds the latest.
     """
     client = connect(tracking_uri(settings.tracking))
     experiment_id = _experiment(client, settings.tracking.experiment, tracking_uri(settings.tracking))
     key = run_key or settings.run_key
-    # A tag's dots need the back quotes; the oldest wins should two drivers ever have raced.
+    # The tag's name needs back quotes because it has dots. If two drivers ever raced, the oldest run wins.
     found = client.search_runs(
         [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"]
     )
@@ -60,7 +60,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     location = None
-    if uri.startswith("sqlite:"):  # without a server MLflow would put artifacts into whatever folder we happen to be in
+    if uri.startswith("sqlite:"):  # without a server, MLflow would put artifacts into the current folder
         location = (Path(uri.partition(":///")[2]).absolute().parent / "mlartifacts" / name).as_uri()
     for _ in range(2):
         if found := client.get_experiment_by_name(name):
@@ -72,7 +72,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another driver was quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another driver created it first
                 raise
     raise TrackingError(f"tracking.experiment = {name!r}: neither found nor created")
 
@@ -101,9 +101,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], stop_reason: str | None = None) -> None:
-    """Ends a run; a run that a killed driver left RUNNING is ended the same way, or reopened by open_run.
+    """Ends a run, also one that a killed driver left RUNNING (open_mlflow_run reopens it instead).
 
-    `stop_reason`: why it ended before its last step, kept as a tag.
+    `stop_reason`: why the run ended before its last step, stored as a tag.
     """
     client = connect(uri)
     if stop_reason:
@@ -112,12 +112,12 @@ def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KIL
 
 
 def log_text(uri: str, run_id: str, name: str, text: str) -> None:
-    """Keeps a text with the run; the same name replaces the one before."""
+    """Stores a text as an artifact of the run. It replaces an earlier one of the same name."""
     connect(uri).log_text(run_id, text, name)
 
 
 def add_line(uri: str, run_id: str, name: str, line: str) -> None:
-    """Adds a line to a text of the run that has one writer at a time."""
+    """Appends a line to a text of the run. It is read and replaced, so only one process may write it at a time."""
     client = connect(uri)
     with tempfile.TemporaryDirectory() as folder:
         before = ""
@@ -127,19 +127,19 @@ def add_line(uri: str, run_id: str, name: str, line: str) -> None:
 
 
 def record_fault(uri: str, run_id: str, event: Mapping[str, Any]) -> None:
-    """Adds what failed, and what was done about it, to the run."""
+    """Appends a failure and the reaction to it to the run's faults.jsonl."""
     add_line(uri, run_id, "faults.jsonl", json.dumps(event))
 
 
 def page(uri: str, run_id: str) -> str:
-    """Where to look at a run: its page in the MLflow UI, or the command that opens one on a database file."""
+    """Where to see a run: the URL of its page in the MLflow UI, or its id and the command that opens the UI on a database."""
     if not uri.startswith("http"):
         return f"{run_id}  (mlflow ui --backend-store-uri {without_password(uri)})"
     return f"{uri.rstrip('/')}/#/experiments/{connect(uri).get_run(run_id).info.experiment_id}/runs/{run_id}"
 
 
 def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED"]) -> None:
-    """Ends every run below the parent that still counts as running."""
+    """Ends every child run of the parent whose status is RUNNING."""
     client = connect(uri)
     experiment_id = client.get_run(parent_run_id).info.experiment_id
     for run in client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"):

@@ -1,4 +1,4 @@
-"""How a run's state, and what it remembers, reach the storage: copied at once, written by Ray Train's upload thread."""
+"""Saves a run's state and its record: copied in memory at once, then stored by Ray Train's upload thread."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ from pipeline.training.run import Run
 
 @dataclass
 class RunRecord:
-    """What a run remembers besides its weights. A checkpoint holds it as it was before the checkpoint's own score."""
+    """What a run remembers besides its weights. A checkpoint holds the record without the checkpoint's own score."""
 
     replaced: int = 0
     """Training samples that could not be read and were replaced."""
@@ -38,11 +38,11 @@ class RunRecord:
     best: float = -1.0
     """Highest mIoU so far."""
     since_best: int = 0
-    """Validations since then."""
+    """Validations since the best one."""
 
     @classmethod
     def of(cls, progress: dict[str, Any]) -> "RunRecord":
-        """The record of a checkpoint's progress, the checkpoint's score included."""
+        """The record in a checkpoint's progress, with the checkpoint's score added."""
         kept, miou = progress["record"], checkpoint.miou(progress)
         record = cls(**kept | {"spent": TimeSpent(**kept["spent"])})
         if miou is not None:
@@ -53,7 +53,7 @@ class RunRecord:
         return vars(self) | {"spent": self.spent._asdict()}
 
     def add_score(self, miou: float) -> None:
-        """Takes one more validation."""
+        """Counts one more validation."""
         if miou > self.best:
             self.best, self.since_best = miou, 0
         else:
@@ -61,14 +61,14 @@ class RunRecord:
 
 
 class CheckpointSaver:
-    """Saves the run's state from rank 0, which alone has a log; every worker calls `save` at the same steps."""
+    """Saves the run's state from rank 0, the only rank with a `log`. Every worker must call `save` at the same steps."""
 
     def __init__(self, run: Run, learner: Learner, log: MetricLog | None) -> None:
         self.run, self.learner, self.log = run, learner, log
         self.idle = threading.Event()
         self.idle.set()
         self.blocked_s, self.stored_s = 0.0, 0.0
-        """Seconds that training waited for checkpoints, all in all, and that the last one took to be stored."""
+        """Seconds that training has waited for checkpoints in total, and seconds that storing the last one took."""
 
     def save(
         self,
@@ -79,9 +79,9 @@ class CheckpointSaver:
         validation: bool = False,
         interrupted: str | None = None,
     ) -> None:
-        """Reports a checkpoint after `step` steps; one that is taken on leaving off is stored when this returns.
+        """Reports a checkpoint after `step` steps. With `interrupted`, the checkpoint is stored when this returns.
 
-        `validation`: its score is computed in the background.
+        `validation`: its score is computed in the background. `interrupted`: why the run stops early.
         """
         started = time.monotonic()
         metrics = {"step": step, "run_id": self.run.run_id} | (score_metrics(score) if score else {})
@@ -90,7 +90,7 @@ class CheckpointSaver:
         if self.log is None:
             ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
         else:
-            self.idle.wait()  # the one before: a second copy of the state would pile up
+            self.idle.wait()  # for the previous upload: two copies of the state could exceed the memory
             self.idle.clear()
             learner = self.learner
             state = checkpoint.snapshot(learner.net, learner.optimizer, learner.average.net if learner.average else None)
@@ -120,7 +120,7 @@ class CheckpointSaver:
                 validation=validation,
             )
         if interrupted:
-            ray.train.collective.barrier()  # the controller ends all workers when the first one leaves
+            ray.train.collective.barrier()  # the controller ends all workers when the first one ends
         self.blocked_s += time.monotonic() - started
         if self.log:
             self.log.metrics({"checkpoint/blocked_s": self.blocked_s}, step)
@@ -128,7 +128,7 @@ class CheckpointSaver:
     def _store(
         self, state: checkpoint.State, progress: dict[str, Any], local: ray.train.Checkpoint, name: str
     ) -> ray.train.Checkpoint:
-        """Ray Train's upload, by our own commit order: files, read back, manifest last; then the older ones go."""
+        """Ray Train's upload, in our commit order: files, each read back, manifest last. Then prunes old checkpoints."""
         started, run = time.monotonic(), self.run
         try:
             with as_worker_fault():
@@ -137,7 +137,7 @@ class CheckpointSaver:
                 checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints, stored=name)
                 return uploaded(run.checkpoints, name)
         except BaseException:
-            shutil.rmtree(local.path, ignore_errors=True)  # Ray Train removes what was uploaded, and no more
+            shutil.rmtree(local.path, ignore_errors=True)  # Ray Train removes it only after an upload that succeeded
             raise
         finally:
             self.stored_s = time.monotonic() - started
@@ -145,30 +145,30 @@ class CheckpointSaver:
 
 
 def _scratch() -> str:
-    """Begins the names of the folders in which checkpoints are written before their upload; the writer's process id follows."""
+    """Prefix of the local folders in which checkpoints are written before upload; the writer's process id follows it."""
     return f"ccnet-checkpoint-{socket.gethostname()}-"
 
 
-def remove_left_over() -> None:
-    """Removes what killed workers of this host have left of checkpoints on their way."""
+def remove_leftovers() -> None:
+    """Removes the local checkpoint folders that killed workers of this host left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_scratch()}*"):
         pid = folder.name.removeprefix(_scratch()).partition("-")[0]
-        if not pid.isdecimal():  # of a host whose name begins with ours
+        if not pid.isdecimal():  # the folder of a host whose name starts with this host's name
             continue
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)  # another worker may be at it
-        except PermissionError:  # somebody else's, and alive
+            shutil.rmtree(folder, ignore_errors=True)  # another worker may be removing it too
+        except PermissionError:  # the process is alive and belongs to another user
             continue
 
 
 def uploaded(store: Store, name: str) -> ray.train.Checkpoint:
-    """A stored checkpoint as Ray Train knows it."""
+    """A stored checkpoint as Ray Train's object."""
     file_system, path = store.arrow()
     return ray.train.Checkpoint(path=f"{path.rstrip('/')}/{name}", filesystem=file_system)
 
 
 def score_metrics(score: Score) -> dict[str, Any]:
-    """What Ray Train and Tune are told of a score."""
+    """The metrics of a score that Ray Train and Tune receive."""
     return {"miou": score.miou, "num_images": score.num_images}

@@ -1,4 +1,4 @@
-"""The training loop of one worker: batches in plan order, a step each, validation and checkpoints."""
+"""The training loop of one worker: batches in the sampler's order, one step per batch, validation and checkpoints."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ from pipeline.model.learner import Learner
 from pipeline.model.pretrained import read_pretrained
 from pipeline.tracking import runs
 from pipeline.tracking.metric_log import MetricLog
-from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_left_over, score_metrics
+from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_leftovers, score_metrics
 from pipeline.training.run import Run
 from pipeline.training.throughput import Throughput
 from pipeline.training.validation import validate
@@ -50,7 +50,7 @@ class Actions(NamedTuple):
 
 
 class Schedule:
-    """Says what to do after each step; `check` is that of an InterruptionMonitor.
+    """Decides what to do after each step; `check` is the method of an InterruptionMonitor.
 
     A validation that is due waits for a step that was not skipped: a run resumed from a checkpoint after a skipped step could not
     learn.
@@ -63,7 +63,7 @@ class Schedule:
         """What to do after `done` steps, the last of which changed the weights (`applied`) or was skipped.
 
         `applied` is read only where something depends on it, because reading it waits for the device. `stored_s`: seconds that
-        storing a checkpoint takes. Every worker must call it after each step.
+        storing a checkpoint takes. Every worker must call this after each step.
         """
         last = done == self.train.steps
         log = last or done % self.train.log_every == 0
@@ -80,17 +80,17 @@ class Schedule:
 
 
 def train_worker(run: Run) -> None:
-    """One DDP worker, from the newest checkpoint to the last step, or to what interrupts it before."""
+    """One DDP worker: trains from the newest checkpoint to the last step, or until it is interrupted."""
     torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
-    remove_left_over()
+    remove_leftovers()
     log = MetricLog(run.tracking_uri, run.run_id) if distributed.rank() == 0 else None
     try:
         with as_worker_fault(), HangDetector(run.config.faults.hang_s, partial(_report_hang, run)) as hang:
             _train(run, log, hang)
     finally:
         if log and (unsent := log.close(timeout_s=30)):
-            logger.warning("%d metric points wait in the spool; submit the run again when MLflow answers", unsent)
+            logger.warning("%d metric points are not sent yet; submit the run again when MLflow answers", unsent)
 
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
@@ -98,12 +98,12 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         return
     config, train = run.config, run.config.train
     learner, batches, record = _start(run, log)
-    if config.stop.impatient(record.since_best):  # after the validation that was pending
+    if config.stop.impatient(record.since_best):  # patience ended with the pending validation in `_start`
         return
     saver, throughput = CheckpointSaver(run, learner, log), Throughput(train.steps, train.global_batch)
     interruptions = InterruptionMonitor(config, run.stop_flag, record.spent, distributed.world_size())
     schedule, skipped = Schedule(train, interruptions.check), SkippedSteps(config.faults.max_skipped_steps, record.skipped)
-    replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers
+    replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers: rank 0 adds the old count
     for batch in throughput.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
         with smaller_passes(run.checkpoints, config, learner.micro_batch, batch.step):
@@ -126,7 +126,7 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         if due.validate and not config.evaluate.background:
             score = validate(run, learner.scored, learner.device, done, log, hang.progress)
         if due.save:
-            with hang.paused():  # the storage has a patience of its own
+            with hang.paused():  # a slow store is no hang: `storage.patience_s` limits it
                 background = due.validate and config.evaluate.background
                 saver.save(done, record, score=score, validation=background, interrupted=due.stop and due.stop.reason)
         if score:
@@ -138,14 +138,14 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
 
 
 def _stop(found: Interruption, done: int) -> None:
-    """Logs why the workers stop early. Raises NodePreempted when they are to start on other nodes."""
+    """Logs why the workers stop early. Raises NodePreempted if they must restart on other nodes."""
     logger.warning("stopping after step %d: %s", done, found.reason)
     if found.moves:
         raise NodePreempted(found.reason)
 
 
 def _points(config: Config, result: StepResult, learning_rate: float, record: RunRecord) -> dict[str, float]:
-    """The metric points of a step."""
+    """Metric points of one step."""
     points = {f"train/{name if name == 'loss' else f'loss_{name}'}": float(value) for name, value in result.losses.items()}
     points |= {"train/learning_rate": learning_rate, "train/gradient_norm": float(result.gradient_norm)}
     points |= {"train/skipped_steps": record.skipped} if record.skipped else {}
@@ -153,15 +153,15 @@ def _points(config: Config, result: StepResult, learning_rate: float, record: Ru
 
 
 def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], RunRecord]:
-    """The learner as it was when the feed's first step began, the batches from there, and what the run remembers."""
+    """The learner in its state before the first batch, the batches from there on, and the run's record."""
     config, record = run.config, RunRecord()
     build = partial(Learner, config, len(run.manifest.class_names), ray.train.torch.get_device())
-    with ThreadPoolExecutor(1) as pool:  # Ray Data starts its processes while this one imports and builds what learns
+    with ThreadPoolExecutor(1) as pool:  # Ray Data starts its processes while this one builds the network
         fed = pool.submit(_first_batch, run)
         resumes = checkpoint.newest_progress(run.checkpoints) is not None
         learner = build(None if resumes else read_pretrained(config))
     first, batches, fed_s = fed.result()
-    if resumes and not first.step:  # no checkpoint verifies
+    if resumes and not first.step:  # checkpoints exist, but none verifies
         learner = build(read_pretrained(config))
     learner.micro_batch = noted_micro_batch(run.checkpoints) or learner.micro_batch
     if first.step:
@@ -180,7 +180,7 @@ def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
 
 
 def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
-    """This worker's first batch, those after it, and the seconds that the first one took."""
+    """This worker's first batch, the batches after it, and the seconds that the first one took."""
     config, started = run.config, time.monotonic()
     feed = Feed(config, run.manifest, 0, distributed.world_size())
     batches = training_batches(ray.train.get_dataset_shard("train"), feed, distributed.rank())
@@ -189,7 +189,10 @@ def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], floa
 
 
 def _load(run: Run, step: int) -> checkpoint.Checkpoint:
-    """The checkpoint with which the feed goes on. Raises StorageError, so that the next attempt looks again which ones verify."""
+    """The checkpoint at whose step the feed starts.
+
+    Raises StorageError if it does not load, so that the next attempt checks again which checkpoints verify.
+    """
     try:
         return checkpoint.load(run.checkpoints, checkpoint.folder_name(step))
     except CheckpointError as error:
@@ -197,8 +200,8 @@ def _load(run: Run, step: int) -> checkpoint.Checkpoint:
 
 
 def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:
-    """Validates a checkpoint that was stored without its score, before training goes on from it; the mIoU."""
-    # Not counted as progress, for the first step still to come may compile for minutes.
+    """Validates a checkpoint that was stored without its score, before training resumes from it; returns the mIoU."""
+    # No progress for the hang detector: it would start to count, and the first step may still compile for minutes.
     score = validate(run, learner.scored, learner.device, found.step, log, lambda: None)
     metrics = score_metrics(score)
     if log:
@@ -208,23 +211,23 @@ def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, 
 
 
 def replaced_in_all(config: Config, replaced: int, device: torch.device) -> int:
-    """Replaced samples of all workers in this run. Raises RuntimeError past `data.max_skipped`."""
-    if not config.data.max_skipped:  # the first one that cannot be read has stopped the feed
+    """Number of samples that all workers replaced in this run. Raises RuntimeError above `data.max_skipped`."""
+    if not config.data.max_skipped:  # nothing is replaced: the first unreadable sample stops the feed
         return 0
     total = int(distributed.sum_over_workers(torch.tensor(replaced, device=device)))
     if total > config.data.max_skipped:
         raise RuntimeError(
             f"{total} training samples could not be read and were replaced, data.max_skipped = {config.data.max_skipped}: the "
-            "log names them; mend the objects and submit the run again"
+            "log names them; fix the objects and submit the run again"
         )
     return total
 
 
 def _report_hang(run: Run, text: str) -> None:
-    """The stacks of a worker that hangs, into the log and into the run."""
+    """Writes the stacks of a worker that hangs to the log and to the MLflow run."""
     logger.error("%s", text)
     name = f"stacks/rank-{distributed.rank()}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     try:
         runs.log_text(run.tracking_uri, run.run_id, name, text)
-    except Exception as error:  # the log has it already, and nothing may keep the worker from starting anew
+    except Exception as error:  # the log has the stacks already, and nothing may delay the restart
         logger.warning("the stacks did not reach MLflow: %s", error)

@@ -1,4 +1,4 @@
-"""A training run: what its workers are given, and how it is opened."""
+"""A training run: what its workers receive, and how it is opened."""
 
 import threading
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from pipeline.tracking.provenance import environment
 
 
 class Run(NamedTuple):
-    """What every worker of a run is given; pickles small."""
+    """What every worker of a run receives; its pickle is small."""
 
     config: Config
     manifest: Manifest
@@ -24,16 +24,16 @@ class Run(NamedTuple):
     tracking_uri: str
     run_id: str
     on_gpus: bool = False
-    """Each training worker holds a GPU; decided when the run starts, for a lost node must not move it to CPUs."""
+    """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
-    """Handle of the driver's `StopFlag`; None where nothing can ask for a stop."""
+    """Handle of the driver's `StopFlag`; None where nothing can request a stop."""
 
     def first_step(self) -> int:
         """Optimizer steps already done according to the newest checkpoint that verifies."""
         return checkpoint.latest_step(self.checkpoints)
 
     def done(self) -> bool:
-        """Whether the checkpoint of the last step is there and verifies."""
+        """Whether the checkpoint of the last step exists and verifies."""
         newest, steps = checkpoint.newest_progress(self.checkpoints), self.config.train.steps
         return newest is not None and newest["step"] >= steps and self.first_step() >= steps
 
@@ -50,7 +50,7 @@ def open_run(config: Config, run_key: str | None = None) -> Run:
     assert manifest is not None
     threading.Thread(target=import_mlflow).start()  # while Ray starts
     connect.join()
-    # A finished run is only looked at again: it keeps the commit and the versions that made it.
+    # Opening a finished run again must not replace the commit and the versions that produced it.
     finished = preflight.newest is not None and preflight.newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
     run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key)

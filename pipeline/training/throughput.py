@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Throughput:
-    """Counts steps, images and seconds since the last line; validation and checkpoints are left out of the speed."""
+    """Counts steps, images and seconds since the last line; the time of validation and checkpoints does not count."""
 
     def __init__(self, steps: int, global_batch: int) -> None:
         self.steps, self.global_batch = steps, global_batch
@@ -18,7 +18,7 @@ class Throughput:
         self.num_steps, self.seconds, self.waited_s = 0, 0.0, 0.0
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches; the time to get each and the time spent on it are counted."""
+        """Yields the batches, and counts the time to get each one and the time of its step."""
         while True:
             start = time.monotonic()
             try:

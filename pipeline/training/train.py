@@ -1,4 +1,4 @@
-"""A training from the driver's side: the TorchTrainer, what it is told to survive, and what a run leaves behind."""
+"""Training as the driver sees it: the TorchTrainer, its restarts, and what a finished run records."""
 
 import gc
 import logging
@@ -35,18 +35,18 @@ from pipeline.training.validation import background_validation, pending_validati
 logger = logging.getLogger(__name__)
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-STOPPED = "the job was told to stop; submitted again it goes on from here"
+STOPPED = "stopped on request; run the same command to resume"
 
 
 def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
-    """The TorchTrainer of a job; `jobs.train` and every Tune trial run this one."""
+    """The TorchTrainer of a run; `jobs.train` and every Tune trial use it."""
     train = run.config.train
-    # Ray's own list of checkpoints: it refuses to start when one of them was deleted, or Ray is another version by now.
+    # Ray's own list of checkpoints. Ray refuses to start if one of them was deleted or if another version wrote the list.
     run.checkpoints.delete(RAY_SNAPSHOT)
     file_system, path = run.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
-    # What the controller and the planner of the data unpickle is kept small: a job would bring all that a driver imports.
-    judge = RestartPolicy(run.config.faults, partial(runs.record_fault, run.tracking_uri, run.run_id))
+    # Ray Train's controller and Ray Data's planner do not get the Run: to unpickle it they would import all that a driver does.
+    policy = RestartPolicy(run.config.faults, partial(runs.record_fault, run.tracking_uri, run.run_id))
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if run.on_gpus else {})
     return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
         partial(train_worker, run),
@@ -55,11 +55,12 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
             name=name,
             storage_path=parent,
             storage_filesystem=file_system,
-            # How often is the judge's to say; workers that could not even be started are not shown to it (run_job).
+            # The restart policy limits failures, but does not see workers that could not be started: `controller_failure_limit`
+            # and `run_to_end` limit these.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=-1, controller_failure_limit=run.config.faults.max_failures
             ),
-            callbacks=[cast(Any, judge), *(callbacks or [])],
+            callbacks=[cast(Any, policy), *(callbacks or [])],
         ),
         datasets={"train": placeholder()},
         dataset_config=ResumableDataConfig(partial(resumed, run.config, run.manifest, run.checkpoints)),
@@ -68,7 +69,7 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
 
 
 class Outcome(NamedTuple):
-    """What a finished run leaves."""
+    """The result of a finished run."""
 
     run_id: str
     tracking_uri: str
@@ -76,14 +77,14 @@ class Outcome(NamedTuple):
     score: Score
     seconds: float
     stop_reason: str | None
-    """Why it ended before the last step; None when it did not."""
+    """Why it ended before the last step; None if it did not."""
 
 
-def run_job(run: Run) -> str | None:
-    """Trains from the newest checkpoint on; returns why it left off before the last step, None when it did not.
+def run_to_end(run: Run) -> str | None:
+    """Trains from the newest checkpoint on; returns why the run stopped before the last step, None if it did not.
 
-    Returns at once when the last step is done or the run was ended early for good. A controller that dies is started again.
-    Raises RunFailed.
+    Returns at once if the last step is done or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
+    RunFailed.
     """
     failures, before, limit = 0, -1, run.config.faults.max_failures
     while not (run.done() or exhausted_budget(run)):
@@ -91,7 +92,7 @@ def run_job(run: Run) -> str | None:
             build_trainer(run).fit()
             break
         except Exception as error:
-            # Only what no judge sees: the controller's own death, a worker's before it has begun, a node that does not come back.
+            # Retries only what the policy cannot see: a dead controller, workers that could not start, a node that stays away.
             if classify(error).kind is not Kind.INFRASTRUCTURE:
                 raise root_cause(error) from error
             step = run.first_step()
@@ -99,20 +100,18 @@ def run_job(run: Run) -> str | None:
             before = step
             if failures > limit:
                 raise RunFailed(
-                    f"{root_cause(error)}\nnot retried: faults.max_failures = {limit} in a row without a checkpoint; see that "
+                    f"{root_cause(error)}\nnot retried: faults.max_failures = {limit} in a row without a checkpoint; check that "
                     "the cluster has the nodes that train.workers needs, and submit the run again: it resumes from its last "
                     "checkpoint"
                 ) from error
-            logger.warning(
-                "the training's controller ended at step %d or later: it is started again (%s)", step, root_cause(error)
-            )
-        # The frames of the exception hold one another and the controller, which would keep its workers' room from the next one.
+            logger.warning("the training's controller ended at step %d or later and is restarted (%s)", step, root_cause(error))
+        # The exception's frames form a cycle that holds the controller, which keeps its workers' CPUs and GPUs reserved.
         gc.collect()
     return stop_reason(run)
 
 
 def exhausted_budget(run: Run) -> str | None:
-    """Which limit of `stop` ended the run early for good; None when none did."""
+    """The limit of `stop` that has ended the run early; None if none has."""
     newest = checkpoint.newest_progress(run.checkpoints)
     if newest is None:
         return None
@@ -121,17 +120,17 @@ def exhausted_budget(run: Run) -> str | None:
 
 
 def stop_reason(run: Run) -> str | None:
-    """Why the run ended before its last step."""
+    """Why the run ended before its last step; None if it did not."""
     newest = checkpoint.newest_progress(run.checkpoints)
     if newest is None or newest["step"] >= run.config.train.steps:
         return None
-    # What it was interrupted for is over when a validation that was owed, or another setting, ended it since.
+    # A limit comes first: a pending validation or a changed setting may have ended the run after the recorded interruption.
     reason: str | None = exhausted_budget(run) or newest.get("interrupted")
     return reason
 
 
 def validate_pending(run: Run) -> None:
-    """Validates the newest checkpoint, and those of validation steps, where that has not been done."""
+    """Validates the newest checkpoint, and those of validation steps, if their score is missing."""
     newest = checkpoint.newest_progress(run.checkpoints)
     if newest and pending_validations(run, newest["step"]):
         ray.get(validation_task(run, newest["step"]))
@@ -139,14 +138,14 @@ def validate_pending(run: Run) -> None:
 
 @contextmanager
 def stopping(flag: Any) -> Iterator[None]:
-    """Turns the first SIGTERM into a request to the workers to leave off with a checkpoint; the second one ends the process."""
+    """Turns the first SIGTERM into a request to save a checkpoint and stop; the second one ends the process."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
-        logger.warning("told to stop: the workers leave off at their next look, with a checkpoint")
+        logger.warning("stop requested: saving a checkpoint within faults.look_every steps")
         flag.request.remote(STOPPED)
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, request_stop)
     try:
         yield
     finally:
@@ -154,17 +153,17 @@ def stopping(flag: Any) -> Iterator[None]:
 
 
 def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
-    """The run's best checkpoint and its score."""
+    """The run's best checkpoint and its score. Raises CheckpointError if no checkpoint is validated."""
     best = checkpoint.load_best(run.checkpoints)
     if best is None:
         raise CheckpointError(
-            f"{run.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again, its end validates it"
+            f"{run.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again to validate it"
         )
     return best, Score(**best.progress["score"])
 
 
 def train(config: Config) -> Outcome:
-    """Trains as configured, or goes on where the same configuration stopped; records everything in MLflow."""
+    """Trains as configured, or resumes the run of the same configuration; records everything in MLflow."""
     started = time.monotonic()
     run = open_run(config)
     logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
@@ -173,10 +172,10 @@ def train(config: Config) -> Outcome:
     run = run._replace(stop_flag=flag)
     try:
         with stopping(flag):
-            reason = run_job(run)
-        MetricLog(run.tracking_uri, run.run_id).close()  # sends what an earlier attempt had to leave behind
+            reason = run_to_end(run)
+        MetricLog(run.tracking_uri, run.run_id).close()  # sends the metric points that an earlier attempt could not send
         if reason == STOPPED:
-            raise SystemExit(143)
+            raise SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
         with reached(run.tracking_uri):
@@ -189,17 +188,17 @@ def train(config: Config) -> Outcome:
 
 
 def end_run(run: Run, error: BaseException) -> None:
-    """Marks the run and its children as ended by this exception, which a tracking server that is down must not hide."""
+    """Marks the run and its children as ended by this exception; only warns if MLflow fails, so as not to hide it."""
     status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
     try:
         runs.end_children(run.tracking_uri, run.run_id, status)
         runs.finish_run(run.tracking_uri, run.run_id, status)
     except Exception as fault:
-        logger.warning("the run in MLflow still says RUNNING: %s", fault)
+        logger.warning("the run is still marked RUNNING in MLflow: %s", fault)
 
 
 def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
-    """Puts the best checkpoint into the run, by reference, and into the registry when the configuration names one."""
+    """Records the best checkpoint in the MLflow run, by reference, and registers it if `tracking.register_as` is set."""
     facts = checkpoint_summary(best, score)
     registry.log_best(run.tracking_uri, run.run_id, **facts)
     if run.config.tracking.register_as:
@@ -208,6 +207,6 @@ def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
 
 
 def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
-    """What MLflow is told of a checkpoint."""
+    """The facts about a checkpoint that MLflow records."""
     protocol = score.protocol | {"checkpoint_sha256": best.sha256}
     return {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou, "protocol": protocol}

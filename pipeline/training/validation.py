@@ -1,7 +1,7 @@
-"""Validation while a run trains: by its workers in place, or of stored checkpoints by a Ray task apart from them.
+"""Validation during a run: in place by its workers, or in the background by a Ray task that loads stored checkpoints.
 
-Beside training a checkpoint is stored first and scored afterwards: the score lies beside its manifest. Whatever fails here
-leaves training alone; the next validation makes up for it, at the latest the one that ends the run.
+In the background, a checkpoint is stored first and scored later; the score is stored next to its manifest. A failure there does
+not disturb training: the next validation scores the checkpoint, at the latest the one at the end of the run.
 """
 
 import logging
@@ -32,14 +32,21 @@ from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 2.0
-"""Between two looks whether the job is told to stop."""
+POLL_S = 2.0
+"""Seconds between two checks whether a stop was requested."""
 
 
-def validate(run: Run, net: CCNet, device: torch.device, step: int, log: MetricLog | None, progress: Callable[[], None]) -> Score:
-    """The score of the validation split, each image once over all workers; `log` gets it with its pictures.
+def validate(
+    run: Run,
+    net: CCNet,
+    device: torch.device,
+    step: int,
+    log: MetricLog | None,
+    progress: Callable[[], None],
+) -> Score:
+    """The score of the validation split, each image counted once over all workers; `log` receives it with its pictures.
 
-    `progress` is called at each image.
+    `progress` is called after each image.
     """
     started = time.monotonic()
     indices = evaluation_share(run.manifest.num_images("val"), distributed.rank(), distributed.world_size())
@@ -66,52 +73,52 @@ def _reporting_progress(samples: Iterator[Sample], progress: Callable[[], None])
 
 
 def pending_validations(run: Run, step: int) -> list[int]:
-    """Steps, the oldest first, of the stored checkpoints that should have a score and have none: the one after `step` steps, and
-    those of validations before it."""
+    """Steps of the stored checkpoints whose score is missing, oldest first: the checkpoint after `step` steps, and those of
+    earlier validation steps."""
     every = run.config.train.validate_every
     return [found for found in checkpoint.unscored(run.checkpoints) if found == step or (found < step and found % every == 0)]
 
 
 def background_validation(run: Run) -> ValidationConfig:
-    """Ray Train's order to validate each checkpoint that is reported so, one at a time, while the workers go on."""
-    # What the controller waits for needs nothing itself: Ray Train would end with a process that dies.
-    return ValidationConfig(fn=partial(_ordered, run), ray_remote_kwargs={"num_cpus": 0})
+    """Makes Ray Train validate checkpoints reported with `validation=True`, one at a time, while training continues."""
+    # Ray Train ends a run whose validation process dies, so this one needs no resources and only waits for our own task.
+    return ValidationConfig(fn=partial(_validate_reported, run), ray_remote_kwargs={"num_cpus": 0})
 
 
-def _ordered(run: Run, reported: Checkpoint) -> dict[str, Any]:
-    """Has a reported checkpoint validated; a failure is a warning. Nothing for Ray Train to keep: the store has the score."""
+def _validate_reported(run: Run, reported: Checkpoint) -> dict[str, Any]:
+    """Has a reported checkpoint validated; a failure is a warning. Returns no metrics to Ray Train: the store has the score."""
     step = int(reported.path.rpartition("-")[2])
-    if stop_requested(run.stop_flag):  # Ray Train waits for all that were reported before it lets the run end
+    if stop_requested(run.stop_flag):  # Ray Train waits for all validations before it lets the run end
         return {}
     try:
         task = validation_task(run, step)
-        while not ray.wait([task], timeout=LOOK_S)[0]:
+        while not ray.wait([task], timeout=POLL_S)[0]:
             if stop_requested(run.stop_flag):
                 ray.cancel(task, force=True)
                 return {}
         ray.get(task)
     except Exception as error:
-        logger.warning("%s is not validated yet, training goes on: %s", reported.path, root_cause(error))
+        logger.warning("%s is not validated yet, training continues: %s", reported.path, root_cause(error))
     return {}
 
 
 def validation_task(run: Run, step: int) -> Any:
-    """Starts `validate_all_pending` with the resources of one training worker; what `ray.get` waits for."""
+    """Starts `validate_all_pending` with the resources of one training worker; returns the reference for `ray.get`."""
     train = run.config.train
     num_gpus = int(run.on_gpus)
     return ray.remote(num_cpus=train.cpus_per_worker, num_gpus=num_gpus)(validate_all_pending).remote(run, step)
 
 
 def validate_all_pending(run: Run, step: int) -> None:
-    """Scores all checkpoints that are owed a score, in this process alone; one that does not verify is passed over."""
+    """Validates all checkpoints whose score is pending, in this process alone; skips those that do not verify."""
     show_own_lines()
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     log = MetricLog(run.tracking_uri, run.run_id)
     try:
-        with HangDetector(run.config.faults.hang_s, partial(logger.error, "%s")) as watch:
+        with HangDetector(run.config.faults.hang_s, partial(logger.error, "%s")) as hang:
             for each in pending_validations(run, step):
                 try:
-                    _score(run, each, device, log, watch.progress)
+                    _score(run, each, device, log, hang.progress)
                 except CheckpointError as error:
                     logger.warning("not validated: %s", error)
     finally:
@@ -124,7 +131,7 @@ def _score(run: Run, step: int, device: torch.device, log: MetricLog, progress: 
     found = checkpoint.load(run.checkpoints, name, with_optimizer=False)
     net: CCNet = build_ccnet(**found.progress["model"])
     checkpoint.restore(found, net)
-    # In the learner's memory format, in which sums are rounded differently.
+    # The learner's memory format: in another one, sums would be rounded differently.
     net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     score = validate(run, net, device, step, log, progress)
     checkpoint.write_score(run.checkpoints, name, found.sha256, score_metrics(score), score._asdict())

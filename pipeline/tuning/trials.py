@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trial(NamedTuple):
-    """One trial as it ended."""
+    """The result of one trial."""
 
     number: str
     overrides: dict[str, Any]
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
 
 
 def run_trial(overrides: dict[str, Any], *, parent: Run, key: str) -> None:
-    """One trial: the training of `jobs.train` under its overrides, reporting the global mIoU of every validation to Tune."""
+    """Trains one trial as `jobs.train` would under its overrides; reports the global mIoU of every validation to Tune."""
     run = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
     try:
         build_trainer(run, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
@@ -45,7 +45,7 @@ def run_trial(overrides: dict[str, Any], *, parent: Run, key: str) -> None:
 
 
 def trial_job(parent: Run, overrides: dict[str, Any], key: str, number: str) -> Run:
-    """The job of a trial: its own checkpoints, and an MLflow run that is the parent's child."""
+    """The run of a trial: its own checkpoints, and an MLflow run that is a child of the parent's."""
     config = trial_config(parent.config, overrides)
     run_id = runs.open_mlflow_run(
         config,
@@ -63,8 +63,11 @@ def trial_job(parent: Run, overrides: dict[str, Any], key: str, number: str) -> 
 
 
 def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
-    """A trial's settings, with the fewest workers that may be: those fit the cluster, and elastic trials would take one another's
-    CPUs. The global batches, and so what is learnt, are the same for any number. Validated in place: ASHA waits for scores."""
+    """A trial's settings: the fewest workers allowed, and validation in place.
+
+    Elastic trials would take CPUs from one another; the global batches, and so the training result, do not depend on the number
+    of workers. ASHA needs each score at once, so validation cannot run in the background.
+    """
     config = override(config, overrides)
     return override(config, {"train.workers": config.train.fewest_workers, "evaluate.background": False})
 
@@ -74,7 +77,7 @@ def _checkpoints(config: Config, key: str, number: str) -> Store:
 
 
 def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
-    """Trials that the cluster's CPUs, Ray Data's share included, and its GPUs hold at a time; at least one."""
+    """Number of trials that the cluster's CPUs (Ray Data's included) and GPUs can run at a time; at least one."""
     workers = config.train.fewest_workers
     by_gpu = resources.get("GPU", 0) // workers or math.inf  # too few GPUs for one trial: all run on CPUs
     return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config, workers), by_gpu)))
@@ -85,7 +88,7 @@ def _domain(dimension: Dimension) -> Any:
 
 
 def _end_trial(parent: Run, key: str, result: Any) -> Trial:
-    """The trial as it ended; sends what its spool still holds and ends its MLflow run, because ASHA kills trials outright."""
+    """The result of a trial. Sends its unsent metric points and ends its MLflow run, which a trial killed by ASHA cannot do."""
     run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
     config = override(parent.config, dict(result.config))
     stopped_early = step < config.train.steps
@@ -101,7 +104,7 @@ def _end_trial(parent: Run, key: str, result: Any) -> Trial:
 
 
 class TuneScoreCallback(TuneReportCallback):
-    """Leaves out the checkpoint of a trial that left off before its validation: Tune demands a score of every report."""
+    """Does not report checkpoints without a score, such as that of a trial stopped early: Tune needs a score in each report."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if "miou" in metrics[0]:
@@ -109,7 +112,7 @@ class TuneScoreCallback(TuneReportCallback):
 
 
 class _Lines(tune.Callback):
-    """A line for each result and each end of a trial."""
+    """Logs a line for each result and each end of a trial."""
 
     def __init__(self) -> None:
         self.ended: set[str] = set()

@@ -1,4 +1,4 @@
-"""Search space -> trials -> the same training function: learning rate, crop size and R under ASHA."""
+"""Searches settings such as learning rate, crop size and R under ASHA; each trial runs the same training function."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ class SearchResult(NamedTuple):
     tracking_uri: str
     trials: list[Trial]
     score: Score
-    """Of the best trial's best checkpoint."""
+    """Score of the best trial's best checkpoint."""
 
     def table(self) -> str:
         """One line per trial, and the overrides that reproduce the winner."""
@@ -51,7 +51,7 @@ class SearchResult(NamedTuple):
         ]
         lines = table(["trial", *keys, "mIoU", "step", "ended"], rows)
         winner = shlex.join(f"{key}={json.dumps(value)}" for key, value in self.trials[0].overrides.items())
-        return f"{lines}\n\nreproduce the best: the search's configuration and overrides, and\n{winner}"
+        return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"
 
 
 def search(config: Config) -> SearchResult:
@@ -75,11 +75,12 @@ def search(config: Config) -> SearchResult:
 def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
     config, settings = parent.config, parent.config.tune
     file_system, path = open_store(config.runs_url, config.storage).arrow()
-    # One step past the last: a trial that trains to its end closes itself, instead of being stopped while it saves.
+    # One step past the last, so that ASHA does not stop a complete trial while it saves.
     scheduler = ASHAScheduler(
         time_attr="step", max_t=config.train.steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction
     )
-    # Tune ignores max_concurrent_trials beside a search algorithm of this class; more trials than fit starve one another's data.
+    # Given to the search algorithm, with which Tune ignores max_concurrent_trials. More trials than fit would starve each other
+    # of data.
     concurrent = settings.concurrent or concurrent_trials(config, ray.cluster_resources())
     lines = _Lines()
     tuner = tune.Tuner(
@@ -96,11 +97,11 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
     )
     grid = tuner.fit()
     if len(lines.ended) + len(grid.errors) < len(grid):
-        raise KeyboardInterrupt  # Tune swallows the first one and returns what there is
+        raise KeyboardInterrupt  # Tune swallows the first one and returns the results so far
     if len(grid.errors) == len(grid):
         raise RunFailed(f"all {len(grid)} trials failed; the first: {root_cause(grid.errors[0])}")
     for error in grid.errors:
-        logger.warning("a trial failed and is left out: %s", root_cause(error))
+        logger.warning("a trial failed and does not count: %s", root_cause(error))
     return grid
 
 
@@ -116,4 +117,4 @@ def _register_best(parent: Run, key: str, trials: list[Trial]) -> Score:
             record_best(run, best, score)
             return score
         logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
-    raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial left a checkpoint; raise tune.grace_steps")
+    raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint; raise tune.grace_steps")

@@ -1,6 +1,6 @@
-"""The compiled head beside the eager one, run as a script by test_compile.py: python compile_worker.py FILE.
+"""The compiled head compared with the eager one, run as a script by test_compile.py: python compile_worker.py FILE.
 
-A process of its own, because the import hook that checks shapes in tests is not for dynamo to trace.
+A separate process, because dynamo must not trace the import hook that checks shapes in tests.
 """
 
 import copy
@@ -22,7 +22,7 @@ def random_head() -> RCCAHead:
 
 
 def step(head: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Everything that one forward and backward leaves: scores, gradients, buffers; dropout is seeded alike."""
+    """Scores, gradients and buffers of one forward and backward pass; dropout has the same seed in every call."""
     x = x.clone().requires_grad_()
     torch.manual_seed(1)
     logits = head(x)

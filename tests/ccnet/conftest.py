@@ -1,4 +1,4 @@
-"""Golden numbers and their tolerance, relative to max(1, max |expected|) as tests/golden/README.md gives it."""
+"""Fixtures: golden numbers and their tolerance, relative to max(1, max |expected|) as in tests/golden/README.md; workers."""
 
 import importlib
 import os
@@ -30,7 +30,7 @@ PARAMETERS = {
 
 @pytest.fixture
 def interpreter_that_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter patches triton.language in each call of a device function, which takes as long as all the rest."""
+    """Makes Triton's interpreter patch triton.language once a kernel and not in each device function, which doubles the time."""
     if DEVICE == "cuda":
         return
     pytest.importorskip("triton")
@@ -64,7 +64,7 @@ def triton_kernels(interpreter_that_patches_once: None) -> ModuleType:
 
 @pytest.fixture(params=["products", "kernels"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the operator's ways is taken: batches of products, or the kernels; returns the device for it."""
+    """Selects an implementation of the operator, batched products or the kernels; returns the device for it."""
     found = request.getfixturevalue("triton_kernels") if request.param == "kernels" else None
     monkeypatch.setattr(criss_cross, "_kernels", lambda device: found)
     return DEVICE if found else "cpu"
@@ -83,7 +83,7 @@ def golden() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture
 def parameters() -> dict[str, str]:
-    """Short names of an attention's parameters in the golden files -> ours, in two dimensions and in three."""
+    """Short names of the attention's parameters in the golden files -> our names, in two and in three dimensions."""
     return PARAMETERS
 
 
@@ -101,7 +101,7 @@ def within() -> Callable[[Tensor, Tensor, float], None]:
 
 @pytest.fixture(scope="session")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, dict[str, Tensor]]]]:
-    """What worker.py computes: (alone on the whole batch, [worker 0 of 2, worker 1 of 2])."""
+    """The results of worker.py: (one worker on the whole batch, [worker 0 of 2, worker 1 of 2])."""
     folder = tmp_path_factory.mktemp("workers")
     script = Path(__file__).with_name("worker.py")
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}

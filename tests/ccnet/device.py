@@ -1,4 +1,4 @@
-"""Where the Triton kernels run in tests: compiled on a GPU where there is one, else in Triton's interpreter on the CPU."""
+"""The device of the Triton kernels in tests: a GPU if there is one, else the CPU, where Triton's interpreter runs them."""
 
 import torch
 

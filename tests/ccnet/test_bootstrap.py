@@ -1,4 +1,4 @@
-"""The interval over images: exact against a loop, and as wide as chance is."""
+"""The interval over images: equal to that of a loop, and as wide as the variation by chance."""
 
 import math
 

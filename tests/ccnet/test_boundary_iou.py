@@ -1,4 +1,4 @@
-"""Boundary IoU against the authors' steps, one class and one mask at a time."""
+"""Boundary IoU against the steps of the authors' code, one class and one mask at a time."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_a_shift_of_two_pixels_shows_where_the_iou_hardly_moves():
     assert boundary.miou() < 0.6
 
 
-def test_a_perfect_prediction_scores_one_beside_ignored_pixels():
+def test_a_perfect_prediction_scores_one_next_to_ignored_pixels():
     label = blobs(0, 60, 80, 4, ignored=0.2)
     boundary = BoundaryIoU(4)
     boundary.update(torch.where(label == 255, 3, label), label)

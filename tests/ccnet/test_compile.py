@@ -1,4 +1,4 @@
-"""torch.compile takes the whole head as one graph and changes no number."""
+"""torch.compile compiles the whole head as one graph and changes no result."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What compile_worker.py computes."""
+    """The results of compile_worker.py."""
     file = tmp_path_factory.mktemp("compile") / "results.pt"
     script = Path(__file__).with_name("compile_worker.py")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -37,7 +37,7 @@ def test_one_compilation_serves_every_size(results):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
 
 
-def test_passes_over_a_batch_do_not_compile_the_head_each_anew(results):
+def test_passes_over_a_batch_compile_the_head_once(results):
     scores, num_compilations = results["parts"]
     for eager, compiled in scores:
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What attention costs at the published size, 1 x 512 x 97 x 97: counted on the meta device, nothing is computed."""
+"""Operations of attention at the published size, 1 x 512 x 97 x 97, counted on the meta device without computing anything."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pipeline.benchmark.baselines import NonLocal, PublishedCrissCross
 
 
 def gigaflops(block: type[nn.Module], recurrence: int) -> float:
-    """Of the forward pass; a multiplication and its addition are two."""
+    """GFLOP of the forward pass; a multiplication and its addition count as two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         module, x = block(512), torch.empty(1, 512, 97, 97)
         for _ in range(recurrence):

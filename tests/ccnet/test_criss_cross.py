@@ -1,4 +1,4 @@
-"""The operator against its definition, its registration with torch, and what it keeps for the backward pass."""
+"""The operator against its definition, its registration with torch, and the memory that it keeps for the backward pass."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_is_registered_as_torch_demands(size):
 
 
 def kept_mib(batch: int, height: int, width: int, recurrence: int) -> float:
-    """Distinct memory that the passes keep for the backward pass, beside parameters and input."""
+    """Distinct memory that the passes keep for the backward pass, in MiB, besides parameters and input."""
     module, x = CrissCrossAttention(512), torch.randn(batch, 512, height, width, requires_grad=True)
     given = {tensor.untyped_storage().data_ptr() for tensor in (x, *module.parameters())}
     kept: dict[int, int] = {}
@@ -89,7 +89,7 @@ def kept_mib(batch: int, height: int, width: int, recurrence: int) -> float:
     return sum(kept.values()) / 2**20
 
 
-# The published module keeps 78, 175, 136 and 304 MiB, counted alike.
+# The published module keeps 78, 175, 136 and 304 MiB, counted in the same way.
 @pytest.mark.parametrize(
     ("size", "recurrence", "published"),
     [((1, 97, 97), 1, 78), ((1, 97, 97), 2, 175), ((2, 64, 128), 1, 136), ((2, 64, 128), 2, 304)],

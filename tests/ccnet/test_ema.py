@@ -1,4 +1,4 @@
-"""The average of the weights against its definition; restored from its state dict it goes on to the bit."""
+"""The average of the weights against its definition; restored from its state dict it resumes bit for bit."""
 
 import copy
 
@@ -10,7 +10,7 @@ from ccnet.ema import Average
 
 
 def net_and_weights(num_steps):
-    """A net, and what its state dict is after each of some steps."""
+    """A net, and its state dict after each of `num_steps` steps."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     net.register_buffer("wide", torch.randn(2, dtype=torch.float64))
@@ -41,7 +41,7 @@ def test_equals_the_definition():
     assert average.net[1].num_batches_tracked == 12
 
 
-def test_restored_from_its_state_dict_it_goes_on_to_the_bit():
+def test_restored_from_its_state_dict_it_resumes_bit_for_bit():
     net, states = net_and_weights(6)
     uninterrupted, average = Average(net, 0.2), Average(net, 0.2)
     for n, state in enumerate(states):
@@ -55,7 +55,7 @@ def test_restored_from_its_state_dict_it_goes_on_to_the_bit():
     assert all(torch.equal(value, uninterrupted.net.state_dict()[name]) for name, value in average.net.state_dict().items())
 
 
-def test_the_average_is_a_net_of_its_own_for_evaluation():
+def test_the_average_is_a_separate_net_for_evaluation():
     net = nn.Sequential(nn.Linear(3, 2)).train()
     average = Average(net, 0.9)
     nn.init.zeros_(net[0].weight)
@@ -66,7 +66,7 @@ def test_the_average_is_a_net_of_its_own_for_evaluation():
     assert net[0].weight.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when dynamo is imported
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch when dynamo is imported
 def test_a_compiled_net_is_the_same_net():
     net, states = net_and_weights(1)
     plain, compiled = Average(net, 0.9), Average(net, 0.9)

@@ -26,13 +26,13 @@ FILES = {0: ("classes", None), 1: ("logits", 25), 2: ("logits", None), 3: ("logi
 
 
 WHOLE = 2
-"""R of the network that is exported with a ResNet: torch spends its time on the ResNet's sizes as formulas of the image's."""
+"""R of the only network exported with a ResNet: torch takes long to express the ResNet's sizes as formulas of the image's."""
 
 Exported = Callable[[int], tuple[Path, CCNet]]
 
 
 class Strided(nn.Module):
-    """In place of the ResNet: one convolution at its output stride."""
+    """A replacement of the ResNet: one convolution with the same output stride."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def template(recurrence: int) -> CCNet:
 
 
 def network(recurrence: int) -> CCNet:
-    """In training mode, attention on, batch norms as if trained; of R = WHOLE a ResNet-18 cut to one block per stage."""
+    """A net in training mode, with attention, batch norms as if trained; R = WHOLE has a ResNet-18 cut to one block per stage."""
     return copy.deepcopy(template(recurrence))
 
 
@@ -71,14 +71,14 @@ def images() -> list[Tensor]:
 
 
 def run(path: Path) -> list[Tensor]:
-    """What onnxruntime computes of the images."""
+    """The results of onnxruntime for the images."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(session.run(None, {"image": image.numpy()})[0]) for image in images()]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """exported(R): the file of network(R), alone in its folder, and the network, in float64, as the export left it; made once."""
+    """exported(R): the file of network(R), alone in its folder, and the float64 network after the export; made once per R."""
 
     @functools.cache
     def export(recurrence: int) -> tuple[Path, CCNet]:
@@ -102,7 +102,7 @@ def test_logits_equal_torch_at_five_other_sizes(
 
 
 def test_classes_equal_predict_classes(exported: Exported) -> None:
-    """The two resize by different orders of sums, so scores that tie may fall either way."""
+    """Resizing adds up in another order in each, so ties between scores may fall either way."""
     net, equal, seen = network(0), [], set()
     for image, found in zip(images(), run(exported(0)[0]), strict=True):
         expected = predict_classes(net, image, tuple(image.shape[-2:]))
@@ -137,7 +137,7 @@ def test_auxiliary_head_and_embedding_and_paths_of_this_machine_stay_out(exporte
     assert "ccnet/model.py" not in str([(node.doc_string, node.metadata_props) for node in model.graph.node])
 
 
-def test_the_metadata_tell_what_the_network_is(exported: Exported) -> None:
+def test_the_metadata_describe_the_network(exported: Exported) -> None:
     model = onnx.load(exported(WHOLE)[0])
     assert {entry.key: entry.value for entry in model.metadata_props} == {
         "recurrence": "2",
@@ -185,7 +185,7 @@ def test_importing_needs_no_onnx() -> None:
     assert loaded.stdout.strip() == ""
 
 
-def test_a_wrapped_net_and_a_folder_that_is_not_there_are_refused_at_the_door(tmp_path):
+def test_a_wrapped_net_and_a_folder_that_does_not_exist_are_refused(tmp_path):
     net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=1)
     with pytest.raises(ValueError, match="there is no folder"):
         export_onnx(net, tmp_path / "nowhere" / "net.onnx")

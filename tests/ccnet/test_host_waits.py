@@ -1,6 +1,6 @@
 """A training step never makes the host wait for the device, whatever its options.
 
-On a GPU torch itself counts the waits. Everywhere the calls of a step are looked through for those that would be one: reading a
+On a GPU torch itself counts the waits. On every machine the calls of a step are searched for those that would wait: reading a
 value, and results whose size depends on values.
 """
 
@@ -29,7 +29,7 @@ OPTIONS = {
 
 
 class Reads(TorchDispatchMode):
-    """Notes the calls for which the host of a GPU would wait."""
+    """Records the calls for which the host of a GPU would wait."""
 
     def __init__(self):
         super().__init__()
@@ -72,25 +72,25 @@ def test_a_step_reads_nothing_back(options):
     assert reads.found == []
     with reads:
         assert result.applied
-    assert reads.found, "reading the result is found"
+    assert reads.found, "reading the result must be found"
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU, where torch counts what the host waits for")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_a_step_waits_for_nothing_on_a_gpu(options):
     training = Training(options)
-    for number in range(2):  # the kernels are made, and the memory is had
+    for number in range(2):  # compiles the kernels and allocates the memory
         training.step(number)
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = training.step(2)
-            in_step = [str(each.message) for each in said if "synchroniz" in str(each.message)]
+            in_step = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
             assert result.applied
-        assert len(said) > len(in_step), "reading the result is counted"
+        assert len(caught) > len(in_step), "reading the result must be counted"
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert in_step == []

@@ -1,4 +1,4 @@
-"""Predicted scores and classes equal those of the naive way, which holds every score at full resolution."""
+"""Predicted scores and classes equal those of a naive implementation, which holds every score at full resolution."""
 
 from math import ceil
 
@@ -17,7 +17,7 @@ from ccnet.losses import resize_logits
 
 
 class Strided(nn.Module):
-    """One convolution, by default at output stride 8, on an image that counts as normalised."""
+    """One convolution, by default at output stride 8, on an image that is taken as normalised."""
 
     def __init__(self, num_classes: int = 5, *, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def tiles_averaged(net, x, window, stride):
 
 @torch.no_grad()
 def naive(net, image, *, window=None, stride=None, scales=(1.0,), flip=False, size=None):
-    """The definition in predict_logits' docstring, written down."""
+    """The definition in predict_logits' docstring, written out."""
     x = net.eval().normalise(image)
     total, size = 0, size or image.shape[-2:]
     for scale in scales:
@@ -121,7 +121,7 @@ def test_windows_equal_the_published_ones(case, dtype, tolerance, golden, within
 
 
 class Ramp(Strided):
-    """Scores each pixel by its value plus the column in which it is seen."""
+    """Scores each pixel by its value plus its column in the input."""
 
     def scores(self, x: Tensor) -> Output:
         return Output(x + torch.arange(x.shape[-1]), None)
@@ -134,7 +134,7 @@ def test_flip_mirrors_left_and_right():
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made under it held at once."""
+    """The largest number of bytes that tensors created inside it held at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_a_ccnet_takes_uint8(ccnet, photos, within):
 
 
 class FixedLogits(nn.Module):
-    """Gives the same scores whatever the image."""
+    """Returns the same scores for every image."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def test_an_empty_batch_and_too_many_classes_are_errors(ccnet):
 
 
 def test_a_large_map_is_resized_as_in_training(within):
-    """To the rounding of float32 positions, which moves scores of up to 20 by 2e-4 at this size."""
+    """Even the rounding of float32 positions is equal, which moves scores of up to 20 by 2e-4 at this size."""
     logits = 5 * torch.randn(1, 2, 129, 257)
     expected = resize_logits(logits, (1024, 2048))
     within(predict_logits(FixedLogits(logits), torch.zeros(1, 3, 1024, 2048)), expected, 1e-6)
@@ -258,7 +258,7 @@ def test_the_published_stride_is_two_thirds_in_floating_point_and_leaves_no_pixe
         ({"window": 0}, "window = 0: must be at least 1"),
         ({"window": (9, -1)}, r"window = \(9, -1\): must be at least 1"),
         ({"window": 9, "stride": 0}, r"stride = 0: .*try \(1, 1\)"),
-        ({"window": 9, "stride": (9, 10)}, r"stride = \(9, 10\): .*left out \(try \(9, 9\)\)"),
+        ({"window": 9, "stride": (9, 10)}, r"stride = \(9, 10\): .*skips pixels \(try \(9, 9\)\)"),
         ({"window": (8, 5), "stride": 6}, r"stride = 6: .*try \(6, 5\)"),
         ({"stride": 9}, "stride = 9 without a window"),
         ({"scales": ()}, r"scales = \(\): must be one or more"),

@@ -1,4 +1,4 @@
-"""The Triton kernels against the plain formula in float64: compiled where there is CUDA, in Triton's interpreter where not."""
+"""The Triton kernels against the plain formula in float64: compiled with CUDA, in Triton's interpreter without it."""
 
 import importlib
 import os
@@ -30,7 +30,7 @@ NAMES = ["out", "lse", "grad_query", "grad_key", "grad_value"]
 
 @pytest.fixture(autouse=True)
 def interpreter_with_bfloat16(monkeypatch):
-    """Triton 3.7's interpreter multiplies the bits of bfloat16 as integers and cuts where the GPU rounds to nearest even."""
+    """Fixes Triton 3.7's interpreter: it multiplies bfloat16 bits as integers and truncates where GPUs round to nearest even."""
     if DEVICE == "cuda":
         return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
@@ -113,7 +113,7 @@ def test_results_are_contiguous_and_have_the_dtype_of_the_inputs_and_lse_is_floa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_large_energies_stay_finite(dtype):
     results = computed(*inputs((1, 5, 6), 64, 24, dtype, scale=30.0))
-    assert results["lse"].max() > 5000  # whose exp is not a float32
+    assert results["lse"].max() > 5000  # whose exp overflows float32
     assert all(x.isfinite().all() for x in results.values())
 
 
@@ -130,9 +130,9 @@ def test_strides_do_not_matter():
     torch.testing.assert_close(computed(*channels_first), computed(*arrays), rtol=0, atol=1e-5)
 
 
-def test_a_gradient_without_memory_of_its_own_will_do():
+def test_an_expanded_gradient_is_accepted():
     query, key, value, _ = inputs((1, 3, 4), 8, 24)
-    ones = torch.ones(1, device=DEVICE).expand(1, 3, 4, 24)  # what sum() hands back
+    ones = torch.ones(1, device=DEVICE).expand(1, 3, 4, 24)  # the gradient that sum() gives
     assert_near(computed(query, key, value, ones), expected(query, key, value, ones), TOLERANCE[torch.float32])
 
 
@@ -196,7 +196,7 @@ with ThreadPoolExecutor() as threads:
 def shared(tmp_path_factory):
     """dtype -> bytes of shared memory of each kernel of the published network, compiled for an H100.
 
-    No GPU needed: the launches are caught and compiled.
+    No GPU needed: the launches are intercepted and only compiled.
     """
     try:
         assert Path(triton.knobs.nvidia.ptxas.path).is_file()
@@ -218,6 +218,6 @@ def shared(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, shared):
-    """The interpreter takes more than the compiler does."""
+    """The interpreter accepts code that the compiler rejects, so the kernels are compiled too."""
     assert len(shared[dtype]) == {"bfloat16": 8, "float32": 12}[dtype]  # float32 lines of 97 are two tiles
-    assert max(shared[dtype]) <= 227 * 1024  # bytes a block may have
+    assert max(shared[dtype]) <= 227 * 1024  # the most bytes that a block may use

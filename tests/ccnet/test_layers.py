@@ -1,4 +1,4 @@
-"""Layers over the global batch: two real gloo workers against one process with the whole batch. Frozen batch norm."""
+"""Layers over the global batch, two real gloo workers against one process with the whole batch; frozen batch norm."""
 
 import pytest
 import torch

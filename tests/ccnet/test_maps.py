@@ -1,4 +1,4 @@
-"""Attention maps against dense [HW, HW] matrices and what can be said about them beforehand."""
+"""Attention maps against dense [HW, HW] matrices and against properties known beforehand."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_composed_map_is_the_pixels_row_of_the_product_of_dense_matrices(recurre
             within(attention_map(passes, (h, w)), product[:, h * 5 + w].view(2, 4, 5), 1e-12)
 
 
-def test_each_pass_looks_at_what_the_pass_before_left():
+def test_each_pass_attends_to_the_output_of_the_pass_before():
     head, features = random_head(recurrence=2), random_features()
     first, second = attention_passes(head, features)
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_one_pass_is_zero_outside_the_cross_and_two_cover_every_pixel():
 
 
 def test_two_passes_of_equal_weights_share_as_paths_are_counted():
-    # In a 2 x 2 map without preferences a pixel gives a third to itself and to each of its two neighbours. Paths of two passes
-    # to itself: 3, to a neighbour: 2, to the far corner: 2; each a ninth.
+    # In a 2 x 2 map with equal weights a pixel gives a third each to itself and to its two neighbours. There are 3 paths of two
+    # passes to itself, 2 to each neighbour and 2 to the far corner; each path carries a ninth.
     third = torch.full((1, 2, 2, 2), 1 / 3, dtype=torch.float64)
     others = third * (1 - torch.eye(2, dtype=torch.float64)[:, None, :])  # column[h, w, j] is 0 at j = h
     expected = torch.tensor([[[3, 2], [2, 2]]], dtype=torch.float64) / 9
@@ -75,7 +75,7 @@ def test_maps_of_an_image_have_the_size_of_its_logits_and_each_sums_to_one():
     net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=2)
     image = torch.randint(0, 256, (2, 3, 41, 57), dtype=torch.uint8)
     maps = attention_maps(net, image, (40, 20))
-    assert maps.cell == (5, 2)  # pixel 20 lies midway between cells 2 and 3: halves go to the even one
+    assert maps.cell == (5, 2)  # pixel 20 lies midway between cells 2 and 3: round() takes the even one
     assert len(maps.passes) == 2
     for one in (*maps.passes, maps.composed):
         assert one.shape == net(image).logits[:, 0].shape == (2, 6, 8)
@@ -90,7 +90,7 @@ def test_with_one_pass_the_composed_map_is_its_cross():
     assert torch.equal(maps.composed, maps.passes[0])
 
 
-def test_looking_changes_neither_weights_nor_running_statistics():
+def test_attention_maps_change_neither_weights_nor_running_statistics():
     net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=2).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     maps = attention_maps(net, torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8), (0, 0))

@@ -1,4 +1,4 @@
-"""The head against the published one, the whole network's settings; its weights and scores: test_weights.py."""
+"""The head against the published one, and the settings of the whole network. test_weights.py tests its weights and scores."""
 
 import inspect
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from ccnet import RCCAHead, build_ccnet
 
-PUBLISHED_NAMES = {"query": "query_conv", "key": "key_conv", "value": "value_conv", "gamma": "gamma"}  # of cca, by ours
+PUBLISHED_NAMES = {"query": "query_conv", "key": "key_conv", "value": "value_conv", "gamma": "gamma"}  # our name -> name in cca
 
 
 def published_name(name: str) -> str:
-    """Of an entry of the head; the others' names are ours."""
+    """The published name of an entry of the head; only those of the attention differ from ours."""
     module, _, rest = name.partition(".")
     if module != "attention":
         return name
@@ -151,7 +151,7 @@ def test_variance_of_the_first_weights_of_the_backbone(init, variance):
     torch.manual_seed(0)
     net = build_ccnet(backbone="resnet18", num_classes=2, recurrence=1, init=init)
     assert net.backbone.layer4[1].conv2.weight.var().item() == pytest.approx(variance, rel=0.01)
-    assert net.head.conva[0].weight.var().item() == pytest.approx(1 / (3 * 9 * 512), rel=0.01)  # PyTorch's in both
+    assert net.head.conva[0].weight.var().item() == pytest.approx(1 / (3 * 9 * 512), rel=0.01)  # PyTorch's default in both
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_variance_of_the_first_weights_of_the_backbone(init, variance):
     ],
 )
 def test_an_unknown_choice_is_an_error_that_lists_the_legal_ones(name, legal):
-    unchecked = inspect.unwrap(build_ccnet)  # here the type check of the signatures would answer first
+    unchecked = inspect.unwrap(build_ccnet)  # the type check of the signatures would raise first
     with pytest.raises(ValueError, match=f"^{name} = 'other': must be one of {legal}$"):
         unchecked(backbone="resnet18", num_classes=2, recurrence=1, **{name: "other"})
 

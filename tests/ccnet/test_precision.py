@@ -12,11 +12,11 @@ from ccnet.losses import cross_entropy
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
 HALVES = [torch.bfloat16, torch.float16]
 LOSS_SCALE = {None: 1.0, torch.bfloat16: 1.0, torch.float16: 1024.0}
-"""As a gradient scaler would: without it float16 rounds small gradients to 0."""
+"""The loss is scaled as by a gradient scaler: otherwise float16 rounds small gradients to 0."""
 
 
 class Result(NamedTuple):
-    """Scores of the main head, mean loss per pixel, gradients of all parameters in a row."""
+    """Scores of the main head, mean loss per pixel, gradients of all parameters as one vector."""
 
     logits: Tensor
     loss: Tensor
@@ -55,7 +55,7 @@ def run(make, dtype: torch.dtype | None, device: str, *, train: bool) -> Result:
 
 # Relative distance |actual - expected| / |expected| of (logits, loss, gradient): about twice the largest of six seeds, on a CPU.
 # A rounded activation near 0 flips its ReLU, and batch norm of few values passes that on: in training, rounding nothing but the
-# weights to bfloat16 and computing in float32 already turns the whole net's gradient by 0.3. Hence the wide bounds there.
+# weights to bfloat16 and computing in float32 already moves the whole net's gradient by 0.3. Hence the wide bounds there.
 @pytest.mark.parametrize(
     ("make", "train", "dtype", "bounds"),
     [

@@ -1,4 +1,4 @@
-"""What `import ccnet` offers; what it must not pull in: test_purity.py."""
+"""The public names of `ccnet`. test_purity.py tests what its import must not load."""
 
 import ccnet
 

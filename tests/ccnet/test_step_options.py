@@ -1,4 +1,4 @@
-"""What a training step does besides: leaves out what is not finite, scales, clips, computes in half precision, averages."""
+"""Options of a training step: it skips steps that are not finite, scales, clips, computes in half precision, averages."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.ccnet.tiny import infinite, state_of, tiny_batch, tiny_net, trained, 
 
 
 class Run:
-    """The tiny net in float32 with its optimizer and average, a step at a time."""
+    """The tiny net in float32 with its optimizer and average, trained one step at a time."""
 
     def __init__(self, **options):
         self.net = tiny_net().float()
@@ -30,7 +30,7 @@ class Run:
         return state_of(self.net, self.optimizer, self.average)
 
     def moved(self):
-        """How far the weights are from where they began, in a row."""
+        """The change of all weights since the start, as one vector."""
         before = dict(tiny_net().float().named_parameters())
         return torch.cat([(value - before[name]).detach().flatten() for name, value in self.net.named_parameters()])
 
@@ -41,7 +41,7 @@ def spoilt_gradient(logits):
 
 
 def overflowing(logits):
-    """Scores whose loss, summed over the pixels, is beyond float32, and whose gradient is not."""
+    """Scores whose loss, summed over the pixels, overflows float32, and whose gradient does not."""
     return logits + torch.tensor([3e38, 0, 0, 0, 0]).view(1, 5, 1, 1)
 
 
@@ -63,7 +63,7 @@ def test_what_is_not_finite_changes_nothing(spoil, micro_batch):
     assert not torch.equal(run.state()["net/main.weight"], before["net/main.weight"])
 
 
-def test_one_workers_bad_row_leaves_the_step_out_on_both(workers, within):
+def test_one_workers_bad_row_skips_the_step_on_both(workers, within):
     for worker in [workers[0], *workers[1]]:
         results = worker["bad row"]
         assert [results[f"{step}/applied"].item() for step in range(3)] == [True, False, True]
@@ -85,7 +85,7 @@ def test_a_clipped_gradient_has_the_given_norm_and_the_same_direction():
     assert torch.equal(torch.cat([p.grad.flatten() for p in above.net.parameters()]), gradient)
 
 
-# About twice what a CPU gives for |difference of the weights' ways| / |way in float32| after four steps.
+# About twice what a CPU gives for |difference of the weights' changes| / |change in float32| after four steps.
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.04), ("fp16", 0.001)])
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_half_precision_trains_about_alike(precision, bound, micro_batch):

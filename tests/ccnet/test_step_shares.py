@@ -1,4 +1,4 @@
-"""One training step with unequal shares of the global batch, and in several passes, is the step of one worker in one pass."""
+"""One training step with unequal shares of the global batch, and in several passes, equals that of one worker in one pass."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_a_global_batch_without_valid_pixels_has_zero_gradients_in_any_number_of
 
 
 def test_mining_keeps_a_part_of_min_kept_in_each_pass():
-    # 25 pixels of the full size are none of every 8th row and column, and OHEM says so.
+    # A pass keeps 25 pixels of the full size, which rounds to none on every 8th row and column: OHEM warns of this.
     with pytest.warns(UserWarning, match="min_kept = 25: rounds to no pixel at all"):
         step_of(tiny_net(), *tiny_batch(4), micro_batch=1, objective=Objective(ohem=Ohem(min_kept=100)))
 

@@ -1,4 +1,4 @@
-"""Published checkpoints: the converted network computes what the published code computes, and what does not fit is refused.
+"""Published checkpoints: the converted network computes what the published code computes; states that do not fit are refused.
 
 No checkpoint is shipped: the weights are those of the recipe in tests/golden/README.md, under the published names and shapes.
 """
@@ -46,7 +46,7 @@ def recipe(seed: int, name: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(value.astype(np.float32)).double()
 
 
-@functools.lru_cache(maxsize=1)  # half a gigabyte each; tests that follow each other take the same
+@functools.lru_cache(maxsize=1)  # half a gigabyte each; consecutive tests use the same one
 def checkpoint(family: str, backbone: str, seed: int) -> dict[str, Tensor]:
     return {name: recipe(seed, name, shape) for name, shape in layout(family, backbone).items()}
 
@@ -57,7 +57,7 @@ def blank(family: str, backbone: str) -> dict[str, Tensor]:
 
 
 def network(state: dict[str, Tensor], **arguments: object) -> nn.Module:
-    """The network of a converted state in the state's dtype; nothing is initialised, all of it comes from the state."""
+    """The network of a converted state, in the state's dtype. Nothing is initialised: every value comes from the state."""
     with torch.device("meta"):
         net = build_ccnet(**architecture(state), recurrence=2, **arguments)
     net.to_empty(device="cpu").to(state["backbone.conv1.weight"].dtype)
@@ -147,7 +147,7 @@ def test_plain_norm_computes_what_the_in_place_norm_does_whatever_the_sign_of_it
     within(head(z["x"].double()), z["y_R2_absgamma"], 1e-9)
 
 
-def test_official_checkpoints_come_from_the_in_place_norm_unless_said_otherwise():
+def test_official_checkpoints_come_from_the_in_place_norm_by_default():
     published = blank("official", "resnet50") | {"bn1.weight": torch.full((64,), -0.5)}
     assert from_official(published)["backbone.bn1.weight"][0].item() == pytest.approx(0.50001)
     assert from_official(published, in_place_norm=False)["backbone.bn1.weight"][0].item() == -0.5
@@ -172,7 +172,7 @@ def test_official_pixels_are_turned_from_bgr_and_not_divided():
         ("torchvision", from_torchvision, "resnet50", {"stem": "plain"}),
     ],
 )
-def test_the_state_tells_its_architecture(family, convert, backbone, expected):
+def test_the_architecture_is_read_from_the_state(family, convert, backbone, expected):
     assert architecture(convert(blank(family, backbone))) == {"backbone": backbone} | expected
 
 
@@ -234,7 +234,7 @@ def test_mmsegmentation_misfits_carry_its_own_names():
     ],
 )
 def test_another_family_is_refused_with_the_function_that_fits(convert, family, fitting):
-    with pytest.raises(ValueError, match=f"{convert.__name__}: not such a checkpoint .* use ccnet.weights.{fitting}$"):
+    with pytest.raises(ValueError, match=f"{convert.__name__}: cannot convert this checkpoint .* use ccnet.weights.{fitting}$"):
         convert(blank(family, "resnet50"))
 
 
@@ -243,7 +243,7 @@ def test_a_converted_state_is_not_converted_again():
         from_official(from_official(blank("official", "resnet50")))
 
 
-def test_a_backbone_that_cannot_be_built_is_held_against_the_nearest():
+def test_a_backbone_that_cannot_be_built_is_compared_with_the_nearest():
     published = blank("torchvision", "resnet50")
     published |= {f"layer3.{block}.conv3.weight": torch.ones(1) for block in range(36)}
     with pytest.raises(ValueError, match=r"does not fit backbone = 'resnet101'[^$]*13 left over: layer3.23.conv3.weight \[1\]"):

@@ -1,4 +1,4 @@
-"""Files of weights: both torch formats and safetensors are read; what runs code, is torn or is no checkpoint is refused."""
+"""Files of weights: both torch formats and safetensors are read; files with code, truncated and other files are refused."""
 
 import os
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path):
 
 def test_values_that_are_no_tensors_are_named(tmp_path):
     torch.save({"bn1.weight": torch.ones(2), "epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a.pth: must hold tensors alone.* \['epoch'\] are none"):
+    with pytest.raises(ValueError, match=r"a.pth: must hold only tensors.* \['epoch'\] are not"):
         read_state(tmp_path / "a.pth")
 
 
@@ -87,7 +87,7 @@ def test_prefixes_to_keep_that_no_name_has_are_an_error(keep):
         load(net, net.state_dict(), keep=keep)
 
 
-def test_a_state_tells_its_embedding_and_a_slim_stem_its_family():
+def test_the_embedding_and_by_a_slim_stem_the_variant_are_read_from_the_state():
     with torch.device("meta"):
         net = build_ccnet(
             backbone="resnet50", num_classes=2, recurrence=1, variant="mmseg", auxiliary=False, embedding_channels=7

@@ -1,4 +1,4 @@
-"""A tiny net with everything the step deals with, and its training: in tests alone, in worker.py also as one of two workers."""
+"""A tiny net with all that the step handles, and its training: in tests on one worker, in worker.py also on one of two."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def infinite(logits: Tensor) -> Tensor:
 
 
 class TinyNet(nn.Module):
-    """Batch norm, dropout and two or three heads over one convolution; `spoil` is called with the logits."""
+    """Batch norm, dropout and two or three heads after one convolution; `spoil` changes the logits."""
 
     def __init__(self, *, embedding: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def tiny_net(*, frozen: bool = False, embedding: bool = False) -> TinyNet:
 
 
 def tiny_batch(total: int) -> tuple[Tensor, Tensor]:
-    """Images and labels; the first image has no valid pixel, each further one fewer than the one before."""
+    """Images and labels. The first image has no valid pixel; each further image has fewer than the one before."""
     generator = torch.Generator().manual_seed(total)
     image = torch.randint(0, 256, (total, 3, 32, 40), dtype=torch.uint8, generator=generator)
     label = torch.randint(0, 5, (total, 32, 40), dtype=torch.uint8, generator=generator)
@@ -56,7 +56,7 @@ def tiny_batch(total: int) -> tuple[Tensor, Tensor]:
 
 
 def state_of(net: nn.Module, optimizer: torch.optim.Optimizer, average: Average[nn.Module]) -> dict[str, Tensor]:
-    """Copies of all that a step changes."""
+    """Copies of everything that a step changes."""
     momentum = {f"momentum/{n}": state["momentum_buffer"] for n, state in optimizer.state_dict()["state"].items()}
     state = momentum | {f"net/{name}": value for name, value in net.state_dict().items()}
     state |= {f"average/{name}": value for name, value in average.net.state_dict().items()}
@@ -72,7 +72,7 @@ def trained(
     objective: Objective = PUBLISHED,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """State and results after each of `steps` on this worker's rows; infinite logits for row `bad_row` at step 1."""
+    """State and results after each of `steps` steps on this worker's rows; row `bad_row` has infinite logits at step 1."""
     net = tiny_net(frozen=frozen, embedding=objective.consistency_weight > 0)
     wrapped = net
     if dist.is_initialized():

@@ -1,6 +1,6 @@
 """One worker of `world`, run as a script for the tests that compare two workers with one: python worker.py RANK WORLD FOLDER.
 
-World 1 is the reference: no process group, plain torch BatchNorm2d, the whole batch. It writes FOLDER/WORLD_RANK.pt.
+World 1 is the reference: no process group, plain torch BatchNorm2d, the whole batch. The script writes FOLDER/WORLD_RANK.pt.
 """
 
 import sys
@@ -19,7 +19,7 @@ from ccnet.losses.global_batch import kth_smallest
 from tests.ccnet.tiny import tiny_batch, tiny_net, trained
 
 EVERY_TERM = Objective(
-    # Low enough that min_kept decides, which is the part that needs the other workers.
+    # So low that min_kept decides: this is the part that needs the other workers.
     ohem=Ohem(thresh=0.05, min_kept=640),
     class_weights=(0.5, 1.0, 2.0, 0.1, 1.5),
     consistency_weight=1.0,
@@ -38,7 +38,7 @@ def batch_norm(rows: slice) -> dict[str, Tensor]:
         synchronise_batch_norm(net, "cpu")
     results = {}
     for turn in range(2):
-        # The rows differ in mean by far more than they scatter: E[x^2] - E[x]^2 or an average of variances would show.
+        # The rows differ in mean by far more than their deviation, so that E[x^2] - E[x]^2 or an average of variances would fail.
         x = torch.randn(4, 3, 5, 6, dtype=torch.float64) + 100 * torch.arange(4).view(4, 1, 1, 1)
         multiplier = torch.randn(4, 3, 5, 6, dtype=torch.float64)
         x = x[rows].requires_grad_()
@@ -56,7 +56,7 @@ def dropout(rows: slice) -> dict[str, Tensor]:
 
 
 def losses(rows: slice) -> dict[str, Tensor]:
-    """Sum, count and gradient of the losses with a collective inside; worker 0 of 2 holds 9 valid pixels, worker 1 has 160."""
+    """Sum, count and gradient of the losses that use a collective; worker 0 of 2 holds 9 valid pixels, worker 1 holds 160."""
     torch.manual_seed(4)
     scores = 2 * torch.randn(4, 5, 8, 10, dtype=torch.float64)
     label = torch.randint(0, 5, (4, 8, 10))
@@ -90,7 +90,7 @@ def training(rows: slice, objective: Objective, embedding_channels: int | None) 
     nn.init.constant_(net.head.attention.gamma, 0.5)
     image = torch.randint(0, 256, (4, 3, 33, 41), dtype=torch.uint8)
     label = torch.randint(0, 5, (4, 33, 41), dtype=torch.uint8)
-    label[0] = label[1] = 255  # worker 0 of 2 sees no valid pixel but those of the next line
+    label[0] = label[1] = 255  # worker 0 of 2 has no valid pixel except those of the next line
     label[1, :3] = 2
     wrapped: nn.Module = net
     if dist.is_initialized():
@@ -106,7 +106,7 @@ def training(rows: slice, objective: Objective, embedding_channels: int | None) 
 
 
 def shared(world: int) -> dict[str, dict[str, Tensor]]:
-    """The tiny net's training, by how its rows are shared and passed; alone they are in one pass."""
+    """Training of the tiny net with its rows in several shares and passes; one worker alone uses one pass."""
 
     def passes(micro_batch: int) -> dict[str, Any]:
         return {"frozen": True, "micro_batch": None if world == 1 else micro_batch}

@@ -1,6 +1,6 @@
 /* Moves the wall clock that Python code reads by the seconds in the file $CCNET_CHAOS_CLOCK: gcc -shared -fPIC, LD_PRELOAD.
 
-   Libraries keep the true one: a wait of theirs until some time of day is the kernel's to end, whose clock does not move. */
+   Native libraries keep the true clock: the kernel ends their waits for a time of day, and its clock does not move. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -12,7 +12,7 @@
 
 static int is_python;
 
-__attribute__((constructor)) static void look_who(void) {
+__attribute__((constructor)) static void detect_python(void) {
     char path[4096] = {0};
     const char *name = readlink("/proc/self/exe", path, sizeof path - 1) > 0 ? strrchr(path, '/') : NULL;
     is_python = name && !strncmp(name, "/python", 7);

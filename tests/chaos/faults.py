@@ -1,4 +1,4 @@
-"""What is done to a training in mid-run, each as its users would meet it, and what is compared afterwards."""
+"""Faults that strike a running training, each as users would meet it, and the comparison with the undisturbed run."""
 
 import random
 import signal
@@ -17,16 +17,17 @@ from tests.chaos.run import Recovery, Run, recovery
 from tests.chaos.scene import Scene, Weights, kill
 
 SICK_S = 8.0
-"""How long a store or server stays away."""
+"""Seconds for which a store or server fails."""
 NOISE = 0.05
-"""Of the mIoU of this training: its last two validations differ by less."""
+"""Tolerance of the mIoU: the last two validations of this training differ by less."""
 CLOCK = "CCNET_CHAOS_CLOCK"
-"""Names the file with the seconds by which clock.c moves the clock of all Python code of the scene."""
+"""Environment variable with the file of the seconds by which clock.c moves the clock of all Python code of the scene."""
 FEWER, MORE = "1 worker, first batch", "2 workers, first batch"
+"""In the log: a group of one worker, or of two, has started."""
 
 
 class Stage(NamedTuple):
-    """What a fault may use: the scene, the run at work, how to submit it again, and a seeded choice."""
+    """What a fault may use: the scene, the current run, a function that starts it again, and a seeded generator."""
 
     scene: Scene
     run: Run
@@ -36,30 +37,30 @@ class Stage(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """`strike` does it and returns the run that goes on."""
+    """`strike` causes the fault and returns the run that continues."""
 
     name: str
     strike: Callable[[Stage], Run]
     restarts: bool = True
-    """The workers start anew; otherwise the run goes on as if nothing had been."""
+    """Whether the workers restart; otherwise they continue."""
     exact: bool = True
-    """The final weights are those of the undisturbed run bit for bit."""
+    """Whether the final weights are those of the undisturbed run, bit for bit."""
     loses_steps: bool = True
-    """Steps since the last checkpoint are done twice."""
+    """Whether the steps since the last checkpoint are done twice."""
     overrides: tuple[str, ...] = ()
     submitted: bool = False
-    """Started through the cluster's job server."""
+    """Whether the run is started through the cluster's job server."""
 
 
 class Outcome(NamedTuple):
-    """What became of a run that a fault struck."""
+    """The result of a run that a fault struck."""
 
     run: str
     fault: Fault
     step: int
-    """Last step done before."""
+    """Last step done before the fault."""
     committed: int
-    """Step of the last checkpoint that was whole at that moment."""
+    """Step of the last checkpoint that was complete at that moment."""
     recovery: Recovery
     difference: float
     """Largest difference of a weight to the undisturbed run."""
@@ -68,12 +69,12 @@ class Outcome(NamedTuple):
 
     @property
     def faults(self) -> list[str]:
-        """What was promised and is not so."""
+        """The promises that do not hold."""
         found, recovered = [], self.recovery
         if self.fault.exact and self.difference:
             found.append(f"weights differ by {self.difference:g}")
         if self.fault.restarts and recovered.resumed_at < self.committed:
-            found.append(f"resumed at step {recovered.resumed_at}, a checkpoint of step {self.committed} was there")
+            found.append(f"resumed at step {recovered.resumed_at}, although a checkpoint of step {self.committed} existed")
         if not self.fault.exact and abs(self.miou - self.calm_miou) > NOISE:
             found.append(f"mIoU {self.miou:.4f} instead of {self.calm_miou:.4f}")
         if not self.fault.loses_steps and recovered.steps_lost:
@@ -82,7 +83,7 @@ class Outcome(NamedTuple):
 
 
 def struck(scene: Scene, blows: Sequence[tuple[Fault, int]], calm: Weights, name: str, seed: int) -> list[Outcome]:
-    """Starts a training, strikes it by each fault after its step, and compares its end with the undisturbed one's."""
+    """Starts a training, strikes it with each fault after its step, and compares its end with that of the undisturbed run."""
     drawn, submitted = random.Random(seed), any(fault.submitted for fault, _ in blows)
     overrides = (f"name={name}", *(override for fault, _ in blows for override in fault.overrides))
     config = scene.config(*overrides)
@@ -91,11 +92,11 @@ def struck(scene: Scene, blows: Sequence[tuple[Fault, int]], calm: Weights, name
     run, at, found = again(), 0.0, []
     for fault, step in blows:
         run.wait_for_step(step, after=at)
-        time.sleep(drawn.random() / 2)  # anywhere in the step after
+        time.sleep(drawn.random() / 2)  # at any point of the next step
         committed, at = scene.committed(config), time.monotonic()
-        went_on = fault.strike(Stage(scene, run, again, drawn, config))
-        found.append((name, fault, run.last_step(at), committed, recovery(run, went_on, at, restarts=fault.restarts)))
-        run = went_on
+        continued = fault.strike(Stage(scene, run, again, drawn, config))
+        found.append((name, fault, run.last_step(at), committed, recovery(run, continued, at, restarts=fault.restarts)))
+        run = continued
     run.succeed()
     weights = scene.weights(config)
     return [Outcome(*each, weights.difference(calm), weights.miou, calm.miou) for each in found]
@@ -130,7 +131,7 @@ def restart_cluster(stage: Stage) -> Run:
 
 
 def freeze_worker(stage: Stage) -> Run:
-    """As a machine does that no longer answers: nothing has died, and nobody goes on."""
+    """Stops a worker, as on a machine that no longer answers: no process has died, but none makes progress."""
     frozen = stage.random.choice(stage.scene.workers())
     subprocess.run(["kill", "-STOP", str(frozen)], check=True)
     stage.run.wait_for("no progress for")
@@ -138,28 +139,28 @@ def freeze_worker(stage: Stage) -> Run:
 
 
 def preempt_node(stage: Stage) -> Run:
-    """The node's end is told a minute before, and another one comes."""
+    """The node's end is announced a minute before; another node replaces it."""
     scene, run = stage.scene, stage.run
     assert scene.cluster
     deadline_ms = int(1000 * (time.time() + 60))
     gcs = GcsClient(address=scene.cluster.address)
     taken = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     assert gcs.drain_node(scene.second.node_id, taken, "spot", deadline_ms)[0]
-    run.wait_for("leaving off after step")
+    run.wait_for("stopping after step")
     scene.kill_second()
     scene.add_second()
     return run
 
 
 def stop_job(stage: Stage) -> Run:
-    """Ctrl-C in `jobs.submit` stops the job through the job server; it is submitted again."""
+    """Ctrl-C in `jobs.submit` stops the job through the job server; then the job is submitted again."""
     stage.run.process.send_signal(signal.SIGINT)
     stage.run.finish()
     return stage.again()
 
 
 def sicken(fault: str) -> Callable[[Stage], Run]:
-    """A store that answers every request by this fault for a while."""
+    """For SICK_S seconds, the store answers every request with this fault."""
 
     def strike(stage: Stage) -> Run:
         proxy = stage.scene.proxy
@@ -193,7 +194,7 @@ def movable_clock(folder: Path) -> dict[str, str]:
 
 
 def move_clock(seconds: int) -> Callable[[Stage], Run]:
-    """The wall clock of every process jumps."""
+    """The wall clock of all Python code jumps."""
 
     def strike(stage: Stage) -> Run:
         Path(stage.scene.own[CLOCK]).write_text(str(seconds))
@@ -203,7 +204,7 @@ def move_clock(seconds: int) -> Callable[[Stage], Run]:
 
 
 def shrink_and_grow(stage: Stage) -> Run:
-    """The second node dies, the run goes on with one worker, and with two again once there is another node."""
+    """The second node dies: the run continues with one worker, and with two again once there is another node."""
     scene, run = stage.scene, stage.run
     scene.kill_second()
     at = time.monotonic()
@@ -215,17 +216,17 @@ def shrink_and_grow(stage: Stage) -> Run:
 
 
 def nothing_kept(scene: Scene) -> list[str]:
-    """What is not as promised where a store keeps nothing of a checkpoint: the run ends and names the object and the store."""
+    """Trains with a store that loses checkpoint files: the run must end and name the object and the store. Returns mistakes."""
     overrides = ("name=lost", "train.workers=1", "train.steps=1")
     config = scene.config(*overrides)
     scene.proxy.aimed = {r"PUT .*/model\.safetensors": "length_required"}
     run = scene.start(*overrides)
     code = run.finish()
     scene.proxy.aimed = {}
-    said = "\n".join(line for line in run.log.splitlines() if not line.startswith("("))  # Ray's own lines may come after it
+    messages = "\n".join(line for line in run.log.splitlines() if not line.startswith("("))  # the driver's lines
     key = f"s3://{scene.bucket}/runs/{config.run_key}/step-000001/model.safetensors"
     expected = f"{key} at {scene.proxy.endpoint}: 411", "not retried: the same as before"
-    missing = [f"a store that keeps nothing: not said: {words}" for words in expected if words not in said]
+    missing = [f"a store that keeps nothing: not in the log: {words}" for words in expected if words not in messages]
     missing += ["a store that keeps nothing: the run did not fail"] if code != 1 or scene.committed(config) else []
     return missing + [f"a store that keeps nothing: left over: {what}" for what in scene.left_over()]
 
@@ -243,7 +244,7 @@ FAULTS = (
     ),
     (
         Fault(f"S3 answers 503 for {SICK_S:g} s", sicken("slow_down"), restarts=False),
-        Fault(f"MLflow away for {SICK_S:g} s", restart_mlflow, restarts=False),
+        Fault(f"MLflow down for {SICK_S:g} s", restart_mlflow, restarts=False),
     ),
     (
         Fault(f"S3 stalls for {SICK_S:g} s", sicken("stall"), restarts=False),
@@ -253,12 +254,12 @@ FAULTS = (
     (Fault("a node taken away with notice", preempt_node, loses_steps=False),),
     (Fault("the job stopped and submitted again", stop_job, loses_steps=False, submitted=True),),
 )
-"""Those of a group strike one run, one after another."""
+"""The faults of a group strike one run, one after another."""
 CLOCKS = (
     Fault("the clock an hour ahead", move_clock(3600), restarts=False),
     Fault("the clock an hour back", move_clock(-3600), restarts=False),
 )
-"""In a scene whose clock can be moved, which makes it slow."""
+"""Faults of a scene whose clock can be moved, which makes it slow."""
 ELASTIC = Fault(
     "from 2 workers to 1 and back",
     shrink_and_grow,
@@ -268,5 +269,5 @@ ELASTIC = Fault(
 
 
 def points(faults: Sequence[Fault], steps: int, seed: int) -> list[tuple[Fault, int]]:
-    """Each fault with the step of the first half, drawn under the seed, after which it strikes."""
+    """Each fault with the step after which it strikes, drawn with the seed from the first half of the run."""
     return list(zip(faults, sorted(random.Random(seed).sample(range(2, steps // 2), len(faults))), strict=True))

@@ -1,6 +1,6 @@
-"""The training of a configuration as a plain loop, without Ray and without faults: what a training that is struck must equal.
+"""Trains a configuration in a plain loop, without Ray and without faults: the reference for trainings with faults.
 
-`undisturbed(folder, words, environment)` runs it on as many workers as configured and returns the weights after the last step.
+`undisturbed(folder, words, environment)` runs it on the configured number of workers; it returns the last checkpoint's folder.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ from pipeline.model.learner import Learner
 
 
 def undisturbed(folder: Path, words: list[str], environment: dict[str, str]) -> Path:
-    """Trains the configuration of these words (file, overrides); the local folder of the checkpoint after its last step."""
+    """Trains the configuration of `words` (file, overrides). Returns the local folder of the checkpoint after the last step."""
     config = load(words[0], words[1:])
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.train.workers}"]
     command = [sys.executable, "-m", *launcher, "-m", "tests.chaos.plain_loop", str(folder), *words]
@@ -31,7 +31,7 @@ def undisturbed(folder: Path, words: list[str], environment: dict[str, str]) -> 
 
 
 def train(config: Config, threads: int) -> Learner:
-    """One worker's part; by as many threads as a worker of Ray Train has, for sums are split among them."""
+    """One worker's part, with as many threads as a worker of Ray Train: their number sets the order of sums."""
     torch.set_num_threads(threads)
     feed = Feed(config, open_data(config), 0, distributed.world_size())
     learner = Learner(config, len(feed.manifest.class_names), torch.device("cpu"))

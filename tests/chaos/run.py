@@ -1,4 +1,4 @@
-"""A training at work as its own process: its log line by line, and what the log tells of a fault and the recovery from it."""
+"""A training in its own process: its log, line by line, and the recovery from a fault as read from the log."""
 
 import re
 import subprocess
@@ -14,14 +14,14 @@ FIRST_BATCH = re.compile(r"first batch after ([\d.]+) s")
 
 
 class Line(NamedTuple):
-    """A line of a run's log and when it came, in seconds of the monotonic clock."""
+    """A line of a run's log and its time, in seconds of the monotonic clock."""
 
     at: float
     text: str
 
 
 class Run:
-    """A driver at work, such as `python -m jobs.train`, and its log."""
+    """A running driver, such as `python -m jobs.train`, and its log."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.lines: list[Line] = []
@@ -53,7 +53,7 @@ class Run:
         return "\n".join(line.text for line in self.lines)
 
     def wait_for(self, pattern: str, *, after: float = 0.0, timeout_s: float = 240) -> Line:
-        """The first line that matches and came after that time. AssertionError with the log when none comes."""
+        """The first line that matches and is later than `after`. Raises AssertionError with the log if there is none."""
         sought, deadline = re.compile(pattern), time.monotonic() + timeout_s
         seen = 0
         with self._changed:
@@ -70,30 +70,30 @@ class Run:
         return self.wait_for(rf"step {step}/\d+  loss", **options)
 
     def last_step(self, before: float) -> int:
-        """The step of the last line of a step that came before that time."""
+        """The last step logged before that time; 0 if there is none."""
         return next((int(m[1]) for line in reversed(self.lines) if line.at <= before and (m := STEP.search(line.text))), 0)
 
     def kill(self) -> None:
-        """kill -9 of the driver."""
+        """Ends the driver by SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def finish(self, timeout_s: float = 400) -> int:
-        """Waits for the end; the exit code."""
+        """Waits for the end. Returns the exit code."""
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not at its end after {timeout_s:g} s:\n{self.log[-6000:]}") from None
+            raise AssertionError(f"still running after {timeout_s:g} s:\n{self.log[-6000:]}") from None
         self._reader.join(10)
         return code
 
     def succeed(self) -> None:
-        """Waits for the end. AssertionError with the log when it is not a good one."""
+        """Waits for the end. Raises AssertionError with the log unless the exit code is 0."""
         assert self.finish() == 0, self.log[-6000:]
 
 
 class Recovery(NamedTuple):
-    """From a fault to the first step done after it, in seconds, and where the time went."""
+    """The time from a fault to the first step done after it, in seconds, and its parts."""
 
     total_s: float
     load_s: float
@@ -104,7 +104,7 @@ class Recovery(NamedTuple):
 
     @property
     def start_s(self) -> float:
-        """Noticing the fault, ending the old workers and starting the new ones; the first step."""
+        """Time for noticing the fault, ending the old workers, starting new ones, and the first step."""
         return self.total_s - self.load_s - self.first_batch_s
 
     @property
@@ -114,9 +114,9 @@ class Recovery(NamedTuple):
 
 
 def recovery(before: Run, after: Run, fault_at: float, *, restarts: bool = True) -> Recovery:
-    """What the logs tell of a fault at that time; `after` is the run that went on, often the same one.
+    """Reads from the logs how a run recovered from a fault at that time; `after` is the run that continued, often the same one.
 
-    Where no worker starts anew, what is measured is the time to the next step.
+    If no worker restarts, only the time to the next step is measured.
     """
     last = before.last_step(fault_at)
     if not restarts:

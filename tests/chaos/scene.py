@@ -1,4 +1,4 @@
-"""A training to be disturbed: two Ray nodes, an S3 server behind a proxy and an MLflow server on this machine, all real.
+"""A place for trainings with faults: two Ray nodes, an S3 server behind a proxy and an MLflow server on this machine, all real.
 
     with Scene(folder) as scene:
         run = scene.start("name=killed")
@@ -6,7 +6,7 @@
         os.kill(scene.workers()[0], signal.SIGKILL)
         run.succeed()
 
-Every process of a scene carries its mark and is ended by its id; nothing is found by name beyond the scene's own processes.
+Every process of a scene carries its mark in an environment variable, so that no other process of the machine is ended.
 """
 
 import contextlib
@@ -45,21 +45,21 @@ ALIKE = (
     "train.cpus_per_worker=2", "data.cpus_per_task=0.5",
 )  # fmt: skip
 DEMO = ("train.steps=30", "train.validate_every=5", *ALIKE)
-"""The demo, shorter."""
+"""The demo with fewer steps."""
 TINY = (
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
     "train.steps=15", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
 )  # fmt: skip
 MARK = "CCNET_CHAOS_MARK"
 NODE = {"num_cpus": 3, "object_store_memory": 200 * 2**20}
-"""Of what the workers leave, Ray Data counts only whole CPUs; with none it runs one task at a time."""
+"""Of the CPUs that workers leave free, Ray Data counts only whole ones; with none it runs one task at a time."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Scene:
-    """Two nodes of three CPUs each in name, of which the second can be taken away; `folder` holds what the servers keep.
+    """Two nodes with three logical CPUs each; the second can be removed. `folder` holds the servers' data.
 
-    `overrides` are those of all its runs, `environment` is added to that of nodes and runs.
+    `overrides` apply to all its runs; `environment` is added to that of nodes and runs.
     """
 
     def __init__(self, folder: Path, overrides: tuple[str, ...] = TINY, environment: dict[str, str] | None = None) -> None:
@@ -71,7 +71,7 @@ class Scene:
         self.s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.cluster: Cluster | None = None
         self.second: Any = None
-        # The job server's `python` is to be this one.
+        # The job server must start this `python`.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.own = {
             "PATH": path,
@@ -87,7 +87,7 @@ class Scene:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folders_before = temporary_folders()
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the store
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise it logs a line for each request to the store
         with contextlib.ExitStack() as ends:
             self._open(ends)
             self.ends = ends.pop_all()
@@ -105,7 +105,7 @@ class Scene:
         self.s3_url = "http://{}:{}".format(*self.s3.get_host_and_port())
         self.proxy = FaultyStore(self.s3_url)
         self.proxy.__enter__()
-        ends.callback(lambda: self.proxy.__exit__(None, None, None))  # the one there is then
+        ends.callback(lambda: self.proxy.__exit__(None, None, None))  # lose_store replaces the proxy
         self.own |= {"AWS_ENDPOINT_URL": self.proxy.endpoint, "MLFLOW_TRACKING_URI": self.mlflow.uri}
         os.environ.update(self.own)  # the nodes inherit it, and this process reads the store
         Store(f"s3://{self.bucket}", self.proxy.endpoint)._fs().mkdir(self.bucket)
@@ -120,22 +120,22 @@ class Scene:
                 run.kill()
 
     def start_cluster(self) -> None:
-        """The head, which holds the controllers, and a second node."""
+        """Starts the head, which holds the controllers, and a second node."""
         self.cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": True, "dashboard_port": 0})
         self.add_second()
 
     def add_second(self) -> None:
-        """A second node, after the one before was taken away."""
+        """Adds a second node; call it again after kill_second."""
         assert self.cluster
         self.second = self.cluster.add_node(**NODE)
 
     def kill_second(self) -> None:
-        """kill -9 of all processes of the second node."""
+        """Ends all processes of the second node by SIGKILL."""
         assert self.cluster
         self.cluster.remove_node(self.second, allow_graceful=False)
 
     def lose_store(self, seconds: float) -> None:
-        """Refuses all connections to the store for so long."""
+        """Refuses all connections to the store for this time."""
         port = int(self.proxy.endpoint.rpartition(":")[2])
         self.proxy.__exit__(None, None, None)
         time.sleep(seconds)
@@ -143,7 +143,7 @@ class Scene:
         self.proxy.__enter__()
 
     def stop_cluster(self) -> None:
-        """kill -9 of both nodes, their state lost, and of what Ray's test cluster leaves of its dashboard."""
+        """Ends both nodes by SIGKILL, without keeping their state, and the dashboard processes that Ray's test cluster leaves."""
         if self.cluster:
             self.cluster.shutdown()
             self.cluster = None
@@ -156,12 +156,12 @@ class Scene:
         return load(ROOT / CONFIG, [f"storage.path=s3://{self.bucket}", *self.overrides, *overrides])
 
     def words(self, verb: str, *overrides: str, submitted: bool = False) -> list[str]:
-        """The command of a job in this scene, `submitted` to the cluster's job server."""
+        """The command of a job in this scene; with `submitted`, through the cluster's job server."""
         module = ["jobs.submit", verb] if submitted else [f"jobs.{verb}"]
         return [sys.executable, "-m", *module, CONFIG, f"storage.path=s3://{self.bucket}", *self.overrides, *overrides]
 
     def start(self, *overrides: str, submitted: bool = False) -> Run:
-        """Starts a training, or goes on with it."""
+        """Starts a training, or resumes it."""
         return self.run(self.words("train", *overrides, submitted=submitted))
 
     def run(self, words: list[str]) -> Run:
@@ -184,7 +184,7 @@ class Scene:
         return [pid for pid, command in self.processes().items() if "TrainController" in command]
 
     def processes(self) -> dict[int, str]:
-        """Process id -> command line of all that carry the scene's mark and have not ended, oldest first."""
+        """Process id -> command line of all running processes with the scene's mark, oldest first."""
         found = {}
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -198,7 +198,7 @@ class Scene:
         return {pid: command for pid, (_, command) in sorted(found.items(), key=lambda item: item[1]) if command}
 
     def left_over(self, patience_s: float = 60) -> list[str]:
-        """What ended runs have left: training processes, placement groups, temporary folders; waits for them to go."""
+        """Training processes, placement groups and temporary folders that ended runs have left. Waits until there are none."""
 
         def found() -> list[str]:
             ours = ("RayTrainWorker", "TrainController", "StopFlag", "jobs.train")
@@ -227,7 +227,7 @@ class Scene:
         return open_store(f"{config.runs_url}/{config.run_key}", config.storage)
 
     def committed(self, config: Config) -> int:
-        """Step of the newest checkpoint that has its manifest; 0 when there is none."""
+        """Step of the newest checkpoint that has its manifest; 0 if there is none."""
         keys = [key for key, _, _ in self.store(config).listing()]
         return max((int(key[5:11]) for key in keys if key.endswith(checkpoint.MANIFEST)), default=0)
 
@@ -244,7 +244,7 @@ class Weights:
 
     @classmethod
     def stored(cls, store: Store, name: str) -> "Weights":
-        """Those of a checkpoint."""
+        """Reads the weights of a checkpoint."""
         found = checkpoint.load(store, name)
         return cls(hashlib.sha256(store.read(f"{name}/{checkpoint.MODEL}")).hexdigest(), found)
 
@@ -261,12 +261,12 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 
 def temporary_folders() -> set[str]:
-    """Folders of ours among the machine's temporary files; the spool of metric points is meant to stay."""
+    """This project's folders among the machine's temporary files, without the metric log, which is meant to stay."""
     return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if not path.name.startswith("ccnet-spool")}
 
 
 def kill(pid: int) -> None:
-    """kill -9 of a process that may have ended by now, and waits until it is gone."""
+    """Ends a process by SIGKILL, if it still runs, and waits until it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not _alive(pid), 10)
@@ -281,15 +281,15 @@ def _group(pid: int) -> int | None:
 
 def _alive(pid: int) -> bool:
     try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty of one that only waits for its parent
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty for a zombie
     except OSError:
         return False
 
 
 def wait_until(true: Callable[[], Any], timeout_s: float) -> Any:
-    """What `true` returns once it is true. AssertionError when that takes longer."""
+    """Returns the value of `true()` once it is true. Raises AssertionError if that takes longer."""
     deadline = time.monotonic() + timeout_s
     while not (found := true()):
-        assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
+        assert time.monotonic() < deadline, f"still false after {timeout_s:g} s"
         time.sleep(0.1)
     return found

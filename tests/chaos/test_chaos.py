@@ -1,4 +1,4 @@
-"""The short chaos suite: a run that is struck again and again ends as the undisturbed one. `make chaos` does it all."""
+"""The short chaos suite: a run with several faults ends like the undisturbed one. `make chaos` runs all faults."""
 
 import json
 import os
@@ -26,23 +26,23 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def undisturbed(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Of a plain loop over the same data."""
+    """The final weights of a plain loop over the same data."""
     words = scene.words("train", "name=killed")[3:]
     folder = plain_loop.undisturbed(tmp_path_factory.mktemp("plain"), words, os.environ | scene.own)
     return Weights.stored(open_store(str(folder.parent), scene.config().storage), folder.name)
 
 
 def mlflow_text(client: MlflowClient, run_id: str, name: str) -> str:
-    """A text that a run keeps."""
+    """A text artifact of a run."""
     with tempfile.TemporaryDirectory() as folder:
         return Path(client.download_artifacts(run_id, name, folder)).read_text()
 
 
 def test_a_run_whose_driver_and_node_are_killed_ends_with_the_weights_of_a_plain_loop(scene: Scene, undisturbed: Weights) -> None:
-    """The second node holds a worker: it is killed with it."""
+    """The second node holds a worker, which is killed with it."""
     outcomes = struck(scene, list(zip(KILLS[1:], (8, 13), strict=True)), undisturbed, "killed", seed=1)
     assert [outcome.faults for outcome in outcomes] == [[], []]
-    assert outcomes[1].recovery.resumed_at > 0, "no checkpoint was whole by then"
+    assert outcomes[1].recovery.resumed_at > 0, "no checkpoint was complete by then"
     assert scene.left_over() == []
     # One run in MLflow, and each point once.
     client = MlflowClient(scene.mlflow.uri)
@@ -53,4 +53,4 @@ def test_a_run_whose_driver_and_node_are_killed_ends_with_the_weights_of_a_plain
     assert sorted(point.step for point in client.get_metric_history(run.info.run_id, "train/loss")) == list(range(1, 16))
     assert sorted(point.step for point in client.get_metric_history(run.info.run_id, "val/miou")) == [5, 10, 15]
     kinds = [json.loads(line)["kind"] for line in mlflow_text(client, run.info.run_id, "faults.jsonl").splitlines()]
-    assert kinds == ["infrastructure"], "the node's end; the driver's nobody saw"
+    assert kinds == ["infrastructure"], "the node's end; no process could record the driver's"

@@ -1,4 +1,4 @@
-"""A run as people see it: MLflow's own pages in a real Chromium."""
+"""A run as users see it: MLflow's pages in a real Chromium."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ NAMES, COLORS = ("field", "disc"), ((90, 140, 80), (220, 170, 60))
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): MLflow's pages not looked at"
+    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): MLflow's pages are not checked"
 )
 def test_pages_of_a_run_show_charts_and_panel(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     y, x = np.mgrid[:65, :65]

@@ -1,4 +1,4 @@
-"""The whole chain as users run it: real commands, a real cluster, a real tracking server and object store."""
+"""All verbs as users run them: real commands, a real cluster, a real tracking server and object store."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ Finished = dict[str, subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def command(stack: dict[str, str]) -> Command:
-    """command("train", "key=value", ...): runs the verb on the tiny demo and returns it finished."""
+    """command("train", "key=value", ...): runs the verb on the tiny demo and returns the finished process."""
 
     def run(verb: str, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", *(f"jobs.{word}" if i == 0 else word for i, word in enumerate(verb.split())), CONFIG]
@@ -60,7 +60,7 @@ def client(stack: dict[str, str]) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def prepared(command: Command) -> str:
-    """What jobs.prepare printed."""
+    """The output of jobs.prepare."""
     done = command("prepare")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -68,7 +68,7 @@ def prepared(command: Command) -> str:
 
 @pytest.fixture(scope="module")
 def trained(prepared: str, stack: dict[str, str]) -> str:
-    """The log of two workers trained by Ray's own submit command."""
+    """The log of a training on two workers, started by Ray's own submit command."""
     ray = Path(sys.executable).with_name("ray")
     words = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", CONFIG, *TINY]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | stack, capture_output=True, text=True, timeout=300)
@@ -78,7 +78,7 @@ def trained(prepared: str, stack: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def followed(trained: str, command: Command, client: MlflowClient) -> Finished:
-    """Verb -> its command after the training; all are started at once, for most of each is starting.
+    """Verb -> its finished command after the training. All start at once, because starting takes most of their time.
 
     `alone` trains with one worker.
     """
@@ -96,7 +96,7 @@ def followed(trained: str, command: Command, client: MlflowClient) -> Finished:
 
 @pytest.fixture
 def access(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process reaches the stack's store."""
+    """Lets this process reach the stack's store."""
     for key, value in stack.items():
         monkeypatch.setenv(key, value)
 
@@ -113,7 +113,7 @@ def only_run(client: MlflowClient, config: Config) -> Run:
 
 
 def history(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
-    """step -> value; fails on a repeated step."""
+    """Step -> value. Raises AssertionError if a step is repeated."""
     points = client.get_metric_history(run.info.run_id, key)
     assert len({point.step for point in points}) == len(points), f"{key}: a repeated point"
     return {point.step: point.value for point in points}
@@ -150,7 +150,7 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
 
 
 def test_one_worker_has_the_loss_curve_of_two(followed: Finished, client: MlflowClient) -> None:
-    """At a learning rate at which float32's rounding stays small; tests/ccnet holds the mathematics to 1e-9 in float64."""
+    """At a learning rate at which float32's rounding stays small; tests/ccnet checks the mathematics to 1e-9 in float64."""
     assert followed["alone"].returncode == 0, followed["alone"].stderr
     two, one = (history(client, only_run(client, config), "train/loss") for config in (tiny(), tiny(*ALONE)))
     np.testing.assert_allclose([one[s] for s in range(1, 11)], [two[s] for s in range(1, 11)], atol=1e-4)
@@ -217,7 +217,7 @@ def test_a_search_is_one_parent_with_its_children(prepared: str, command: Comman
 
 
 @pytest.mark.skipif(
-    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): the run's page not looked at"
+    not Path(browser.CHROMIUM).exists(), reason="no Chromium here (apt-get install chromium): the run's page is not checked"
 )
 def test_the_page_of_the_run_shows_its_charts_and_panel(
     trained: str, stack: dict[str, str], client: MlflowClient, tmp_path: Path

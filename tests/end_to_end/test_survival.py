@@ -1,4 +1,4 @@
-"""What goes wrong inside a worker, in whole runs: what the user reads, what MLflow holds, and which weights come of it."""
+"""Failures inside a worker, in complete runs: what the user reads, what MLflow holds, and the final weights."""
 
 import contextlib
 import hashlib
@@ -43,22 +43,22 @@ STARTED = "Started training worker group"
 
 
 class Ended(NamedTuple):
-    """A training that is over."""
+    """A finished training."""
 
     code: int
-    said: list[str]
+    messages: list[str]
     """The command's own lines on standard error."""
     log: str
-    """What all processes of the cluster wrote meanwhile."""
+    """Output of all processes of the cluster during the training."""
     config: Config
     store: Store
     """The run's folder."""
     record: Run
-    """In MLflow."""
+    """The run in MLflow."""
     faults: list[dict[str, Any]]
     """The lines of faults.jsonl in MLflow."""
     imports: list[tuple[str, set[str]]]
-    """(title, watched modules) of each process that started meanwhile."""
+    """(title, watched modules) of each process that started during the training."""
 
     def weights(self) -> str:
         """sha256 of the network and its average after the last step."""
@@ -84,7 +84,7 @@ class Place:
         return [*TINY, f"storage.path={self.folder}/store", f"tracking.uri={self.uri}", *overrides]
 
     def logs(self) -> dict[Path, str]:
-        """What each process of the cluster has written."""
+        """The output of each process of the cluster."""
         folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         return {file: file.read_text(errors="replace") for file in folder.glob("worker-*")}
 
@@ -92,29 +92,29 @@ class Place:
         """(title, watched modules) of each process of the cluster so far."""
         found = {}
         for file in self.cluster.imports.iterdir():
-            # A process that is at work may have a file without a line yet.
+            # The file of a running process may not have a line yet.
             if lines := [line.split("\t") for line in file.read_text().splitlines() if "\t" in line]:
                 found[file] = lines[-1][0].removeprefix("ray::"), {module for _, module in lines}
         return found
 
     def train(self, *overrides: str, meanwhile: Callable[[Log], None] = lambda log: None) -> Ended:
-        """`python -m jobs.train`, in this process; `meanwhile` runs beside it and can read the log so far."""
+        """Runs `python -m jobs.train` in this process; `meanwhile` runs in parallel and can read the log so far."""
         before, processes = self.logs(), self.imports()
 
         def log() -> str:
             return "".join(text[len(before.get(file, "")) :] for file, text in self.logs().items())
 
-        beside = threading.Thread(target=meanwhile, args=(log,))
-        beside.start()
+        thread = threading.Thread(target=meanwhile, args=(log,))
+        thread.start()
         with contextlib.redirect_stderr(io.StringIO()) as errors:
             code = main(run, [CONFIG, *self.words(*overrides)])
-        beside.join()
-        # Ray shows lines of the cluster's processes as `(name pid=1) line`, its own ones with a date in front.
-        said = [line for line in errors.getvalue().splitlines() if line and not re.match(r"\(|\d{4}-\d\d-\d\d ", line)]
+        thread.join()
+        # Ray shows lines of the cluster's processes as `(name pid=1) line`, and its own lines with a date in front.
+        messages = [line for line in errors.getvalue().splitlines() if line and not re.match(r"\(|\d{4}-\d\d-\d\d ", line)]
         config = load(CONFIG, self.words(*overrides))
         store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
         started = [of_process for file, of_process in self.imports().items() if file not in processes]
-        return Ended(code, said, log(), config, store, *self.recorded(config), started)
+        return Ended(code, messages, log(), config, store, *self.recorded(config), started)
 
     def recorded(self, config: Config) -> tuple[Run, list[dict[str, Any]]]:
         """A configuration's run in MLflow, and its faults."""
@@ -147,7 +147,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Iterator[
 
 
 def workers() -> list[int]:
-    """Process ids of the training workers of this process's cluster, the youngest last."""
+    """Process ids of the training workers of this process's cluster, the newest last."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -161,7 +161,7 @@ def workers() -> list[int]:
 
 
 def stop_one_after(step: int, stopped: list[int], log: Log) -> None:
-    """SIGSTOP of one of the workers once that step is done."""
+    """Stops one of the workers by SIGSTOP once that step is done."""
     deadline = time.monotonic() + 200
     while f"step {step}/{STEPS}  loss" not in log():
         assert time.monotonic() < deadline
@@ -172,7 +172,7 @@ def stop_one_after(step: int, stopped: list[int], log: Log) -> None:
 
 @pytest.fixture(scope="module")
 def calm(place: Place) -> Ended:
-    """A run that nothing happened to, one image a pass."""
+    """A run without faults, one image a pass."""
     ended = place.train(*OPTIONS, "name=calm", "train.micro_batch=1")
     assert ended.code == 0, ended.log[-3000:]
     return ended
@@ -184,22 +184,22 @@ UNUSED = {
     "SplitCoordinator": {"matplotlib", "mlflow", "torch"},
     "ReadRange": {"matplotlib", "mlflow", "ray.train", "torch"},
 }
-"""What a process of this title must not import: on few cores most of a start is imports."""
+"""Modules that a process of this title must not import: on few cores, imports take most of a start."""
 
 
 def test_each_process_imports_what_it_uses(calm: Ended) -> None:
     found = [(kind, modules) for title, modules in calm.imports for kind in UNUSED if title.startswith(kind)]
-    assert {kind for kind, _ in found} >= UNUSED.keys() - {"ReadRange"}, "a task may run in a process of before"
+    assert {kind for kind, _ in found} >= UNUSED.keys() - {"ReadRange"}, "a task may run in an older process"
     assert [(kind, modules & UNUSED[kind]) for kind, modules in found if modules & UNUSED[kind]] == []
     workers = [modules for _, modules in calm.imports if "pipeline.training.loop" in modules]
     for of_rank_0 in ("matplotlib", "mlflow"):
         assert sorted(of_rank_0 in modules for modules in workers) == [False, True], of_rank_0
 
 
-def test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one(
+def test_a_worker_that_hangs_is_reported_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one(
     place: Place, calm: Ended
 ) -> None:
-    """fp16: what the gradient scaler has learned from the steps that it left out is part of the state."""
+    """With fp16, because the scale that the gradient scaler found by skipping steps is part of the state."""
     assert 0 < place.history(calm, "train/skipped_steps")[STEPS] < STEPS, "no step overflowed, or every one"
     kept = min(place.history(calm, "val/miou"))
     assert checkpoint.load(calm.store, checkpoint.folder_name(kept)).progress["scaler"]["scale"] < 2**16
@@ -217,15 +217,16 @@ def test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_w
 
 
 def test_short_memory_halves_the_passes_for_good(place: Place, calm: Ended) -> None:
-    """With fp16, an average and clipping: also, what was interrupted ends with the weights of the run that was not."""
+    """With fp16, an average and clipping. The interrupted run ends with the weights of the uninterrupted one."""
     place.cluster.fits.write_text("1")
     short = place.train(*OPTIONS, "name=short")
     place.cluster.fits.unlink()
     assert short.code == 0, short.log[-3000:]
-    assert "2 images a pass do not fit at step 0; going on with 1, gradients added up to the same global batch" in short.log
+    message = "2 images a pass do not fit at step 0; the next attempt takes 1, gradients added up to the same global batch"
+    assert message in short.log
     assert json.loads(short.store.read(MICRO_BATCH)) == {"micro_batch": 1, "step": 0}
     assert short.log.count(STARTED) == 2
-    assert [(fault["kind"], fault["did"]) for fault in short.faults] == [("memory", "goes on in smaller passes")]
+    assert [(fault["kind"], fault["did"]) for fault in short.faults] == [("memory", "resumes in smaller passes")]
     assert short.weights() == calm.weights()
 
 
@@ -235,13 +236,13 @@ def test_without_a_finite_loss_the_run_goes_back_and_ends_with_the_diagnosis(pla
         "faults.max_skipped_steps=3", "faults.max_rollbacks=1",
     )  # fmt: skip
     assert ended.code == 1
-    what, did = ended.said[-2:]
+    what, did = ended.messages[-2:]
     assert re.match(r"worker [01].*: 3 steps in a row without a finite loss and gradient; the last one: step 4: loss nan", what)
-    assert "What helps as a rule: a lower train.learning_rate" in what
+    assert "Usual fixes: a lower train.learning_rate" in what
     assert did == "not retried: it went back to a checkpoint as often as faults.max_rollbacks = 1 allows"
-    # Steps 2 to 4 were left out, and no checkpoint was written in between: none that only leads there again.
+    # Steps 2 to 4 were skipped, without a checkpoint: a run resumed from one could not learn.
     assert (ended.log.count(STARTED), ended.log.count("resumed at step 2 ")) == (2, 1)
-    skipped_steps = [line for line in ended.log.splitlines() if "left out, loss or gradient is not finite: step 2" in line]
+    skipped_steps = [line for line in ended.log.splitlines() if "skipped, loss or gradient is not finite: step 2" in line]
     assert len(skipped_steps) == 4, "both workers, twice"
     assert place.history(ended, "train/skipped_steps") == {3: 1, 4: 2}
     assert [(fault["kind"], fault["did"][:15]) for fault in ended.faults] == [
@@ -259,7 +260,7 @@ def test_a_sample_that_cannot_be_read_ends_the_run_at_the_first_failure(place: P
     ended = place.train("name=unreadable", "train.workers=1")
     shard.write_bytes(whole)
     assert ended.code == 1
-    what, did = ended.said[-2:]
+    what, did = ended.messages[-2:]
     assert re.match(rf"worker 0: SampleError: {shard}: corrupt: .*delete it and run python -m jobs.prepare CONFIG again", what)
     assert did == "not retried: it would repeat"
     assert ended.log.count(STARTED) == 1

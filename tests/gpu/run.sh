@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # All checks and benchmarks that need a GPU, in one call of less than 9 minutes, no network: tests/gpu/run.sh [--list]
 #
-# The machine needs Python 3.11 or newer with torch, triton, opencv, pyarrow and pytest. What else it lacks, Ray for one, may lie
-# packed in .gpu: .gpu/activate is sourced when it is there. --list prints the stages and runs none. Logs and figures (a JSON line
-# each) go to $OUT, by default outputs/gpu. Exit status: 0 when every stage ended well, 3 without a GPU.
+# The machine needs Python 3.11 or newer with torch, triton, opencv, pyarrow and pytest. Other missing packages, such as Ray,
+# may be packed in .gpu: .gpu/activate is sourced if it exists. --list prints the stages and runs none. Logs and figures (one JSON
+# line each) go to $OUT, by default outputs/gpu. Exit status: 0 if every stage succeeded, 3 without a GPU, otherwise 1.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-outputs/gpu}
 failed=()
 
-stage() { # name, seconds at most, command
+stage() { # name, time limit in seconds, command
   local name=$1 limit=$2 start=$SECONDS
   shift 2
   if [ "${list:-}" ]; then
@@ -19,12 +19,12 @@ stage() { # name, seconds at most, command
   echo "== $name (at most $limit s): $*"
   timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$OUT/$name.log"
   local status=${PIPESTATUS[0]}
-  [ "$status" -eq 0 ] || failed+=("$name: exit status $status$([ "$status" -eq 124 ] && echo ", out of time")")
+  [ "$status" -eq 0 ] || failed+=("$name: exit status $status$([ "$status" -eq 124 ] && echo ", timed out")")
   echo "== $name took $((SECONDS - start)) s"
 }
 
 stages() {
-  # Correctness first: a figure of a wrong result is none.
+  # Correctness first: the time of a wrong result means nothing.
   stage correctness 190 python3 -m pytest -q "${parallel[@]}" -p no:cacheprovider -o filterwarnings=default \
     tests/ccnet/test_kernels.py tests/ccnet/test_criss_cross.py tests/ccnet/test_attention.py \
     tests/ccnet/test_host_waits.py tests/ccnet/test_precision.py
@@ -36,7 +36,7 @@ stages() {
 
 whole=(model.backbone=resnet101 data.crop_size=769 train.global_batch=8 train.precision=bf16)
 parallel=()
-! python3 -c "import xdist" 2>/dev/null || parallel=(-n 8) # each kernel is compiled for each shape
+! python3 -c "import xdist" 2>/dev/null || parallel=(-n 8) # in parallel, because each kernel is compiled for each shape
 if [ "${1:-}" = --list ]; then
   list=yes
   stages
@@ -51,12 +51,13 @@ import sys
 needed = ("torch", "triton", "cv2", "pyarrow", "pytest", "beartype", "jaxtyping", "pydantic", "yaml", "safetensors", "fsspec",
           "s3fs", "ray")
 if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-    sys.exit(f"not here: {', '.join(missing)}; install them, or pack them into .gpu with an activate that puts them on PYTHONPATH")
+    fix = "install them, or pack them into .gpu with an activate that puts them on PYTHONPATH"
+    sys.exit(f"missing packages: {', '.join(missing)}; {fix}")
 import torch
 import triton
 
 if not torch.cuda.is_available():
-    print("no GPU here: nothing was run, the GPU's figures stay open", file=sys.stderr)
+    print("no GPU here: nothing was run, nothing was measured", file=sys.stderr)
     sys.exit(3)
 print(torch.cuda.get_device_name(), "Python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)
 PY

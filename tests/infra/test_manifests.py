@@ -24,7 +24,7 @@ def document(name: str) -> dict[str, Any]:
 
 
 def mistakes(tree: dict[str, Any], schema: str) -> list[str]:
-    # the compose schema declares a later draft than the KubeRay ones
+    # the compose schema names a later draft than the KubeRay schemas
     rules = json.loads((SCHEMAS / schema).read_text())
     validator = jsonschema.validators.validator_for(rules, jsonschema.Draft7Validator)(rules)
     return [f"{list(error.path)}: {error.message}" for error in validator.iter_errors(tree)]

@@ -1,4 +1,4 @@
-"""What jobs.plan shows, before and after preparation, and how it ends."""
+"""The output of jobs.plan, before and after preparation, and its exit code."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def config(root: Path, **sections: dict[str, Any]) -> Config:
 
 
 def source(root: Path) -> Path:
-    """Two pairs a split; the label of train/1.png is of another size."""
+    """Two pairs a split; the label of train/1.png has another size than its image."""
     for split in ("train", "val"):
         for kind, shape in (("", (24, 32, 3)), ("annot", (24, 32))):
             (root / f"{split}{kind}").mkdir(parents=True)

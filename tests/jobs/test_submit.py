@@ -1,4 +1,4 @@
-"""`jobs.submit`: what is refused before anything is sent, and how the command is put together."""
+"""`jobs.submit`: mistakes that are refused before anything is sent, and the job's command."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_an_absolute_path_under_the_folder_becomes_relative(folder: Path) -> Non
     [
         (["trian", "demo.yaml"], "trian: no such verb (did you mean train?); legal: prepare, plan, train"),
         (["train", "demos.yaml"], "demos.yaml: no such file (did you mean demo.yaml?)"),
-        (["train", "../outside.yaml"], "../outside.yaml: must lie under "),
+        (["train", "../outside.yaml"], "../outside.yaml: must be under "),
         (
             ["train", "demo.yaml"],
             "no cluster to submit to: start one here with `python -m infra.stack up`, or set RAY_API_SERVER_ADDRESS",

@@ -1,4 +1,4 @@
-"""`jobs.train`: what is missing is named before a worker starts."""
+"""`jobs.train`: the error names what is missing, before a worker starts."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CONFIG = "jobs/configs/demo.yaml"
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """The command's words for a small data set that is prepared in a folder."""
+    """The command's arguments for a small data set, prepared in a folder."""
     words = [f"storage.path={tmp_path}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "train.steps=2"]
     words += ["data.name=tiny", "data.crop_size=33", "data.generated={num_train: 4, num_val: 2, size: 33}"]
     prepare(load(CONFIG, words))
@@ -22,7 +22,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("storage.path=s3://bucket", "storage.endpoint=http://127.0.0.1:9"), "cannot be reached"),
         (("storage.path=s3://no-such-bucket", "storage.endpoint={endpoint}"), "bucket `no-such-bucket` does not exist"),
@@ -31,11 +31,16 @@ def words(tmp_path: Path) -> list[str]:
     ],
 )
 def test_a_service_or_data_set_that_is_missing_is_named_before_a_cluster_starts(
-    words: list[str], endpoint: str, credentials: None, overrides: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    endpoint: str,
+    credentials: None,
+    overrides: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(run, [CONFIG, *words, *(override.format(endpoint=endpoint) for override in overrides)]) == 1
     shown = capsys.readouterr().err
-    assert said in shown
+    assert message in shown
     assert "Traceback" not in shown
 
 

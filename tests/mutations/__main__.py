@@ -1,4 +1,4 @@
-"""`python -m tests.mutations [NAME ...]`: seeds each fault into a copy of this folder and shows that its test fails there."""
+"""`python -m tests.mutations [NAME ...]`: makes each mutation in a copy of this folder and checks that its test fails."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tests.mutations.mutations import MUTATIONS, ROOT, Mutation
 
 
 class Tested(NamedTuple):
-    """A finished pytest."""
+    """The result of a pytest run."""
 
     code: int
     output: str
@@ -24,23 +24,23 @@ class Tested(NamedTuple):
 
 
 def copy_files(target: Path) -> None:
-    """Copies what git tracks, or would track, as it lies here."""
+    """Copies the files that git tracks or would track, with uncommitted changes."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
-        if (ROOT / name).exists():  # else its deletion is not committed yet
+        if (ROOT / name).exists():  # otherwise its deletion is not committed yet
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
 
 
 def tested(folder: Path, tests: Iterable[str]) -> Tested:
-    """Runs tests of the copy `folder/tree` up to the first that fails; ends whatever processes they leave."""
+    """Runs tests of the copy `folder/tree` until one fails, then ends all processes that they leave."""
     started, output, tree = time.monotonic(), folder / "output", folder / "tree"
-    # PYTHONPATH comes before the installed packages, which are those of ROOT. Without bytecode nothing of a mutation stays.
+    # PYTHONPATH precedes the installed packages, which are those of ROOT. Bytecode would keep a mutation.
     own = {"PYTHONPATH": str(tree), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", *dict.fromkeys(tests)]
     try:
-        with output.open("w") as file:  # not a pipe, which a process left over would keep open
+        with output.open("w") as file:  # not a pipe, which a remaining process would keep open
             code = subprocess.run(command, cwd=tree, env=os.environ | own, stdout=file, stderr=file, check=False).returncode
     finally:
         while left := processes_of(folder):
@@ -52,7 +52,7 @@ def tested(folder: Path, tests: Iterable[str]) -> Tested:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Ids of the processes that have this folder for their temporary one, which children inherit in whatever session."""
+    """Ids of the processes whose TMPDIR is this folder; children inherit it in every session."""
     found, variable = [], f"TMPDIR={folder}".encode()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # it has ended since, or is another user's
@@ -62,7 +62,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def is_caught(folder: Path, mutation: Mutation) -> bool:
-    """Whether the test fails under the mutation, and no import, collection or fixture instead; prints which."""
+    """Whether the test itself fails under the mutation, and not an import, the collection or a fixture. Prints the result."""
     file = folder / "tree" / mutation.file
     whole = file.read_text()
     file.write_text(mutation.applied(whole))
@@ -98,5 +98,5 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and copied goes then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes and copies are cleaned up
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Ten faults that a careless change could bring into the product, and for each the test that notices it."""
+"""Ten faults that a careless change could add to the product, each with the test that notices it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 RESUMED = (
     "tests/end_to_end/test_survival.py::"
-    "test_a_worker_that_hangs_is_told_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one"
+    "test_a_worker_that_hangs_is_reported_with_its_stacks_and_the_run_ends_with_the_weights_of_an_undisturbed_one"
 )
-"""Compares the weights of a run that went on after a fault with those of one that nothing happened to."""
+"""Compares the final weights of a run that resumed after a fault with those of an undisturbed run."""
 
 
 class Mutation(NamedTuple):
-    """One change of one file of the product, that leaves it valid Python."""
+    """One change in one file of the product; the file stays valid Python."""
 
     name: str
     file: str
@@ -33,7 +33,7 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
-        # Each epoch ends one position early: one sample never comes.
+        # Each epoch ends one position early: one sample is never used.
         name="dropped-sample",
         file="pipeline/loading/sampler.py",
         old="epochs, within = positions // self.num_samples, positions % self.num_samples",
@@ -41,7 +41,7 @@ MUTATIONS = (
         test="tests/pipeline/loading/test_sampler.py::test_camvid_sees_each_sample_exactly_once_an_epoch",
     ),
     Mutation(
-        # The workers' own check of their rows asks the same function, and is content.
+        # The workers' own check of their rows uses the same function, so it notices nothing.
         name="wrong-rank",
         file="pipeline/loading/sampler.py",
         old="first_row, num_rows = share(self.global_batch, rank, workers)",
@@ -49,7 +49,7 @@ MUTATIONS = (
         test="tests/pipeline/loading/test_sampler.py::test_ranks_together_hold_the_global_batch",
     ),
     Mutation(
-        # An upload that was cut off before its manifest counts with whatever bytes are there.
+        # An upload that ended before its manifest counts as a checkpoint, whatever its bytes are.
         name="no-manifest",
         file="pipeline/checkpoints/files.py",
         old="""\
@@ -64,7 +64,7 @@ MUTATIONS = (
         "test_a_damaged_checkpoint_is_passed_over_for_the_one_before[no manifest]",
     ),
     Mutation(
-        # MLflow drops a repeated point only when its time is the same, too.
+        # MLflow drops a repeated point only if its time is also the same.
         name="metric-twice",
         file="pipeline/tracking/metric_log.py",
         old="""\
@@ -76,7 +76,7 @@ MUTATIONS = (
         test="tests/pipeline/tracking/test_metric_log.py::test_a_gap_left_on_another_machine_is_filled_when_its_records_come",
     ),
     Mutation(
-        # As if a checkpoint's step were the last one done and not the next one to do.
+        # Takes a checkpoint's step for the last one done; it is the next one to do.
         name="resume-one-late",
         file="pipeline/training/loop.py",
         old="return learner, chain([first], batches), record",
@@ -106,7 +106,7 @@ MUTATIONS = (
         test=RESUMED,
     ),
     Mutation(
-        # A worker's exception is printed, and for Ray Train the worker has done its work.
+        # A worker's exception is only printed, so for Ray Train the worker has succeeded.
         name="swallowed-fault",
         file="pipeline/fault_tolerance/failures.py",
         old="raise WorkerFault(classify(error)._replace(where=_where(error), token=uuid.uuid4().hex)) from error",
@@ -122,7 +122,7 @@ MUTATIONS = (
         test="tests/pipeline/tracking/test_runs.py::test_password_of_a_database_is_not_printed",
     ),
     Mutation(
-        # The stack counts as down when the process that it started is gone, whatever that one started.
+        # The stack counts as down when the process that it started has ended, even if children of that process still run.
         name="process-left-over",
         file="infra/processes.py",
         old="left = _living(known)",

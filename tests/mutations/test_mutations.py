@@ -1,4 +1,4 @@
-"""Every mutation can still be made, and the test that is to catch it is still there; `python -m tests.mutations` runs them."""
+"""Every mutation can still be made, and the test that must catch it exists; `python -m tests.mutations` runs them."""
 
 import ast
 

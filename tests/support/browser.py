@@ -1,4 +1,4 @@
-"""Looks at a run in a real Chromium: `python -m tests.support.browser BASE_URL RUN_ID EXPERIMENT_ID FOLDER [METRIC ...]`.
+"""Opens a run's pages in a real Chromium: `python -m tests.support.browser BASE_URL RUN_ID EXPERIMENT_ID FOLDER [METRIC ...]`.
 
 Saves charts.png, picture.png and runs.png to FOLDER; fails on a page error, a request that leaves this machine, a missing
 metric name or a picture that did not load.
@@ -76,7 +76,7 @@ def _runs(page: Page, url: str, file: Path) -> Path:
 
 
 def _close_assistant(page: Page) -> None:
-    """Closes the panel that MLflow opens over the right third of a first visit."""
+    """Closes the panel that MLflow opens over the right third of the page at the first visit."""
     close = page.get_by_role("button", name="Close", exact=True)
     if close.count():
         close.first.click()
@@ -84,7 +84,7 @@ def _close_assistant(page: Page) -> None:
 
 
 def _wait_for_picture(page: Page) -> None:
-    """Waits for a loaded picture of ours; the page's own are inlined as data:."""
+    """Waits until the run's picture has loaded; the page's own pictures are inlined as data:."""
     ours = "[...document.images].filter(image => !image.src.startsWith('data:'))"
     page.wait_for_function(
         f"() => {{ const all = {ours}; return all.length && all.every(i => i.complete && i.naturalWidth > 0) }}"

@@ -1,4 +1,4 @@
-"""Small checkpoints as a run leaves them."""
+"""Small checkpoints like those of a run."""
 
 import copy
 from pathlib import Path
@@ -51,7 +51,7 @@ def saved(store: Store, scratch: Path, step: int, miou: float | None = 0.5, *, a
 
 
 def latest(store: Store) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint that verifies, as a start of a training finds it and its workers load it."""
+    """The newest valid checkpoint, found and loaded as a training does it."""
     step = checkpoint.latest_step(store)
     return checkpoint.load(store, checkpoint.folder_name(step)) if step else None
 

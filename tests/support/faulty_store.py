@@ -1,4 +1,4 @@
-"""A store that misbehaves: an HTTP proxy on loopback before a real S3 server, which injects chosen or seeded random faults.
+"""A faulty store: an HTTP proxy on loopback before a real S3 server, which injects chosen or seeded random faults.
 
     with FaultyStore("http://127.0.0.1:9000", seed=1, probability=0.1) as proxy:
         store = open_store("s3://bucket/prefix", Storage(path="unused", endpoint=proxy.endpoint))
@@ -6,7 +6,7 @@
     assert proxy.injected["reset"] > 0
 
 Requests are numbered from 0 in the order of arrival; which of them fail, and how, depends on the seed and the number alone.
-Bytes pass unchanged, the Host header with them, so that signatures hold. One request a connection.
+Bytes pass unchanged, also the Host header, so that signatures stay valid. A connection carries one request.
 """
 
 import asyncio
@@ -25,11 +25,10 @@ from urllib.parse import urlsplit
 
 FAULTS = ("slow_down", "reset", "reset_body", "stall", "stall_body", "truncate")
 """503 SlowDown; connection reset before the answer, or in its body; silence before the answer, or in its body; an answer that
-ends in its body. Besides, where they are asked for: `full` (507, as of a store without space), `forbid` (403
-SignatureDoesNotMatch) and `length_required` (411, as older stores answer to parts of unsaid length), which no retry mends, and
-LIES."""
+ends in its body. Never drawn by default: `full` (507, as from a store without space), `forbid` (403 SignatureDoesNotMatch) and
+`length_required` (411, as older stores answer to parts without a length), which no retry fixes, and LIES."""
 LIES = ("forget", "shorten", "flip")
-"""Answered with success, and nothing was done, or half of the body or the body with one bit changed was kept."""
+"""The answer is a success, but the store keeps nothing, half of the body, or the body with one bit changed."""
 REPLIES = {
     "slow_down": (503, "Slow Down", "SlowDown"),
     "full": (507, "Insufficient Storage", "XMinioStorageFull"),
@@ -39,12 +38,12 @@ REPLIES = {
 
 
 class FaultyStore:
-    """`endpoint` is its URL; `requests` and `injected` (fault -> number) count what came and what was done to it, `lines` are the
+    """`endpoint` is its URL. `requests` counts the requests and `injected` the faults (fault -> number); `lines` are the
     requests' first lines, such as `GET /bucket/key HTTP/1.1`.
 
-    `chosen` maps request numbers to faults, `aimed` regular expressions that are looked for in a request's line. Any other fails
-    with `probability`, by a fault drawn from `weights` (fault -> weight); with `only_gets`, GET requests alone. A stall lasts
-    `stall_s` seconds, then the connection is closed.
+    `chosen` maps request numbers to faults; `aimed` maps regular expressions, searched in a request's line, to faults. Any other
+    request fails with `probability`, by a fault drawn from `weights` (fault -> weight); with `only_gets`, only GET requests fail.
+    A stall lasts `stall_s` seconds, then the connection is closed.
     All but `upstream`, `requests`, `injected` and `lines` may be set while it runs.
     """
 
@@ -97,7 +96,7 @@ class FaultyStore:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await server.wait_closed()
-        await asyncio.sleep(0.01)  # transports close in the loop's next turns
+        await asyncio.sleep(0.01)  # transports close in the next iterations of the loop
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -141,7 +140,7 @@ class FaultyStore:
             await asyncio.sleep(self.stall_s)
         else:
             reply = await self._forward(*_spoilt(fault, head, body))
-            if fault and fault not in LIES:  # one byte short at the least; an answer without body breaks off in its head
+            if fault and fault not in LIES:  # at least one byte is missing; an answer without body ends in its head
                 start = reply.index(b"\r\n\r\n") + 4
                 reply = reply[: start + (len(reply) - start) // 2 if len(reply) > start else start - 4]
             writer.write(reply)
@@ -152,14 +151,14 @@ class FaultyStore:
                 _reset(writer)
 
     async def _forward(self, head: bytes, body: bytes) -> bytes:
-        """The whole answer; the server is asked to close the connection after it."""
+        """The whole answer. The request makes the server close the connection after it."""
         reader, writer = await asyncio.open_connection(*self.upstream)
         lines = [line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in (b"connection", b"expect")]
         try:
             writer.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + body)
             return _closing(await reader.read(-1))
         finally:
-            writer.transport.abort()  # `close` waits until a slow server has taken all of a body that nobody wants any more
+            writer.transport.abort()  # `close` would wait until a slow server has read the whole body
 
 
 def _fields(head: bytes) -> dict[str, str]:
@@ -186,7 +185,7 @@ async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
 
 
 def _spoilt(fault: str | None, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """The request as a store would have got it that keeps half of its body, or changes a bit."""
+    """The request with half of its body, or with one bit changed: the store keeps that."""
     middle = len(body) // 2
     if fault == "shorten":
         return re.sub(rb"(?i)(\r\ncontent-length:) *\d+", rb"\1 %d" % middle, head), body[:middle]
@@ -196,13 +195,13 @@ def _spoilt(fault: str | None, head: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _answer_of_nothing(body: bytes) -> bytes:
-    """What S3 answers to an object that it has stored."""
+    """S3's answer after it has stored an object."""
     tag = hashlib.md5(body).hexdigest().encode()
     return b'HTTP/1.1 200 OK\r\nETag: "' + tag + b'"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
 
 
 def _closing(reply: bytes) -> bytes:
-    """The answer with the promise to close, which servers that were asked for it may leave out."""
+    """The answer with `Connection: close`, which servers may omit even if the request had it."""
     head, _, body = reply.partition(b"\r\n\r\n")
     lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
     return b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + b"\r\n\r\n" + body

@@ -1,4 +1,4 @@
-"""Three CPU workers train four steps, and again with a new learner from the second on.
+"""Three CPU workers train four steps; then a new learner resumes from the state after two steps and trains the last two again.
 
 python -m tests.support.going_on FILE; rank 0 writes whether the weights are the same to the bit.
 """
@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch._dynamo  # which the first optimizer imports: here once for all workers
+import torch._dynamo  # the first optimizer imports it: imported here once for all workers
 import torch.distributed as dist
 
 from pipeline.config.load import load
@@ -33,8 +33,8 @@ def train(learner: Learner, steps: range) -> None:
 
 
 def work(rank: int, file: str) -> None:
-    """One of the workers."""
-    patience = timedelta(minutes=2)  # for the others, should one of them end early
+    """The process of one worker."""
+    patience = timedelta(minutes=2)  # in case another worker ends early
     dist.init_process_group("gloo", f"file://{file}.rendezvous", rank=rank, world_size=NUM_WORKERS, timeout=patience)
     torch.set_num_threads(1)
     whole = started()
@@ -54,7 +54,7 @@ def work(rank: int, file: str) -> None:
 
 
 if __name__ == "__main__":
-    # Forked, so that torch is imported once; nothing has started a thread yet.
+    # Forked, so that torch is imported once. That is safe because no thread has started yet.
     forks = multiprocessing.get_context("fork")
     processes = [forks.Process(target=work, args=(rank, sys.argv[1])) for rank in range(NUM_WORKERS)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""A real MLflow server on a free loopback port, in a process group of its own, that can be stopped and started again."""
+"""A real MLflow server on a free loopback port, in its own process group; it can be stopped and started again."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from typing import Self
 
 
 class MlflowServer:
-    """`with MlflowServer(folder) as server:` keeps its SQLite file and artifacts in `folder`; `.uri` stays over a restart."""
+    """`with MlflowServer(folder) as server:` keeps its SQLite file and artifacts in `folder`; a restart keeps `.uri`."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -43,7 +43,7 @@ class MlflowServer:
         raise TimeoutError(f"no MLflow server after 180 s: {(self.folder / 'server.log').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """Ends the whole process group; the server's worker processes outlive their parent otherwise."""
+        """Ends the whole process group, because the server's worker processes would outlive their parent."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

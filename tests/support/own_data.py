@@ -1,4 +1,4 @@
-"""A small data set of one's own, and the hashes of the global batches that a feed makes of it."""
+"""A small data set in layout `folders`, and the hashes of the global batches that a feed makes from it."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ NUM_TRAIN, STEPS, GLOBAL_BATCH = 30, 9, 12
 
 
 def make_source(folder: Path) -> Path:
-    """Thirty training and two validation pictures of one's own, as layout `folders`."""
+    """Writes thirty training and two validation images in layout `folders`."""
     for split, count in (("train", NUM_TRAIN), ("val", 2)):
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
@@ -59,7 +59,7 @@ def hashes(batches: dict[int, list[Batch]]) -> dict[int, str]:
 
 
 def by_step(feed: Feed) -> dict[int, str]:
-    """Hashes of the global batches of all blocks of a feed, padding left out."""
+    """Hashes of the global batches of all blocks of a feed, without padding."""
     steps, per_block = feed.config.train.steps, steps_per_block(feed.config, feed.workers)
     batches: dict[int, list[Batch]] = {step: [] for step in range(feed.first_step, steps)}
     for number in range(num_blocks(feed.first_step, steps, steps_per_block=per_block, workers=feed.workers)):

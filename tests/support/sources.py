@@ -20,7 +20,7 @@ def make(root: Path, *files: str, **texts: str) -> Store:
 
 
 def faults(layout: str, source: Store, lists: dict[str, str] | None = None) -> list[str]:
-    """The faults, with the source's address cut off."""
+    """The faults, without the source's address."""
     with pytest.raises(SourceError) as caught:
         find_splits(layout, source, lists or {})
     return [fault.replace(f"{source.root}/", "") for fault in caught.value.faults]

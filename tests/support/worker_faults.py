@@ -1,4 +1,4 @@
-"""Exceptions of workers as Ray Train shows them to its callbacks."""
+"""Exceptions of workers as Ray Train passes them to its callbacks."""
 
 import pickle
 
@@ -18,13 +18,13 @@ include: (1) the process was killed"""
 
 
 def died(actor: str = "a1", *, preempted: bool = False) -> Exception:
-    """What Ray Train hands on for a worker whose process is gone."""
+    """Ray Train's error for a worker whose process has died."""
     death = RayActorError(actor, DEATH.format(actor=actor), preempted=preempted)
     return WorkerHealthCheckFailedError("A worker health check failed.", failure=death)
 
 
 def sent(error: Exception) -> Exception:
-    """As a worker sends its exception to the controller."""
+    """The exception as the controller receives it from a worker."""
     with pytest.raises(WorkerFault) as caught, as_worker_fault():
         raise error
     received: Exception = pickle.loads(pickle.dumps(caught.value))
@@ -32,7 +32,7 @@ def sent(error: Exception) -> Exception:
 
 
 def from_task(error: Exception) -> Exception:
-    """As `ray.get` raises what a task has raised."""
+    """The exception of a task as `ray.get` raises it."""
     return RayTaskError("f", "Traceback", error).as_instanceof_cause()
 
 

@@ -1,4 +1,4 @@
-"""What a training run minimises, against the published two-headed losses."""
+"""The objective of a training run against the published two-headed losses."""
 
 import pytest
 import torch

@@ -109,7 +109,7 @@ def test_two_workers_mine_the_pixels_of_one_batch(workers, within):
 
 def test_thresh_1_keeps_every_valid_pixel_with_a_warning():
     logits, label = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 9, 9))
-    with pytest.warns(UserWarning, match=r"thresh = 1.0: no pixel is left out"):
+    with pytest.warns(UserWarning, match=r"thresh = 1.0: keeps every pixel"):
         total, count = ohem_cross_entropy(logits, label, thresh=1.0, min_kept=0)
     plain, num_valid = cross_entropy(logits, label)
     torch.testing.assert_close(total, plain)

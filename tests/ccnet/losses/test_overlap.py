@@ -35,13 +35,13 @@ def naive_dice(p, g):
 
 
 def jaccard_loss(wrong, g):
-    """1 - IoU of a prediction that is wrong just at the pixels `wrong`."""
+    """1 - IoU of a prediction that is wrong at exactly the pixels `wrong`."""
     prediction = g ^ wrong
     return 1 - (prediction & g).sum().double() / (prediction | g).sum()
 
 
 def naive_lovasz(p, g):
-    """Sum over pixels, by falling error, of the error times what the pixel adds to the loss of those before it."""
+    """Sum over pixels, by falling error, of the error times what the pixel adds to the loss of the pixels before it."""
     errors = (g.double() - p).abs()
     total, wrong = 0.0, torch.zeros_like(g)
     for pixel in errors.argsort(descending=True):

@@ -1,4 +1,4 @@
-"""The benchmark: every stage goes over the same steps and says sane things of them. No promise here is about speed."""
+"""The image benchmark: every stage runs the same steps and reports plausible values. No promise here is about speed."""
 
 import json
 import multiprocessing
@@ -28,7 +28,7 @@ from pipeline.images.augment import Recipe, augment
 from pipeline.loading.feed import Feed
 from pipeline.storage.store import Store
 
-# Ray Data's settings object trips over its own deprecations; its batches, which nobody writes to, are read-only.
+# Ray Data's settings object raises Ray's own deprecation warnings; its batches are read-only, and nothing writes to them.
 pytestmark = pytest.mark.filterwarnings(
     r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.", "ignore:The given NumPy array is not writable"
 )
@@ -51,13 +51,13 @@ def config(path: Path) -> Config:
 
 
 class Run(NamedTuple):
-    """A whole run, one round of the fewest steps over the smallest pictures, and what it left."""
+    """A whole run, one round of the fewest steps over the smallest pictures, and what it left behind."""
 
     config: Config
     figures: list[Figure]
     feed: Feed
     stages: dict[str, Measured]
-    """Of the feed, and what was seen of them."""
+    """Stages of the feed and their measurements."""
     left_of_stages: list[multiprocessing.process.BaseProcess]
     left_ray: bool
 
@@ -66,7 +66,7 @@ class Run(NamedTuple):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rounds = []
 
-    def noted(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
+    def recorded(feed: Feed, length: Length, cores: int) -> dict[str, Measured]:
         found = one_round(feed, length, cores)
         rounds.append((feed, dict(found), multiprocessing.active_children()))
         return found
@@ -74,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         fewest = {"AUGMENTED": 4, "ROWS_ROUNDS": 1, "ROWS_STEPS": 3, "NUM_ROWS": (100, 1_000), "STEPS": 1}
-        for name, value in {**fewest, "one_round": noted}.items():
+        for name, value in {**fewest, "one_round": recorded}.items():
             patch.setattr(f"pipeline.benchmark.images.{name}", value)
         ray.shutdown()
         small = config(tmp_path_factory.mktemp("bench"))
@@ -100,7 +100,7 @@ def test_all_ways_of_the_feed_go_through_the_same_steps(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_every_stage_says_how_fast_and_how_large_it_is(run: Run) -> None:
+def test_every_stage_reports_its_rate_and_its_memory(run: Run) -> None:
     stages = run.stages
     for measured in stages.values():
         assert measured.images_per_s > 0
@@ -213,7 +213,7 @@ from pipeline.benchmark.processes import PeakMemory, pss
 before = pss(os.getpid())
 with PeakMemory(lambda: [os.getpid()], every_s=0.01) as peak:
     held = np.ones(64 << 20, np.uint8)
-    time.sleep(0.5)  # held for many of the samples that another thread takes
+    time.sleep(0.5)  # long enough for the thread that samples the memory
     del held
 print(peak.bytes - before, pss(os.getpid()) - before)
 """
@@ -242,7 +242,8 @@ def test_the_family_of_a_process_is_its_descendants() -> None:
 
 def figure(stage: str, **other: object) -> Figure:
     given = {"median": 100.0, "lowest": 90.0, "highest": 110.0, "rounds": 3, "cpus": 2, "cores": 2, "ratios": {}}
-    return Figure(**{"data": "2048x1024-jpeg", "store": "s3://ccnet/bench", "stage": stage} | given | other)  # type: ignore[arg-type]
+    fields = {"data": "2048x1024-jpeg", "store": "s3://ccnet/bench", "stage": stage} | given | other
+    return Figure(**fields)  # type: ignore[arg-type]
 
 
 def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
@@ -259,7 +260,7 @@ def test_the_table_shows_ratios_and_leaves_out_what_was_not_measured() -> None:
     assert rows["bare loop"] == ["100.0", "90.0", "to", "110.0", "1.00", "1.10"]
     assert rows["Ray Data"] == ["100.0", "90.0", "to", "110.0", "0.90", "0.99", "88.0", "1.25", "3.1%", "812"]
     assert "augment: the crop alone: 3.50 x augment: whole, then crop" in text
-    assert "Ray Data: first batch 4.50 s on a cluster whose workers have run nothing" in text
+    assert "Ray Data: first batch 4.50 s on a cluster whose workers have run no task yet" in text
     assert text.count("spread") == 2
     assert max(map(len, text.splitlines())) <= 130
 

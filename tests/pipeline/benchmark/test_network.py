@@ -1,4 +1,4 @@
-"""The benchmarks of the training step and of the launchers: both sides are measured, and both do the same."""
+"""The benchmarks of the training step and of the launchers: both sides are measured and do the same work."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from pipeline.benchmark.tables import launchers_tables
 from pipeline.config.config import Config
 from pipeline.config.load import load
 
-# Ray's settings objects trip over their own deprecations.
+# Ray's settings objects raise Ray's own deprecation warnings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
 
 

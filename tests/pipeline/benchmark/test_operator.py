@@ -1,4 +1,4 @@
-"""The benchmark of the operator: every block is measured, and those that claim to be the same compute the same."""
+"""The benchmark of the operator: every block is measured, and blocks that claim to be the same compute the same."""
 
 import json
 import multiprocessing
@@ -30,7 +30,7 @@ def test_all_pixels_by_torch_is_the_non_local_block():
 def test_a_run_prints_a_line_for_each_block_and_a_table(
     config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The processes of the peaks, one for each block, start from one that has imported all: six imports are most of the run.
+    # Each peak is measured in a process forked from one that has imported everything: six imports would be most of the run.
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["pipeline.benchmark.operator", "torch.fx.experimental.symbolic_shapes"])
     monkeypatch.setattr("pipeline.benchmark.operator.SPAWN", forkserver)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what comes back of it, and which of a run's is the best."""
+"""The content of a checkpoint, how it is restored, and which one of a run is the best."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(store: Store, tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint_as_if_it_had_not_stopped(store: Store, tmp_path: Path) -> None:
     net, optimizer = trained(1)
     local = tmp_path / "local"
     local.mkdir()
@@ -51,7 +51,7 @@ def test_a_restored_optimizer_forgets_what_it_had(store: Store, tmp_path: Path) 
     assert not its_optimizer.state
 
 
-def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
+def test_a_snapshot_does_not_change_while_training_continues() -> None:
     net, optimizer = trained(1)
     average = average_of(net)
     state = checkpoint.snapshot(net, optimizer, average)

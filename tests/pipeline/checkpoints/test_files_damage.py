@@ -1,4 +1,4 @@
-"""A checkpoint that is not whole is never loaded: the one before it is, and the log says so."""
+"""A damaged checkpoint is never loaded: the one before it is loaded instead, with a warning in the log."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.files import entry_of
 from pipeline.config.base import Storage
+from pipeline.errors import StorageError
 from pipeline.storage.store import Store, open_store
 from tests.support.checkpoints import Net, equal, latest, saved
 from tests.support.faulty_store import FaultyStore
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def rewritten(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], object]:
-    """Damage to the manifest's content that leaves its form as it should be."""
+    """Damage to the manifest's content that keeps its JSON format."""
 
     def damage(folder: Path) -> None:
         tree = json.loads((folder / MANIFEST).read_text())
@@ -43,7 +44,7 @@ def rewritten(change: Callable[[dict[str, dict[str, object]]], object]) -> Calla
 
 
 def listed_again(folder: Path, file: str, data: bytes) -> None:
-    """Another content of a file that the manifest vouches for."""
+    """Replaces the content of a file and updates its entry in the manifest."""
     (folder / file).write_bytes(data)
     rewritten(lambda tree: tree[file].update(entry_of(data)._asdict()))(folder)
 
@@ -90,19 +91,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert found is not None
     assert found.step == 10
     [message] = caplog.messages
-    told = f"checkpoint passed over: {store.root}/step-000020/{fault}.*; taken instead: {store.root}/step-000010"
-    assert re.fullmatch(told, message)
+    expected = f"checkpoint skipped: {store.root}/step-000020/{fault}.*; loaded instead: {store.root}/step-000010"
+    assert re.fullmatch(expected, message)
 
 
-def test_when_none_is_left_the_log_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_that_no_checkpoint_is_left(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     for step in (10, 20):
         Path(store.root, checkpoint.folder_name(step), MODEL).unlink()
     assert latest(store) is None
-    assert [message.rpartition("/")[2] for message in caplog.messages] == [f"{MODEL}: missing; no other one is left"] * 2
+    assert [message.rpartition("/")[2] for message in caplog.messages] == [f"{MODEL}: missing; no other checkpoint is left"] * 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing model", "missing progress", "no manifest", "no step"])
-def test_what_can_be_told_without_reading_the_weights_does_not_hide_the_one_before(store: Store, damage: str) -> None:
+def test_damage_that_is_found_without_reading_the_weights_does_not_hide_the_one_before(store: Store, damage: str) -> None:
     DAMAGE[damage][1](Path(store.root, "step-000020"))
     assert checkpoint.best(store) == "step-000010"
     newest = checkpoint.newest_progress(store)
@@ -122,7 +123,7 @@ def test_a_best_one_with_a_changed_bit_gives_way_to_the_next(store: Store, caplo
     found = checkpoint.load_best(store)
     assert found is not None
     assert found.step == 10
-    assert caplog.messages[-1].endswith(f"taken instead: {store.root}/step-000010")
+    assert caplog.messages[-1].endswith(f"loaded instead: {store.root}/step-000010")
 
 
 def flip(path: Path) -> None:
@@ -151,7 +152,7 @@ def test_any_byte_changed_and_any_truncation_is_noticed(pair: tuple[Store, Net],
     path = data.draw(st.sampled_from(sorted(Path(store.root, "step-000020").iterdir())))
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
-    change = data.draw(st.integers(0, 255))  # 0: cut off there
+    change = data.draw(st.integers(0, 255))  # 0: truncate the file there
     path.write_bytes(whole[:place] + (bytes([whole[place] ^ change]) + whole[place + 1 :] if change else b""))
     try:
         found = latest(store)

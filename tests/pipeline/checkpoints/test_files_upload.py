@@ -1,4 +1,4 @@
-"""Checkpoints on their way to a real S3 server (moto): what it really holds is read back, whatever it answered."""
+"""Uploads of checkpoints to a real S3 server (moto): each file is read back, even if the server reported success."""
 
 import dataclasses
 import secrets
@@ -47,7 +47,7 @@ def test_files_go_first_and_the_manifest_last_each_read_back(bucket: Store, endp
         ("length_required", StorageError, "411 MissingContentLength"),
         ("forget", CheckpointError, r"\d+ bytes were written but the store holds 0$"),
         ("shorten", CheckpointError, r"\d+ bytes were written but the store holds [1-9]\d*$"),
-        ("flip", CheckpointError, r"\d+ bytes were written but the store holds others: their sha256 differs$"),
+        ("flip", CheckpointError, r"\d+ bytes were written but the store holds other bytes: their sha256 differs$"),
     ],
 )
 def test_a_store_that_keeps_something_else_is_an_error(
@@ -97,7 +97,7 @@ def test_reading_back_is_in_pieces(bucket: Store, endpoint: str, tmp_path: Path,
 def test_a_file_in_several_parts_is_stored_or_an_error(
     bucket: Store, endpoint: str, tmp_path: Path, fault: str | None, words: str
 ) -> None:
-    large = {"weight": torch.arange(105 * MIB // 4, dtype=torch.int32)}  # from 100 MiB on
+    large = {"weight": torch.arange(105 * MIB // 4, dtype=torch.int32)}  # more than 100 MiB: a multipart upload
     checkpoint.save(tmp_path, checkpoint.State(large, {}, {}), {"step": 10})
     with FaultyStore(endpoint, aimed={"^PUT .*partNumber=2": fault} if fault else {}) as proxy:
         store = behind(proxy, bucket)

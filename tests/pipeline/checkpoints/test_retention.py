@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the best, the newest, and never none that verifies."""
+"""Pruning keeps the best and the newest checkpoints, and always one that verifies if there is any."""
 
 import dataclasses
 import logging
@@ -88,7 +88,7 @@ def test_the_only_one_that_verifies_stays(store: Store, tmp_path: Path, caplog: 
     assert "step-000030/model.safetensors: the manifest lists" in caplog.text
     flip(store, 10)
     checkpoint.prune(store, 1)
-    assert held(store) == [10, 20, 30]  # nothing that verifies, so nothing goes
+    assert held(store) == [10, 20, 30]  # none verifies, so nothing is deleted
     saved(store, tmp_path, 40, miou=0.4)
     checkpoint.prune(store, 1)
     assert held(store) == [40]
@@ -132,12 +132,12 @@ def test_a_store_that_does_not_answer_is_a_warning(
     with FaultyStore(endpoint, aimed={"^GET .*list-type": "forbid"}) as proxy:
         checkpoint.prune(dataclasses.replace(bucket, endpoint=proxy.endpoint), 1)
     assert proxy.injected["forbid"]
-    assert caplog.messages[-1].startswith(f"old checkpoints not looked for: {bucket.root}")
+    assert caplog.messages[-1].startswith(f"old checkpoints not checked: {bucket.root}")
     assert held(bucket) == [10, 20]
 
 
 class Half(Store):
-    """Deletes files, but no folders."""
+    """A store that deletes files but refuses to delete folders."""
 
     def delete(self, prefix: str) -> None:
         if "/" not in prefix:
@@ -159,7 +159,7 @@ def test_one_that_is_deleted_by_half_is_not_taken_for_whole(
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """`<step>-<score>/step-...`: six checkpoints under each of three scores."""
+    """`<score>/step-...`: six checkpoints for each of three scores."""
     folder = tmp_path_factory.mktemp("templates")
     for score in (None, 0.1, 0.2):
         for step in range(6):
@@ -197,7 +197,7 @@ def test_whatever_a_run_left_the_newest_whole_one_and_the_best_stay(
         return
     newest = whole[-1]
     older = [step for step in left if step <= newest]
-    assert left[len(older) :] == list(range(newest + 1, len(run)))  # may be on their way
+    assert left[len(older) :] == list(range(newest + 1, len(run)))  # their uploads may still be running
     given = [
         step
         for step, (score, damage) in enumerate(run)

@@ -1,4 +1,4 @@
-"""The score of a checkpoint that was stored before it was validated: taken when it is that checkpoint's own and whole."""
+"""The score of a checkpoint that was stored before it was validated: used only if it is whole and of that checkpoint."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from tests.support.faulty_store import FaultyStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Steps 10, of mIoU 0.5, and 20, not validated."""
+    """Checkpoints of step 10, with mIoU 0.5, and of step 20, not validated."""
     store = Store(str(tmp_path / "store"))
     saved(store, tmp_path, 10, 0.5)
     saved(store, tmp_path, 20, None)
@@ -49,7 +49,7 @@ def test_a_checkpoint_reads_as_if_its_score_had_been_in_it_from_the_start(store:
     checkpoint.verify(store, "step-000020")
 
 
-def test_a_score_of_its_own_is_not_replaced(store: Store) -> None:
+def test_a_score_in_the_checkpoint_itself_is_not_replaced(store: Store) -> None:
     give(store, 10, 0.9)
     assert checkpoint.load(store, "step-000010").progress["metrics"] == {"miou": 0.5}
 
@@ -57,7 +57,7 @@ def test_a_score_of_its_own_is_not_replaced(store: Store) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"manifest_sha256": "0" * 64}, "is of another checkpoint of this name"),
+        ({"manifest_sha256": "0" * 64}, "belongs to another checkpoint of this name"),
         ({"metrics": {"miou": None}}, "must give `metrics` with a miou, and `score`"),
         ({"metrics": [0.7]}, "must give `metrics`"),
         ({"score": None}, "must give `metrics`"),
@@ -73,7 +73,7 @@ def test_a_score_that_is_garbled_or_anothers_is_none(
     store.write(key, change if isinstance(change, bytes) else json.dumps(json.loads(store.read(key)) | change).encode())
     with caplog.at_level(logging.WARNING):
         assert checkpoint.best(store) == "step-000010"
-    assert re.search(rf"score passed over: .*{SCORE}: {re.escape(words)}", caplog.text)
+    assert re.search(rf"score ignored: .*{SCORE}: {re.escape(words)}", caplog.text)
     assert checkpoint.unscored(store) == [20]
     assert checkpoint.load(store, "step-000020").step == 20
 

@@ -1,4 +1,4 @@
-"""Every mistake at once, each naming the key, what came, what is legal and the nearest fix."""
+"""All mistakes are reported at once; each names the key, the value given, the legal values and the nearest fix."""
 
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ SHAPING = {
 
 
 def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> None:
-    """A new one belongs in SHAPING here, or in NOT_SHAPING: forgotten, it would give every run another key."""
+    """A new setting belongs in SHAPING here or in NOT_SHAPING: one that is forgotten would change the key of every run."""
     record = parse(tree()).record()
     assert {name: set(record[name]) & set(kept) for name, kept in NOT_SHAPING.items()} == {
         name: set(record[name]) - SHAPING[name] for name in NOT_SHAPING
@@ -139,7 +139,7 @@ def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"train.micro_batch": 2},  # batch norm sees a pass at a time
+        {"train.micro_batch": 2},  # batch norm sees one pass at a time
         {"train.precision": "bf16"},
         {"train.compile": True},
         {"train.ema_decay": 0.9},
@@ -163,7 +163,7 @@ def test_an_earlier_run_is_named_by_its_key() -> None:
     assert override(parse(tree()), {"train.resume": "t-0123abcd", "seed": 3}).run_key == "t-0123abcd"
 
 
-# Options of which each must be used by a shipped configuration: none is there for nothing.
+# Options; a shipped configuration must use each of them, so that no option is unused.
 USED = {
     "elastic workers": lambda c: c.train.fewest_workers < c.train.most_workers,
     "bf16": lambda c: c.train.precision == "bf16",
@@ -230,7 +230,7 @@ def test_a_loss_shapes_the_run() -> None:
         ("evaluate.window=0", "evaluate.window = 0: must be 8k + 1 and at least 17 (try 17 or 25)"),
         (
             "loss.class_weights=[0, 0]",
-            "loss.class_weights = [0, 0]: must have a weight above 0 (try null, which weighs all alike)",
+            "loss.class_weights = [0, 0]: must have a weight above 0 (try null, which weighs all classes equally)",
         ),
         (
             "loss.ohem.tresh=0.6",
@@ -249,7 +249,7 @@ def test_bad_loss_and_inference_settings_are_explained(setting: str, line: str) 
     assert caught.value.mistakes == [line]
 
 
-def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
+def test_a_search_may_vary_a_section_that_is_null_by_default() -> None:
     space = {"loss.ohem.thresh": {"choice": [0.6, 0.7]}}
     assert override(parse(tree(tune={"space": space})), {"loss.ohem.thresh": 0.6}).loss.ohem.thresh == 0.6
     with pytest.raises(ConfigError, match=r"seed.x: `seed` is a setting, not a section"):
@@ -258,7 +258,7 @@ def test_a_search_may_vary_a_section_that_is_left_out_by_default() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_configuration_can_be_searched_over(path: Path) -> None:
-    """An override reads the whole configuration again, defaults included."""
+    """An override validates the whole configuration again, including the defaults."""
     assert override(load(path), {"train.learning_rate": 0.02}).train.learning_rate == 0.02
 
 

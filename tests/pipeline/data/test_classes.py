@@ -1,4 +1,4 @@
-"""The classes of each layout, and what is said of class files with mistakes."""
+"""The classes of each layout, and the faults reported for class files with mistakes."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_classes_json_takes_precedence_and_ignored_ids_leave_no_gap(tmp_path: Pa
     [
         ("{", "not valid JSON: "),
         ("[]", r"expected \{classes: "),
-        ('{"classes": [{"id": 1}]}', "entry 1: name = None: must be a text"),
+        ('{"classes": [{"id": 1}]}', "entry 1: name = None: must be text"),
         (
             '{"classes": [{"id": 300, "name": "a", "color": [1, 2, 3]}]}',
             "entry 1: id = 300: must be a whole number from 0 to 255",
@@ -117,11 +117,11 @@ def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
         "entry 1: colour = [1, 2, 3]: no such key; legal: id, name, color, ignore",
         "entry 2: id = True: must be a whole number from 0 to 255, the value of the class in the labels",
         "entry 2: ignore = 1: must be true or false",
-        "entry 2: name = False: must be a text (YAML reads a bare no, on or 1 as something else: put it in quotes)",
+        "entry 2: name = False: must be text (YAML reads an unquoted no, on or 1 as another type: put it in quotes)",
         "entry 2: color = [1, 2, 300]: must be [red, green, blue], each 0 to 255 (or leave it out)",
-        "entry 3: 'door': expected {id: 0..255, name: NAME}, and if need be color: [r, g, b] or ignore: true",
-        "entry 5: id = 2: entry 4 has it too (give each class an id of its own)",
-        "entry 5: name = 'sky': entry 4 has it too (rename one)",
+        "entry 3: 'door': expected {id: 0..255, name: NAME}, optionally with color: [r, g, b] or ignore: true",
+        "entry 5: id = 2: entry 4 has the same id (give each class its own id)",
+        "entry 5: name = 'sky': entry 4 has the same name (rename one)",
     ]
 
 
@@ -133,9 +133,9 @@ def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     assert class_faults(source, "wall") == [f"expected {form}; found str"]
     assert class_faults(source, "names: [wall]") == [f"expected {form}; found the keys names"]
     assert class_faults(source, "[wall")[0].startswith("not valid YAML: ")
-    assert class_faults(source, "[]") == ["0 classes that are not ignored: must be 1 to 255, for 255 means ignored"]
+    assert class_faults(source, "[]") == ["0 classes that are not ignored: must be 1 to 255, because id 255 means ignored"]
     many = "\n".join(f"- c{i}" for i in range(256))
-    assert class_faults(source, many) == ["256 classes that are not ignored: must be 1 to 255, for 255 means ignored"]
+    assert class_faults(source, many) == ["256 classes that are not ignored: must be 1 to 255, because id 255 means ignored"]
     (tmp_path / "classes.yaml").write_bytes(b"- \xff")
     with pytest.raises(SourceError, match=r"classes.yaml: not UTF-8 text \(invalid start byte at byte 2\): save it as UTF-8"):
         classes("folders", source)

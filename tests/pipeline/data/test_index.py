@@ -1,4 +1,4 @@
-"""The index: entries by position in bounded memory, few requests, and every damaged page named."""
+"""The index reads entries by position in bounded memory, with few requests, and names every damaged page."""
 
 import pickle
 from collections.abc import Sequence
@@ -33,22 +33,22 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The keys of each request to any store, from a cache that begins empty."""
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The keys of each request to any store. The cache starts empty."""
     index._PAGES.clear()
-    requests: list[list[str]] = []
+    made: list[list[str]] = []
     fetch = Store.read_ranges
 
     def counting(self: Store, ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes]:
-        requests.append([key for key, _, _ in ranges])
+        made.append([key for key, _, _ in ranges])
         return fetch(self, ranges)
 
     monkeypatch.setattr(Store, "read_ranges", counting)
-    return requests
+    return made
 
 
 @pytest.mark.parametrize("num_images", [1, 255, 256, 257, 1000])
-def test_every_entry_comes_back_in_the_order_asked(store: Store, num_images: int) -> None:
+def test_every_entry_comes_back_in_the_requested_order(store: Store, num_images: int) -> None:
     found = written(store, num_images)
     assert len(store.list()) == -(-num_images // PAGE_ROWS)
     assert found.entries(range(num_images)) == [entry(i) for i in range(num_images)]
@@ -73,37 +73,37 @@ def test_the_members_of_a_class_come_by_their_place_in_its_list(store: Store) ->
     assert found.members(2, np.array([], np.int64)).tolist() == []
 
 
-def test_a_page_is_fetched_once_while_it_is_cached(store: Store, asked: list[list[str]]) -> None:
+def test_a_page_is_fetched_once_while_it_is_cached(store: Store, requests: list[list[str]]) -> None:
     found = written(store, 1000, [[1, 2]])
     for _ in range(3):
         assert found.entries([300, 999, 301]) == [entry(300), entry(999), entry(301)]
         assert found.members(0, np.array([1])).tolist() == [2]
-    assert asked == [[page_key(FOLDER, 1), page_key(FOLDER, 3)], [f"{FOLDER}/class-000/00000000.i64"]]
+    assert requests == [[page_key(FOLDER, 1), page_key(FOLDER, 3)], [f"{FOLDER}/class-000/00000000.i64"]]
     found.entries([0, 300])
-    assert asked[2:] == [[page_key(FOLDER, 0)]]
+    assert requests[2:] == [[page_key(FOLDER, 0)]]
 
 
-def test_a_batch_out_of_many_images_touches_only_its_pages(store: Store, asked: list[list[str]]) -> None:
+def test_a_batch_out_of_many_images_touches_only_its_pages(store: Store, requests: list[list[str]]) -> None:
     found = written(store, 100_000)
     assert found.entries([99_999, 5, 70_000]) == [entry(99_999), entry(5), entry(70_000)]
-    assert asked == [[page_key(FOLDER, number) for number in (0, 70_000 // PAGE_ROWS, 99_999 // PAGE_ROWS)]]
+    assert requests == [[page_key(FOLDER, number) for number in (0, 70_000 // PAGE_ROWS, 99_999 // PAGE_ROWS)]]
     assert len(index._PAGES) == 3
 
 
-def test_the_cache_keeps_the_newest_pages_and_never_more_than_it_may(store: Store, asked: list[list[str]]) -> None:
+def test_the_cache_keeps_the_newest_pages_and_never_more_than_it_may(store: Store, requests: list[list[str]]) -> None:
     found = written(store, (CACHED_PAGES + 4) * PAGE_ROWS)
     for start in range(0, found.num_images, PAGE_ROWS):
         found.entries([start])
-        found.entries([0])  # stays, for it is always among the newest
+        found.entries([0])  # stays cached: it is always among the most recently used
         assert len(index._PAGES) <= CACHED_PAGES
-    requests = len(asked)
+    num_requests = len(requests)
     found.entries([0, found.num_images - 1])
-    assert len(asked) == requests
+    assert len(requests) == num_requests
     found.entries([PAGE_ROWS])
-    assert len(asked) == requests + 1
+    assert len(requests) == num_requests + 1
 
 
-def test_one_request_may_ask_for_more_pages_than_are_cached(store: Store, asked: list[list[str]]) -> None:
+def test_one_request_may_ask_for_more_pages_than_are_cached(store: Store, requests: list[list[str]]) -> None:
     found = written(store, (CACHED_PAGES + 4) * PAGE_ROWS)
     positions = range(0, found.num_images, PAGE_ROWS)
     assert [e.sample_id for e in found.entries(positions)] == [f"sample-{p}" for p in positions]

@@ -1,4 +1,4 @@
-"""Inspection of one pair of files: what is accepted, and each fault with the file it is in."""
+"""Inspection of an image and its label: accepted pairs, and faults that name the file."""
 
 import io
 import zlib
@@ -61,7 +61,7 @@ SMALL = flat(2, 2, 7)
         (IMAGE, IMAGE, "trainannot/a.png: a label is an 8-bit image of one channel or a palette PNG, found RGB of 8 bits"),
         (SMALL, png(8, 6, bytes(18)), "trainannot/a.png: a label is an 8-bit image of one channel or a palette PNG, found RGBA"),
         (SMALL, png(16, 0, b"\0\0\1\0\2\0\0\1\0\2"), "trainannot/a.png: a label is an 8-bit image of one channel"),
-        (SMALL, png(8, 3, b"\0\1\2\0"), "trainannot/a.png: not a readable image"),  # sound checksums, but a row is missing
+        (SMALL, png(8, 3, b"\0\1\2\0"), "trainannot/a.png: not a readable image"),  # valid checksums, but a row is missing
         (png(8, 2, b"\0\1\2\3\4\5\6"), SMALL, "train/a.png: not a readable image"),
     ],
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_every_length_that_a_file_is_cut_to_is_found() -> None:
                 check_encoding(whole[:length])
 
 
-def test_faults_of_both_files_are_told_together() -> None:
+def test_faults_of_both_files_are_reported_together() -> None:
     first, second = inspect(*URLS, IMAGE[:-9], LABEL[:-9], CAMVID.label_map)[2]
     assert first.startswith("train/a.png: truncated")
     assert second.startswith("trainannot/a.png: truncated")

@@ -1,4 +1,4 @@
-"""The layouts: what is found in a folder or bucket, the classes, and what the faults say."""
+"""The layouts: the pairs and classes found in a folder or bucket, and the texts of the faults."""
 
 import os
 import secrets
@@ -155,7 +155,7 @@ def test_folders_of_neither_kind_are_shown_both(tmp_path: Path) -> None:
     first, second = faults("folders", make(tmp_path, "images/a.png", "masks/a.png"))
     assert first.endswith(
         "no split `train`: layout `folders` keeps it either in images/train/ and masks/train/, "
-        "or in images/ and masks/ with train.txt beside them, one sample id (image name without suffix) a line"
+        "or in images/ and masks/ with train.txt next to them, one sample id (image name without suffix) per line"
     )
     assert "no split `val`" in second
 
@@ -166,7 +166,7 @@ def test_faults_of_flat_folders(tmp_path: Path) -> None:
         "images/a.png: same name as a.jpg: a sample has one file",
         "train.txt: line 2: `b.png`: no image images/b.png.png|.jpg|.jpeg: add it, or correct the line",
         "train.txt: line 2: `b.png`: no label masks/b.png.png: add it, or correct the line",
-        "val.txt: lists no sample: write one sample id (image name without suffix) a line",
+        "val.txt: lists no sample: write one sample id (image name without suffix) per line",
     ]
 
 
@@ -193,7 +193,7 @@ def test_faults_of_a_list_name_the_line(tmp_path: Path) -> None:
         "ours.txt: line 4: 3 fields, not `IMAGE LABEL`: write two, with a tab between if a name has blanks",
         "ours.txt: line 5: gone.jpg: no such file: add it, or correct the line (paths are relative to data.source)",
         "a.png: has the sample id `a` of a.jpg: rename one",
-        "empty.txt: lists no sample: write one `IMAGE LABEL` pair of paths a line",
+        "empty.txt: lists no sample: write one `IMAGE LABEL` pair of paths per line",
         "lists/gone.txt: no such file: data.lists.test = lists/gone.txt: must be a path below data.source",
     ]
 

@@ -1,4 +1,4 @@
-"""The layouts of real data sets, where their files are at hand."""
+"""The layouts of real data sets; tests without their files are skipped."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_camvid_itself() -> None:
 
 
 @needs_camvid
-def test_the_paths_of_camvids_own_lists_are_not_real_and_the_fault_tells_the_real_ones() -> None:
+def test_the_paths_of_camvids_own_lists_are_not_real_and_the_fault_names_the_real_ones() -> None:
     found = faults("camvid", Store(str(CAMVID_FOLDER)), {"train": "train.txt"})
     assert len(found) == 2 * 367
     assert found[0].startswith("train.txt: line 1: SegNet/CamVid/train/0001TP_006690.png: no such file: ")

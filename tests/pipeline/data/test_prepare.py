@@ -1,4 +1,4 @@
-"""Preparation: all of a source or nothing, packed and in place, from a folder, from S3 and from code, to a folder and to S3."""
+"""Preparation writes all of a source or nothing: packed or in place, from a folder, S3 or generated, to a folder or S3."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ from pipeline.images import codec
 from pipeline.loading.samples import open_samples
 from pipeline.storage.store import Store, open_store
 
-# Ray Data's settings object trips over its own deprecations.
+# Ray Data's settings object raises its own deprecation warnings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
 
 NUM_PIXELS = 24 * 32
 ENDPOINT = "CCNET_TEST_ENDPOINT"
-"""Names the S3 server of a test; unlike AWS_ENDPOINT_URL it is in the configuration, which Ray's processes get."""
+"""Variable with the address of a test's S3 server. Unlike AWS_ENDPOINT_URL it reaches Ray's processes, in the configuration."""
 
 
 def image_of(number: int) -> bytes:
@@ -37,7 +37,7 @@ def image_of(number: int) -> bytes:
 
 
 def label_of(*ids: int, height: int = 24, width: int = 32) -> bytes:
-    """As many rows of each id as of the others."""
+    """A label with equally many rows of each id."""
     return codec.encode_png(np.repeat(np.array(ids, np.uint8), height // len(ids))[:, None].repeat(width, 1))
 
 
@@ -69,7 +69,7 @@ def rows_of(made: Config, manifest: Manifest, split: str = "train") -> list[Row]
 
 
 def kinds(made: Config) -> set[str]:
-    """Files of the data set without the folder of their attempt."""
+    """Files of the data set, without the folder of the attempt that wrote them."""
     return {key.split("/", 1)[-1] for key in data_store(made).list()}
 
 
@@ -124,14 +124,14 @@ def test_a_changed_file_behind_a_link_is_a_changed_source(tmp_path: Path) -> Non
 def s3(endpoint: str, credentials: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in a bucket of an S3 server."""
     monkeypatch.setenv(ENDPOINT, endpoint)
-    name = f"prepare-{secrets.token_hex(4)}"  # servers of one process share what they hold
+    name = f"prepare-{secrets.token_hex(4)}"  # moto's servers in one process share their buckets
     data_store(config(f"s3://{name}"))._fs().mkdir(name)
     return f"s3://{name}/prefix"
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder, prepared by threads, and a bucket, prepared by Ray Data."""
+    """A folder, which threads prepare, and a bucket, which Ray Data prepares."""
     if request.param == "folder":
         return str(tmp_path / "out")
     request.getfixturevalue("local_ray")
@@ -165,7 +165,7 @@ def test_a_folder_is_packed_whole_and_its_bytes_untouched(
     assert read_manifest(data_store(made)) == newer
     assert newer.fingerprint == manifest.fingerprint
     assert newer.splits["train"].index != manifest.splits["train"].index
-    assert rows_of(made, manifest) == rows  # a run that began with the old data goes on
+    assert rows_of(made, manifest) == rows  # a run that started with the old data can still read them
 
 
 def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path:
     assert rows_of(made, manifest) == rows_of(packed, read_manifest(data_store(packed)))
     samples = open_samples(made, manifest, "val")
     assert samples.objects.url(samples.index.entries([1])[0].image) == f"{folder}/val/001.png"
-    assert prepare(made) == manifest  # recognised
+    assert prepare(made) == manifest  # not prepared again
     assert prepare(config(path, folder)).fingerprint == manifest.fingerprint  # the same data under the same name
 
     (folder / "train/002.png").write_bytes(image_of(200))
@@ -213,7 +213,7 @@ def test_the_manifest_counts_what_is_in_the_source(tmp_path: Path) -> None:
     (folder / "trainannot/001.png").write_bytes(label_of(4))
     (folder / "trainannot/002.png").write_bytes(label_of(4, height=10, width=40))
     (folder / "train/002.png").write_bytes(codec.encode_png(np.zeros((10, 40, 3), np.uint8)))
-    (folder / "val/000.png").write_bytes(image_of(0))  # train/000 once more
+    (folder / "val/000.png").write_bytes(image_of(0))  # a duplicate of train/000
     made = config(str(tmp_path / "out"), folder)
     surveyed = survey(made)
     assert not (tmp_path / "out").exists()

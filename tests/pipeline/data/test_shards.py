@@ -1,4 +1,4 @@
-"""Shards and manifest: bytes untouched where their entries say, open to other tools, and what is damaged is named."""
+"""Shards and manifest: entries locate unchanged bytes, other tools can read shards, damage is an error that names the file."""
 
 import json
 import secrets
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path), Storage(path="unused"))
 
 
-def assert_bytes_lie_where_entries_say(store: Store, rows: list[Row]) -> list[Entry]:
+def assert_entries_locate_the_bytes(store: Store, rows: list[Row]) -> list[Entry]:
     entries = write_shard(store, KEY, rows)
     data = store.read(KEY)
     for row, e in zip(rows, entries, strict=True):
@@ -44,14 +44,14 @@ def assert_bytes_lie_where_entries_say(store: Store, rows: list[Row]) -> list[En
         assert data[e.image_start :][: e.image_bytes] == row.image
         assert data[e.label_start :][: e.label_bytes] == row.label
         assert (e.image_sha256, e.label_sha256) == (digest(row.image), digest(row.label))
-        assert e.image_start + e.image_bytes <= e.label_start  # one request holds both
+        assert e.image_start + e.image_bytes <= e.label_start  # one request can read both
     return entries
 
 
 def test_entries_name_the_place_of_every_image_and_label(store: Store) -> None:
-    entries = assert_bytes_lie_where_entries_say(store, ROWS)
+    entries = assert_entries_locate_the_bytes(store, ROWS)
     assert [e.image_bytes for e in entries] == [len(row.image) for row in ROWS]
-    # Neighbours: what one request fetches too much is the header between them.
+    # Image and label are adjacent: one request for both reads only the header between them in addition.
     assert all(e.label_start - e.image_start - e.image_bytes < 100 for e in entries)
 
 
@@ -60,14 +60,14 @@ def test_entries_are_right_for_images_made_of_one_another_and_for_tiny_labels(st
     images = [image, image + image, label + image[10:], image[100:200], image, label, b"\x00", b""]
     labels = [label, image, image + label, b"\x15", b"", label, b"\x00\x00", image[:50]]
     rows = [Row(f"{i}", *pair, 1, 1) for i, pair in enumerate(zip(images, labels, strict=True))]
-    assert_bytes_lie_where_entries_say(store, [*rows, *rows[::-1]])
+    assert_entries_locate_the_bytes(store, [*rows, *rows[::-1]])
 
 
 @settings(max_examples=100, deadline=None)
 @given(lists(st.tuples(binary(max_size=4), binary(max_size=4)), min_size=1, max_size=6))
 def test_entries_are_right_for_any_bytes(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[bytes, bytes]]) -> None:
     store = open_store(str(tmp_path_factory.getbasetemp() / "any"), Storage(path="unused"))
-    assert_bytes_lie_where_entries_say(store, [Row("s", *pair, 1, 1) for pair in pairs])
+    assert_entries_locate_the_bytes(store, [Row("s", *pair, 1, 1) for pair in pairs])
 
 
 def test_a_shard_is_plain_parquet_with_one_sample_a_row_group(store: Store) -> None:
@@ -119,7 +119,7 @@ def test_the_fingerprint_is_the_same_wherever_the_data_lie(store: Store) -> None
     assert there.sealed().fingerprint == here.sealed().fingerprint
 
 
-def test_no_manifest_says_what_to_run(store: Store) -> None:
+def test_a_missing_manifest_is_an_error_with_the_command(store: Store) -> None:
     with pytest.raises(ShardError, match=r"manifest.json: no such data set: run python -m jobs.prepare CONFIG first"):
         read_manifest(store)
 

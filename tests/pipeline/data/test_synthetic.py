@@ -1,4 +1,4 @@
-"""The generated data set: deterministic, balanced, and labelled by a cue off the row and column of what it decides."""
+"""The generated data set: deterministic, balanced, and labelled by a cue outside the rows and columns of the shapes."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_splits_never_meet() -> None:
 
 
 def test_golden_sample() -> None:
-    """Pins the pictures: when this fails on purpose, raise generated.VERSION."""
+    """Pins the pictures. If a change of them is intended, raise synthetic.VERSION."""
     image, label = sample(0, 0, 65)
     assert synthetic.VERSION == 1
     assert np.bincount(label.ravel(), minlength=6).tolist() == GOLDEN_COUNTS

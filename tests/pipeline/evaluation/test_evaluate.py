@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     torch.manual_seed(0)
     net = build_ccnet(**MODEL)
     with torch.no_grad():
-        net.head.attention.gamma.fill_(1.0)  # at its initial 0 every R gives the same
+        net.head.attention.gamma.fill_(1.0)  # at its initial 0 every R gives the same result
     score = Score([[0]], synthetic.NAMES, 0, {}, [[0], [0]])
     folder = tmp_path_factory.mktemp("checkpoint")
     checkpoint.save(
@@ -96,7 +96,7 @@ def test_another_recurrence_is_refused_with_the_fix_for_either_wish(config: Conf
 
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
-def test_the_weights_run_at_the_recurrence_asked_for(config: Config, manifest: Manifest, recurrence: int) -> None:
+def test_the_weights_run_at_the_requested_recurrence(config: Config, manifest: Manifest, recurrence: int) -> None:
     as_trained, found = inference.load_network(config, manifest)
     net, _ = inference.load_network(override(config, {"evaluate.recurrence": recurrence}), manifest)
     assert (as_trained.head.recurrence, net.head.recurrence) == (2, recurrence)
@@ -118,17 +118,17 @@ def test_shares_of_the_images_add_up_to_all(config: Config, manifest: Manifest) 
     assert torch.equal(merged.boundary.counts, whole[0].boundary.counts)
 
 
-def test_what_pads_the_share_of_a_rank_is_looked_at_but_never_counted(config: Config, manifest: Manifest) -> None:
+def test_what_pads_the_share_of_a_rank_is_predicted_but_never_counted(config: Config, manifest: Manifest) -> None:
     net, _ = inference.load_network(config, manifest)
     num_classes = len(manifest.class_names)
     whole, _ = evaluate.evaluate_samples(net, samples(config, manifest, range(NUM_IMAGES)), num_classes, CPU)
     merged, counted = Counts.none(num_classes), []
     for rank in range(3):
         share = evaluation_share(NUM_IMAGES, rank, 3)
-        looked_at = list(samples(config, manifest, share))
-        assert [sample.number for sample in looked_at] == share
-        assert all((sample.label == codec.IGNORE).all() == (sample.number < 0) for sample in looked_at)
-        counts, num_images = evaluate.evaluate_samples(net, looked_at, num_classes, CPU)
+        padded = list(samples(config, manifest, share))
+        assert [sample.number for sample in padded] == share
+        assert all((sample.label == codec.IGNORE).all() == (sample.number < 0) for sample in padded)
+        counts, num_images = evaluate.evaluate_samples(net, padded, num_classes, CPU)
         merged.merge(counts)
         counted.append(num_images)
     assert counted == [4, 3, 3]
@@ -137,7 +137,7 @@ def test_what_pads_the_share_of_a_rank_is_looked_at_but_never_counted(config: Co
     assert evaluate.checked_score(merged, sum(counted), manifest, "val", {}).num_images == 10
 
 
-def test_an_image_that_cannot_be_read_is_never_left_out(config: Config, manifest: Manifest) -> None:
+def test_an_image_that_cannot_be_read_is_never_skipped(config: Config, manifest: Manifest) -> None:
     store = open_store(config.data_url, config.storage)
     whole = store.read("val-0.parquet")
     store.write("val-0.parquet", whole[: len(whole) // 2])
@@ -161,7 +161,7 @@ OPTIONS = {"evaluate.window": 33, "evaluate.scales": [0.5, 1.0], "evaluate.flip"
 def test_training_validates_whatever_the_evaluation_is_set_to(config: Config, manifest: Manifest) -> None:
     protocol = validation_protocol(override(config, OPTIONS), manifest)
     assert protocol == validation_protocol(config, manifest)
-    said = {
+    expected = {
         "inference": "whole image",
         "window": None,
         "stride": None,
@@ -169,7 +169,7 @@ def test_training_validates_whatever_the_evaluation_is_set_to(config: Config, ma
         "flip": False,
         "recurrence": "as trained",
     }
-    assert said.items() <= protocol.items()
+    assert expected.items() <= protocol.items()
 
 
 def test_without_a_cluster_this_process_evaluates_and_predicts(
@@ -186,7 +186,7 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
 
 
 @pytest.mark.slow
-def test_evaluating_counts_each_image_once_and_says_how(config: Config, manifest: Manifest, local_ray: None) -> None:
+def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Config, manifest: Manifest, local_ray: None) -> None:
     made = override(config, {"train.workers": 2, "evaluate.recurrence": 3, **OPTIONS})
     score = evaluate.evaluate(made)
     net, found = inference.load_network(made, manifest)
@@ -214,7 +214,7 @@ def test_evaluating_counts_each_image_once_and_says_how(config: Config, manifest
 
 
 @pytest.mark.slow
-def test_predicting_looks_at_images_as_configured(config: Config, manifest: Manifest, local_ray: None, tmp_path: Path) -> None:
+def test_predicting_uses_the_configured_inference(config: Config, manifest: Manifest, local_ray: None, tmp_path: Path) -> None:
     made = override(config, {"predict.output": str(tmp_path), "predict.limit": 2, **OPTIONS})
     assert len(predict(made)) == 2
     net, _ = inference.load_network(made, manifest)
@@ -227,7 +227,7 @@ def test_predicting_looks_at_images_as_configured(config: Config, manifest: Mani
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2, 8, [1, 2]], ids=str)
-def test_shared_out_every_number_comes_back_once_and_progress_is_said(
+def test_shared_out_every_number_comes_back_once_and_progress_is_logged(
     config: Config, local_ray: None, num_workers: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def square(numbers: list[int], device: torch.device) -> Iterator[int]:

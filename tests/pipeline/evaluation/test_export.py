@@ -22,7 +22,7 @@ NAMES, COLORS = ("near", "far"), ((1, 2, 3), (4, 5, 6))
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """A configuration whose data set is packed, with room for a checkpoint."""
+    """File of a configuration whose data set is packed; checkpoints can be saved for it."""
     path = tmp_path / "toy.yaml"
     data = "{name: toy, layout: generated, crop_size: [33, 41]}"
     model = "{backbone: resnet18, recurrence: 2}"
@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> Path:
 
 
 def save(config: Config, folder: Path, net: CCNet) -> checkpoint.Checkpoint:
-    """A checkpoint of the configuration's run as training leaves it."""
+    """A checkpoint of the configuration's run, as training writes it."""
     folder.mkdir()
     model = MODEL | {"recurrence": net.head.recurrence}
     score = {"class_names": NAMES, "protocol": {"data": "toy", "inference": "whole image"}}
@@ -78,14 +78,14 @@ def test_the_best_checkpoint_becomes_a_checked_file_with_its_record(
 def test_a_network_whose_scores_are_no_numbers_is_not_delivered(
     settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = build_ccnet(**MODEL | {"recurrence": 0})  # the attention would take torch half as long again to export
+    net = build_ccnet(**MODEL | {"recurrence": 0})  # with attention the export would take half as long again
     torch.nn.init.constant_(net.head.conva[1].weight, float("nan"))
     save(load(settings, ["model.recurrence=0"]), tmp_path / "saved", net)
     output = f"export.output={tmp_path / 'out' / 'toy.onnx'}"
     assert cli.main(export.run, [str(settings), "model.recurrence=0", output]) == 1
-    said = capsys.readouterr().err
-    assert "nothing was delivered: " in said
-    assert "1x33x41: nan" in said
+    error = capsys.readouterr().err
+    assert "nothing was delivered: " in error
+    assert "1x33x41: nan" in error
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Pictures: what each pixel says, and sizes that people can read."""
+"""Pictures: the colour of each pixel, and sizes that people can read."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ CROSS[1, :] = CROSS[:, 1] = 0.2
 
 def test_attention_panel_has_a_picture_per_pass_and_one_of_all_passes() -> None:
     image = np.full((17, 17, 3), 200, np.uint8)
-    for num_passes, num_pictures in ((1, 2), (2, 4), (3, 5)):  # with one pass, that one is all
+    for num_passes, num_pictures in ((1, 2), (2, 4), (3, 5)):  # one pass has no picture of all passes
         picture = figures.attention_panel([(image, (8, 8), [CROSS] * (num_passes + 1))] * 2)
         assert picture.dtype == np.uint8
         assert picture.shape[1] == num_pictures * (18 * 17 + figures.GAP) + figures.GAP
@@ -101,7 +101,7 @@ def test_of_equally_rare_classes_the_lowest_is_shown() -> None:
     assert figures.notable_pixel(np.array([[3, 2], [2, 3]], np.uint8)) == (0, 1)
 
 
-def test_each_rank_takes_a_commoner_class_and_then_begins_anew() -> None:
+def test_each_rank_takes_a_commoner_class_and_then_begins_again() -> None:
     label = np.array([[7, 1, 1, 0, 0, 0]], np.uint8)
     assert [figures.notable_pixel(label, rank)[1] for rank in range(4)] == [0, 1, 4, 0]
 

@@ -1,4 +1,4 @@
-"""The figures of counts: what is printed, what becomes a metric point, what a checkpoint keeps."""
+"""Figures of counts: the printed table, the metric points, and the score in a checkpoint."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_the_table_of_an_evaluation() -> None:
         "mean accuracy           0.9444",
         "frequency-weighted IoU  0.8500",
         "boundary mIoU           0.4500  d = 2 % of the image diagonal",
-        "majority class          0.4500  mIoU of always answering the commonest class",
+        "majority class          0.4500  mIoU of always predicting the most frequent class",
     ]
 
 

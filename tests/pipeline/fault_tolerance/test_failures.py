@@ -1,4 +1,4 @@
-"""Failures: what is tried again, what ends a run at once, and what is said about it."""
+"""Failures: which are retried, which end a run at once, and how each is described."""
 
 import pickle
 from pathlib import Path
@@ -64,7 +64,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("error", "kind"), KINDS, ids=[f"{kind.value}-{type(error).__name__}" for error, kind in KINDS])
-def test_an_exception_is_told_apart_bare_as_sent_by_a_worker_and_out_of_a_task(error: Exception, kind: Kind) -> None:
+def test_an_exception_is_classified_bare_as_sent_by_a_worker_and_out_of_a_task(error: Exception, kind: Kind) -> None:
     assert classify(error).kind == kind
     assert classify(sent(error)).kind == kind
     assert classify(sent(from_task(error))).kind == kind

@@ -1,4 +1,4 @@
-"""The judge in the controller of a real Ray Train: attempts that die, raise and move, and what `fit` raises in the end."""
+"""The restart policy in a real Ray Train controller: attempts that die, raise or are preempted, and what `fit` raises at last."""
 
 import gc
 import json
@@ -49,7 +49,7 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 class Controller(UserCallback):
-    """Writes the process id of the controller into a file when a checkpoint comes."""
+    """Writes the process id of the controller into a file when a checkpoint is reported."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -76,7 +76,7 @@ def failing_often(settings: dict[str, Any]) -> None:
     with as_worker_fault():
         folder = Path(settings["folder"])
         number = attempt(folder)
-        if number == 0:  # before Ray Train has seen it run
+        if number == 0:  # dies before Ray Train has seen it run
             os.kill(os.getpid(), signal.SIGKILL)
         if number in (1, 2, 3):
             save(folder, number)
@@ -96,7 +96,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def quiet(local_ray: None) -> Iterator[None]:
-    """Ray's own logs of failures would bury the tests'."""
+    """Silences Ray's logs of failures, which would hide the output of the tests."""
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("ray.train").setLevel(logging.NOTSET)
@@ -111,18 +111,18 @@ def test_failures_with_checkpoints_in_between_are_survived_until_one_repeats(tmp
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.2}),
         run_config=config,
     )
-    # What no judge sees: a worker that dies while Ray Train starts it, and the controller's own death.
+    # `fit` raises twice for what the policy cannot see: a worker that dies while Ray Train starts it, and a dead controller.
     for _ in range(2):
         with pytest.raises((ControllerError, RayActorError)) as caught:
             trainer.fit()
         if classify(caught.value).kind != Kind.INFRASTRUCTURE:
             break
         del caught
-        gc.collect()  # as run_job does
+        gc.collect()  # as run_to_end does
     else:
         with pytest.raises(ControllerError) as caught:
             trainer.fit()
-    # Of those that failed before nothing holds its workers' room; the last one's is held by its handler of SIGINT.
+    # Earlier controllers no longer reserve their workers' CPUs; the last one is held by its handler of SIGINT.
     alive = [("class_name", "=", "TrainController"), ("state", "=", "ALIVE")]
     wait_for(lambda: len(list_actors(filters=alive)) <= 1)
     error = root_cause(caught.value)
@@ -148,7 +148,7 @@ def unreadable(error: Exception, rows: dict[str, np.ndarray[Any, Any]]) -> dict[
         (StorageError("s3://b: does not recover"), Kind.INFRASTRUCTURE),
     ],
 )
-def test_what_a_data_task_raises_is_told_apart_by_the_worker_that_waits_for_it(error: Exception, kind: Kind, quiet: None) -> None:
+def test_what_a_data_task_raises_is_classified_by_the_worker_that_waits_for_it(error: Exception, kind: Kind, quiet: None) -> None:
     rows = ray.data.range(4, override_num_blocks=1).map_batches(partial(unreadable, error), num_cpus=0.2)
     (shard,) = rows.streaming_split(1)
     with pytest.raises(WorkerFault) as caught, as_worker_fault():

@@ -1,4 +1,4 @@
-"""The step watch: ends a process that hangs, with the stacks told before, and leaves every other one alone."""
+"""The hang detector: reports the stacks of a process that hangs, then ends it; leaves every other process alone."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def process(role: Callable[..., None], *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A function of this file in a process of its own, which is gone afterwards."""
+    """Runs a function of this file in a separate process, which is killed at the end."""
     code = f"from tests.pipeline.fault_tolerance import test_hang; test_hang.{role.__name__}(*{[str(a) for a in arguments]!r})"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
@@ -57,12 +57,12 @@ def waits_for_ever(folder: str) -> None:
     hang.LINGER_S = 0.2
     threading.Thread(target=idles, args=(threading.Event(),), name="idler", daemon=True).start()
     lock = threading.Lock()
-    with lock, HangDetector(0.5, partial(write, Path(folder, "stacks"))) as watch:
-        watch.progress()
+    with lock, HangDetector(0.5, partial(write, Path(folder, "stacks"))) as detector:
+        detector.progress()
         lock.acquire()
 
 
-def test_a_process_that_hangs_in_a_lock_tells_all_stacks_but_the_watchs_own_and_ends(tmp_path: Path) -> None:
+def test_a_process_that_hangs_in_a_lock_reports_all_stacks_but_the_detectors_and_ends(tmp_path: Path) -> None:
     with process(waits_for_ever, tmp_path) as running:
         code, errors = ended(running)
     assert code == EXIT_CODE, errors
@@ -77,23 +77,23 @@ def test_a_process_that_hangs_in_a_lock_tells_all_stacks_but_the_watchs_own_and_
     assert "in _stacks" not in stacks
 
 
-def steps_until_told(folder: str) -> None:
-    """Slow at first, then steps of 0.3 s; ends when told, or fails after a minute."""
-    with HangDetector(1.0, partial(write, Path(folder, "stacks"))) as watch:
+def steps_until_enough(folder: str) -> None:
+    """Slow at first, then steps of 0.3 s; ends when the file `enough` exists, or fails after a minute."""
+    with HangDetector(1.0, partial(write, Path(folder, "stacks"))) as detector:
         time.sleep(1.5)
         for step in range(200):
-            watch.progress()
+            detector.progress()
             Path(folder, "steps").write_text(str(step))
             if Path(folder, "enough").exists():
                 return
-            for _ in range(10):  # one long sleep would be over at once when the process goes on
+            for _ in range(10):  # one long sleep would be over at once when the process resumes
                 time.sleep(0.03)
-    raise AssertionError("nobody said that it is enough")
+    raise AssertionError("the file `enough` was not written")
 
 
 @pytest.mark.slow
 def test_a_slow_first_step_and_a_process_that_was_stopped_are_no_hang(tmp_path: Path) -> None:
-    with process(steps_until_told, tmp_path) as running:
+    with process(steps_until_enough, tmp_path) as running:
         steps = tmp_path / "steps"
         wait_for(steps.exists)
         time.sleep(0.1)  # in the middle of a step
@@ -118,39 +118,39 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_pause_does_not_count_and_what_follows_it_does(ends: list[int]) -> None:
-    told: list[str] = []
-    with HangDetector(0.5, told.append) as watch:
-        with watch.paused():  # before the first step: does not start the count
+    reports: list[str] = []
+    with HangDetector(0.5, reports.append) as detector:
+        with detector.paused():  # before the first step: does not start the count
             pass
         time.sleep(0.8)
-        watch.progress()
-        with watch.paused(), watch.paused():
+        detector.progress()
+        with detector.paused(), detector.paused():
             time.sleep(0.8)
         assert ends == []
         wait_for(lambda: bool(ends))
     assert ends == [EXIT_CODE]
-    assert len(told) == 1
+    assert len(reports) == 1
 
 
-def test_the_process_ends_though_the_stacks_cannot_be_told(ends: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_process_ends_though_the_stacks_cannot_be_reported(ends: list[int], caplog: pytest.LogCaptureFixture) -> None:
     def failing(text: str) -> None:
         raise ConnectionError("MLflow is down")
 
-    with HangDetector(0.2, failing) as watch:
-        watch.progress()
+    with HangDetector(0.2, failing) as detector:
+        detector.progress()
         wait_for(lambda: bool(ends))
-    assert caplog.messages == ["the stacks could not be told"]
+    assert caplog.messages == ["the stacks could not be reported"]
     answered = threading.Event()
-    with HangDetector(0.2, lambda text: answered.wait(60) and None) as watch:
-        watch.progress()
+    with HangDetector(0.2, lambda text: answered.wait(60) and None) as detector:
+        detector.progress()
         wait_for(lambda: len(ends) == 2)
     answered.set()
 
 
 def test_no_thread_is_left_behind(ends: list[int]) -> None:
     before = set(threading.enumerate())
-    with HangDetector(60.0, print) as watch:
-        watch.progress()
+    with HangDetector(60.0, print) as detector:
+        detector.progress()
     with pytest.raises(KeyError), HangDetector(60.0, print):
         raise KeyError("image")
     assert set(threading.enumerate()) - before == set()

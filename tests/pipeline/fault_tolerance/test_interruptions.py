@@ -1,4 +1,4 @@
-"""Budgets: time and money of all attempts together."""
+"""Budgets: time and money, summed over all attempts."""
 
 import pytest
 
@@ -12,14 +12,14 @@ def test_attempts_add_up_whatever_their_number_of_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "said"),
+    ("stop", "message"),
     [
         (Stop(), None),
         (Stop(hours=1.6), None),
-        (Stop(hours=1.5), "stop.hours = 1.5 are spent: a larger value goes on from here"),
+        (Stop(hours=1.5), "stop.hours = 1.5 are spent: a larger value resumes the run"),
         (Stop(cost=10.1, cost_per_worker_hour=2), None),
-        (Stop(cost=10, cost_per_worker_hour=2), "stop.cost = 10 is spent (5.00 worker hours): a larger value goes on from here"),
+        (Stop(cost=10, cost_per_worker_hour=2), "stop.cost = 10 is spent (5.00 worker hours): a larger value resumes the run"),
     ],
 )
-def test_a_budget_is_spent_when_it_is_reached(stop: Stop, said: str | None) -> None:
-    assert TimeSpent(hours=1.5, worker_hours=5.0).exhausted(stop) == said
+def test_a_budget_is_spent_when_it_is_reached(stop: Stop, message: str | None) -> None:
+    assert TimeSpent(hours=1.5, worker_hours=5.0).exhausted(stop) == message

@@ -1,4 +1,4 @@
-"""Whether a run goes on after its workers failed: by kind, by budget, and what is recorded of it."""
+"""Whether a run restarts after its workers failed: by kind, by budget; and what is recorded about each decision."""
 
 import logging
 import threading
@@ -20,8 +20,8 @@ from tests.support.worker_faults import GLOO, died, sent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def judging(**faults: Any) -> tuple[RestartPolicy, list[dict[str, Any]], Callable[..., None]]:
-    """A judge, what it records, and a call that shows it the exceptions of workers 0, 1, ... of one attempt."""
+def restart_policy(**faults: Any) -> tuple[RestartPolicy, list[dict[str, Any]], Callable[..., None]]:
+    """A restart policy, its records, and a call that gives it the exceptions of workers 0, 1, ... of one attempt."""
     events: list[dict[str, Any]] = []
     made = RestartPolicy(Faults(**faults), events.append)
     return made, events, lambda *errors: made.after_exception(None, dict(enumerate(errors)))
@@ -31,7 +31,7 @@ CHECKPOINT = Checkpoint("/somewhere")
 
 
 def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    _, events, fail = judging()
+    _, events, fail = restart_policy()
     with pytest.raises(RunFailed) as caught, caplog.at_level(logging.WARNING, "pipeline.fault_tolerance.policy"):
         fail(sent(ValueError("negative label")))
     assert str(caught.value).startswith("worker 0: ValueError: negative label  [support/worker_faults.py line ")
@@ -48,19 +48,19 @@ def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.
     "collateral", [GLOO, died(), StorageError("s3://b: cannot be reached"), OutOfMemory("small", smaller=True)]
 )
 def test_of_workers_that_fail_together_the_deterministic_one_decides(collateral: Exception) -> None:
-    _, _, fail = judging()
+    _, _, fail = restart_policy()
     with pytest.raises(RunFailed, match=r"worker 1 \(and 1 more\): KeyError: 'image'"):
         fail(collateral, sent(KeyError("image")))
 
 
 def test_a_death_is_named_before_the_connections_that_it_broke() -> None:
-    _, events, fail = judging()
+    _, events, fail = restart_policy()
     fail(GLOO, died(), GLOO)
     assert events[0]["what"].startswith("worker 1 (and 2 more): died (pid 4711, ip 10.0.0.2)")
 
 
 def test_more_failures_in_a_row_than_allowed_end_the_run_and_all_are_listed() -> None:
-    _, events, fail = judging(max_failures=2)
+    _, events, fail = restart_policy(max_failures=2)
     fail(died("a"))
     fail(sent(ConnectionError("reset")))
     with pytest.raises(RunFailed) as caught:
@@ -70,7 +70,7 @@ def test_more_failures_in_a_row_than_allowed_end_the_run_and_all_are_listed() ->
     ]
     what, did, title, *listed = str(caught.value).splitlines()
     assert what.startswith("worker 0: RuntimeError: [third_party/gloo")
-    assert did.startswith("not retried: failure 3 in a row without a checkpoint, faults.max_failures = 2; mend")
+    assert did.startswith("not retried: failure 3 in a row without a checkpoint, faults.max_failures = 2; fix")
     assert title == "since the last checkpoint:"
     assert all(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in listed)
     words = ("died (pid 4711", "ConnectionError: reset", "RuntimeError: [third_party/gloo")
@@ -78,7 +78,7 @@ def test_more_failures_in_a_row_than_allowed_end_the_run_and_all_are_listed() ->
 
 
 def test_a_checkpoint_ends_the_row_and_a_report_without_one_does_not() -> None:
-    made, events, fail = judging(max_failures=1)
+    made, events, fail = restart_policy(max_failures=1)
     for actor in "abc":
         fail(died(actor))
         made.after_report(None, [{}], CHECKPOINT)
@@ -90,7 +90,7 @@ def test_a_checkpoint_ends_the_row_and_a_report_without_one_does_not() -> None:
 
 
 def test_the_same_error_of_code_twice_in_a_row_would_repeat_unless_a_checkpoint_or_another_failure_came_in_between() -> None:
-    made, _, fail = judging(max_failures=9)
+    made, _, fail = restart_policy(max_failures=9)
     full = partial(OSError, 28, "No space left on device")
     fail(sent(full()))
     made.after_report(None, [{}], CHECKPOINT)
@@ -102,7 +102,7 @@ def test_the_same_error_of_code_twice_in_a_row_would_repeat_unless_a_checkpoint_
 
 
 def test_deaths_and_broken_connections_of_the_same_words_are_accidents_each_time() -> None:
-    _, events, fail = judging(max_failures=9)
+    _, events, fail = restart_policy(max_failures=9)
     for actor in "ab":
         fail(died(actor))
     for _ in range(3):
@@ -110,40 +110,40 @@ def test_deaths_and_broken_connections_of_the_same_words_are_accidents_each_time
     assert len(events) == 5
 
 
-def test_a_run_goes_back_so_many_times_and_ends_with_the_diagnosis() -> None:
-    made, events, fail = judging(max_rollbacks=2, max_failures=0)
+def test_a_run_goes_back_max_rollbacks_times_and_ends_with_the_diagnosis() -> None:
+    made, events, fail = restart_policy(max_rollbacks=2, max_failures=0)
     for _ in range(2):
         fail(sent(NotFinite("the loss is nan since step 7")), sent(NotFinite("the loss is nan since step 7")))
         made.after_report(None, [{}], CHECKPOINT)
     with pytest.raises(RunFailed, match=r"step 7\nnot retried: it went back .* as faults.max_rollbacks = 2 allows"):
         fail(sent(NotFinite("the loss is nan since step 7")))
-    assert events[1]["did"] == "back to the last checkpoint, time 2 of 2 (faults.max_rollbacks)"
+    assert events[1]["did"] == "back to the last checkpoint, rollback 2 of 2 (faults.max_rollbacks)"
 
 
-def test_short_memory_goes_on_in_smaller_passes_or_ends_the_run() -> None:
-    _, events, fail = judging(max_failures=0)
+def test_out_of_memory_resumes_in_smaller_passes_or_ends_the_run() -> None:
+    _, events, fail = restart_policy(max_failures=0)
     for _ in range(3):
         fail(sent(OutOfMemory("4 images do not fit", smaller=True)), GLOO)
-    assert [event["did"] for event in events] == ["goes on in smaller passes"] * 3
+    assert [event["did"] for event in events] == ["resumes in smaller passes"] * 3
     with pytest.raises(RunFailed, match=r"one image does not fit: lower data.crop_size.*\nnot retried: no smaller pass"):
         fail(sent(OutOfMemory("one image does not fit: lower data.crop_size")))
 
 
 def test_workers_that_moved_are_never_counted() -> None:
-    _, events, fail = judging(max_failures=0)
+    _, events, fail = restart_policy(max_failures=0)
     for _ in range(5):
         fail(sent(NodePreempted("node 12ab is about to be taken away")), GLOO)
     assert {event["kind"] for event in events} == {"moved"}
 
 
-def test_the_dead_of_a_node_taken_away_are_judged_once_however_often_they_are_shown() -> None:
-    _, events, fail = judging(max_failures=0)
+def test_dead_workers_of_a_preempted_node_count_once_however_often_they_are_reported() -> None:
+    _, events, fail = restart_policy(max_failures=0)
     for _ in range(5):
         fail(died("a", preempted=True))
     fail(died("b", preempted=True))
     assert [event["kind"] for event in events] == ["moved", "moved"]
     ended = sent(ConnectionError("reset"))
-    _, events, fail = judging(max_failures=1)
+    _, events, fail = restart_policy(max_failures=1)
     for _ in range(3):
         fail(ended)
     assert len(events) == 1

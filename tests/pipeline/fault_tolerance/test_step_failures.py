@@ -1,4 +1,4 @@
-"""Steps that fail: skipped ones, checked one step late and counted; those for which memory runs short."""
+"""Steps that fail: skipped steps, checked one step late and counted; and steps that run out of memory."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ from pipeline.fault_tolerance.step_failures import MICRO_BATCH, SkippedSteps, no
 from pipeline.storage.store import Store
 
 
-class Asked:
-    """Stands for `applied` on a device; notes when it is asked."""
+class Flag:
+    """Plays `applied` on a device; notes when it is read."""
 
     def __init__(self, value):
-        self.value, self.asked = value, False
+        self.value, self.read = value, False
 
     def __bool__(self):
-        self.asked = True
+        self.read = True
         return self.value
 
 
@@ -30,17 +30,17 @@ def result(applied):
     return StepResult({"loss": nan}, nan, applied)
 
 
-def test_a_step_is_asked_about_when_the_next_one_is_under_way():
-    skipped_steps, first, second = SkippedSteps(limit=3, total=0), Asked(True), Asked(True)
+def test_a_step_is_checked_when_the_next_one_is_under_way():
+    skipped_steps, first, second = SkippedSteps(limit=3, total=0), Flag(True), Flag(True)
     skipped_steps.record(0, 0.1, result(first))
-    assert not first.asked
+    assert not first.read
     skipped_steps.record(1, 0.1, result(second))
-    assert (first.asked, second.asked) == (True, False)
+    assert (first.read, second.read) == (True, False)
     skipped_steps.check()
-    assert second.asked
+    assert second.read
 
 
-def test_each_one_is_said_and_the_total_goes_on(caplog):
+def test_each_skipped_step_is_logged_and_the_total_continues(caplog):
     skipped_steps = SkippedSteps(limit=3, total=5)
     with caplog.at_level(logging.WARNING):
         for step, applied in enumerate([True, False, False, True, False]):
@@ -48,9 +48,9 @@ def test_each_one_is_said_and_the_total_goes_on(caplog):
         skipped_steps.check()
         skipped_steps.check()
     assert skipped_steps.total == 8
-    said = [record.message for record in caplog.records]
-    assert [line.split(":")[1].strip() for line in said] == ["step 1", "step 2", "step 4"]
-    assert [line[-12:] for line in said] == ["(1 in a row)", "(2 in a row)", "(1 in a row)"]
+    messages = [record.message for record in caplog.records]
+    assert [line.split(":")[1].strip() for line in messages] == ["step 1", "step 2", "step 4"]
+    assert [line[-12:] for line in messages] == ["(1 in a row)", "(2 in a row)", "(1 in a row)"]
 
 
 def test_too_many_in_a_row_are_refused_with_the_last_steps_figures():

@@ -1,4 +1,4 @@
-"""Image and label move together; the draw depends on (seed, epoch, sample) alone; a crop equals the whole way's crop."""
+"""Image and label move together; the draw depends on (seed, epoch, sample) alone; a crop equals that of the whole image."""
 
 import colorsys
 from fractions import Fraction
@@ -24,12 +24,12 @@ KEY = {"seed": 1, "epoch": 2, "sample": 3}
 
 
 def plain(image: np.ndarray, crop: tuple[int, int]) -> Augmentation:
-    """Takes the image as it is, from its corner."""
+    """An augmentation that changes nothing and cuts at the corner of the image."""
     return Augmentation(image.shape[:2], Fraction(1), crop, 0, 0, False)
 
 
 def whole(image: np.ndarray, label: np.ndarray, drawn: Augmentation) -> tuple[np.ndarray, np.ndarray]:
-    """The reference: resize all, pad all, cut, mirror."""
+    """The reference: resize and pad the whole image, then cut and mirror."""
     if drawn.size != label.shape:
         how = (
             {"dsize": None, "fx": float(drawn.factor), "fy": float(drawn.factor)} if drawn.factor else {"dsize": drawn.size[::-1]}
@@ -75,7 +75,7 @@ def test_a_crop_equals_that_of_the_whole_image(recipe: Recipe, sample: int, heig
 @settings(deadline=None)
 @given(sample=st.integers(0, 2**30), factor=st.sampled_from([1.0, 0.75, 1.3, 2.0]))
 def test_image_and_label_move_together(sample: int, factor: float) -> None:
-    """Every pixel carries its place: column in red, row in green, and both in the label."""
+    """Every pixel stores its position: the column in red, the row in green, and both in the label."""
     rows, columns = np.mgrid[:120, :160].astype(np.uint8)
     image = np.stack([columns, rows, columns], axis=2)
     label = (rows // 8 * 16 + columns // 10).astype(np.uint8)
@@ -102,7 +102,7 @@ def test_a_draw_is_a_function_of_seed_epoch_sample_and_stream() -> None:
 
 @pytest.mark.parametrize(("sample", "expected"), [(0, (188, 735, True)), (1, (34, 544, False)), (7, (181, 469, False))])
 def test_unscaled_crops_are_those_of_version_0_1(sample: int, expected: tuple[int, int, bool]) -> None:
-    """Positions and mirrors printed by its `transforms.draw`."""
+    """The expected positions and mirrors were printed by `transforms.draw` of version 0.1."""
     label = np.zeros((1024, 2048), np.uint8)
     drawn = draw(label, MAP, Recipe((769, 769), scale=(1, 1)), seed=3, epoch=2, sample=sample)
     assert (drawn.top, drawn.left, drawn.mirror) == expected
@@ -129,7 +129,7 @@ def test_drawn_scales_are_uniform_on_a_grid_of_32nds_and_end_where_the_range_doe
     assert set(factors) == {Fraction(7, 10), Fraction(199, 100), *(Fraction(k, 32) for k in range(23, 64))}
     assert abs(np.mean([float(f) for f in factors]) - 1.345) < 0.02
     assert abs(np.mean([drawn.mirror for drawn in draws]) - 0.5) < 0.03
-    # The middle of the crop's range of positions.
+    # Positions are uniform: their mean is the middle of their range.
     assert abs(np.mean([drawn.top / (drawn.size[0] - 65) for drawn in draws]) - 0.5) < 0.02
     assert abs(np.mean([drawn.left / (drawn.size[1] - 65) for drawn in draws]) - 0.5) < 0.02
 
@@ -177,7 +177,7 @@ def test_sizes_that_differ_are_refused() -> None:
 
 @pytest.mark.parametrize("cat_max", [0.45, 0.6, 0.75, 1.0])
 def test_cat_max_takes_the_first_varied_position_of_ten(cat_max: float) -> None:
-    """Against the rule written out: count the padded crop's classes, ignored ones left out (RandomCrop of mmsegmentation)."""
+    """Compares with the rule written out: count the classes of the padded crop, without ignored pixels (mmsegmentation)."""
     tries = []
     recipe = Recipe((49, 49), scale=(0.75, 2.0))
     for sample in range(150):
@@ -205,7 +205,7 @@ def test_a_single_class_is_drawn_ten_times_and_then_kept() -> None:
 
 
 def reference(pixel: np.ndarray, change: Photometric) -> tuple[float, ...]:
-    """PhotoMetricDistortion of one RGB pixel in floats, hue and saturation on OpenCV's grid of 8 bits."""
+    """PhotoMetricDistortion of one RGB pixel in floats, with hue and saturation rounded to OpenCV's 8 bits."""
     rgb = np.trunc(np.clip(pixel + change.brightness, 0, 255))
     if not change.contrast_last:
         rgb = np.trunc(np.clip(rgb * change.contrast, 0, 255))
@@ -240,7 +240,7 @@ def test_colours_change_as_in_floats_and_nothing_else_does(change: Photometric) 
     difference = np.abs(image[:300:4, ::2].reshape(-1, 3) - expected)
     if change[3:] == (1, 0):
         assert difference.max() < 1e-9
-    # Where OpenCV rounds the hue to the other side its step of 2 degrees shows: up to 255 / 30 = 8.5 levels.
+    # OpenCV may round the hue to the other side; its step of 2 degrees is up to 255 / 30 = 8.5 levels.
     assert np.quantile(difference, 0.99) <= 2
     assert difference.max() < 9
 
@@ -274,7 +274,7 @@ def test_colour_changes_fill_their_ranges_each_half_of_the_time() -> None:
 
 @pytest.mark.parametrize("case", ["prep_pad", "prep_pad_flip"])
 def test_preparation_equals_the_published_one(case: str) -> None:
-    """The image exactly, once the mean is taken off; its padding, uint8 here, is the mean rounded: at most 0.5 of 255 away."""
+    """The image minus the mean is exactly equal. Its padding is the mean rounded to uint8: at most 0.5 of 255 away."""
     with np.load(GOLDEN / f"{case}.npz") as z:
         size, crop, mean = z["label_ids"].shape, tuple(map(int, z["crop"])), z["mean_bgr"][::-1]
         train_ids = np.vectorize(CITYSCAPES_LABEL_MAP.get, otypes=[np.uint8])(z["label_ids"])

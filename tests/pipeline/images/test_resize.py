@@ -1,4 +1,4 @@
-"""Labels decode to their stored values whatever the PNG; a cut resized alone equals the whole, resized and then cut."""
+"""Every kind of PNG label decodes to its stored values; a cut that is resized alone equals the cut of the resized image."""
 
 import io
 import struct
@@ -67,7 +67,7 @@ def test_every_image_becomes_rgb(mode: str) -> None:
 
 @pytest.mark.parametrize("form", ["jpeg", "png"])
 def test_pixels_stay_where_they_are_stored_despite_an_exif_orientation(form: str) -> None:
-    """Orientation 6 asks for a quarter turn, which the label would not make."""
+    """Orientation 6 means a quarter turn; the label has none, so the two would no longer match."""
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.fromarray(IMAGE[:20, :30])
@@ -98,7 +98,7 @@ def test_an_interlaced_png_decodes_to_its_values(depth: int, colour: int, width:
     stored = IMAGE[:21, :width, 0] & (2**depth - 1)
     data = interlaced(stored, depth, colour)
     if depth == 8 or colour == 3:
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), stored)  # pillow reads what we wrote
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), stored)  # pillow can read our PNG
     assert np.array_equal(codec.decode_label(data), stored)
 
 
@@ -152,7 +152,7 @@ def test_small_images_and_cuts_are_exact_as_well(data: st.DataObject, factor: Fr
     check(data, factor, IMAGE[:height, :width])
 
 
-# Published steps, the widest grid of 1/32, nearest neighbours that fall on integers, and weights that fall between two levels.
+# Published factors, denominator 32, nearest neighbours that fall on integers, and weights that fall between two levels.
 @pytest.mark.parametrize("factor", ["7/10", "21/10", "13/10", "13/5", "33/32", "31/32", "13/32", "49/32", "1/2", "3", "256/125"])
 @settings(deadline=None, max_examples=12)
 @given(data=st.data())
@@ -189,7 +189,7 @@ def test_a_cut_of_a_resize_to_a_size_is_exact(size: tuple[int, int]) -> None:
 
 
 def test_cityscapes_ids_map_as_published() -> None:
-    """But for 34 to 254, which the published code passes on as classes: here they are not in the map, and refused."""
+    """All ids but 34 to 254, which the published code passes on as classes. Here they are not in the map and are refused."""
     with np.load(GOLDEN / "prep_pad.npz") as z:
         published = z["id_to_train"]
     assert {stored: published[stored] for stored in (*range(34), 255)} == CITYSCAPES_LABEL_MAP

@@ -1,4 +1,4 @@
-"""The same global batches, by hash, whoever makes them: any number of workers, resumed, packed or in place, torch or Ray."""
+"""The global batches are the same, by hash, for any number of workers, resumed, packed or in place, by torch or by Ray."""
 
 import logging
 import secrets
@@ -77,8 +77,8 @@ def test_another_seed_gives_other_batches(prepared: Path) -> None:
     assert not set(by_step(feed).values()) & set(by_step(other).values())
 
 
-class Planned(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The plan for a torch DataLoader, the oracle: item i is step i."""
+class StepDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The sampler's order for a torch DataLoader, the oracle: item i is step i."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -91,12 +91,12 @@ class Planned(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.from_numpy(image), torch.from_numpy(label)
 
 
-# Ray hands out shared memory, which nobody writes to.
+# Ray's batches are views of shared memory; nothing writes to them.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
-def test_a_torch_data_loader_over_the_plan_gives_the_same_batches_as_ray_data(prepared: Path, local_ray: None) -> None:
+def test_a_torch_data_loader_over_the_sampler_gives_the_same_batches_as_ray_data(prepared: Path, local_ray: None) -> None:
     feed = feed_of(prepared)
-    loader = DataLoader(Planned(feed), batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(StepDataset(feed), batch_size=None, num_workers=1, multiprocessing_context="spawn")
     expected = [(image.numpy(), label.numpy()) for image, label in loader]
     rows = ResumableDataConfig(lambda workers: feed).configure({"train": placeholder()}, 1, None, None)[0]["train"]
     batches = list(training_batches(rows, feed, rank=0))
@@ -115,7 +115,7 @@ def test_oversampled_images_contain_the_class(prepared: Path) -> None:
     numbers = feed.samples_of(picks, samples)
     labels = [decode_label(row.label) for row in samples.read(range(NUM_TRAIN))]
     for number, stream in zip(numbers, picks.stream, strict=True):
-        if stream == 1:  # the class of the lower number, in whatever order they are named
+        if stream == 1:  # the class of the lower number, whatever the order in the configuration
             assert NAMES.index("disc-warm") in labels[number]
     assert by_step(feed) == by_step(feed_of(prepared, workers=5, oversample={"disc-warm": 0.5, "lamp": 0.2}))
 
@@ -129,7 +129,7 @@ def rows_of(feed: Feed) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("wrong", ["position", "step", "rank"])
-def test_a_worker_that_meets_a_wrong_row_stops_and_says_which(prepared: Path, wrong: str) -> None:
+def test_a_worker_that_meets_a_wrong_row_stops_and_names_it(prepared: Path, wrong: str) -> None:
     feed = feed_of(prepared)
     batches = list(rows_of(feed))
     batches[3][wrong] = batches[3][wrong] + 1
@@ -137,8 +137,8 @@ def test_a_worker_that_meets_a_wrong_row_stops_and_says_which(prepared: Path, wr
         list(checked_batches(iter(batches), feed.sampler, steps=STEPS, rank=0, workers=1))
 
 
-def test_padding_is_checked_and_left_out(prepared: Path) -> None:
-    """Rank 1 of 5 holds rows 2 and 3 of the 12, and is fed three."""
+def test_padding_is_checked_and_removed(prepared: Path) -> None:
+    """Rank 1 of 5 holds rows 2 and 3 of the 12, and gets three rows: the last one is padding."""
     sampler = feed_of(prepared).sampler
     images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1) + np.zeros((3, 2, 2, 3), np.uint8)
     row = {"position": np.array([2, 3, -1]), "step": np.zeros(3, int), "rank": np.ones(3, int), "image": images,
@@ -192,7 +192,7 @@ def test_tasks_import_neither_torch_nor_ray() -> None:
 @pytest.fixture
 def in_bucket(prepared: Path, endpoint: str, credentials: None) -> Feed:
     """The data set prepared in place, with its originals, copied into a bucket."""
-    name = f"bucket-{secrets.token_hex(4)}"  # servers of one process share what they hold
+    name = f"bucket-{secrets.token_hex(4)}"  # the S3 servers of one process share their buckets
     bucket = storage.Store(f"s3://{name}", endpoint)
     bucket._fs().mkdir(name)
     for path in [*prepared.glob("source/**/*.png"), *prepared.glob("out/data/loose/**/*.*")]:
@@ -220,19 +220,19 @@ def test_200_faults_in_2000_fetches_change_no_batch_and_are_all_in_the_log(
     upstream = in_bucket.config.storage.endpoint or ""
     with FaultyStore(upstream, seed=0, probability=0.12, weights=weights, only_gets=True, stall_s=0.3) as proxy:
         feed = through(in_bucket, proxy)
-        with ThreadPoolExecutor(4) as pool:  # most of a fault is waiting
+        with ThreadPoolExecutor(4) as pool:  # most of the time of a fault is waiting
             parts = list(pool.map(feed.crops, np.split(positions, 4)))
     found = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
     assert set(proxy.injected) == set(FAULTS)
     assert proxy.injected.total() >= 200
-    told = [record.getMessage() for record in caplog.records if record.name == "pipeline.storage.store"]
-    assert len(told) == proxy.injected.total()
-    assert all(line.startswith("s3://bucket-") and ", try " in line for line in told)
+    logged = [record.getMessage() for record in caplog.records if record.name == "pipeline.storage.store"]
+    assert len(logged) == proxy.injected.total()
+    assert all(line.startswith("s3://bucket-") and ", try " in line for line in logged)
 
 
-@pytest.mark.parametrize(("fault", "said"), [("slow_down", "does not recover"), ("forbid", "access refused")])
-def test_a_store_that_stays_sick_ends_in_an_error_that_names_bucket_and_key(in_bucket: Feed, fault: str, said: str) -> None:
+@pytest.mark.parametrize(("fault", "reason"), [("slow_down", "does not recover"), ("forbid", "access refused")])
+def test_a_store_that_stays_sick_ends_in_an_error_that_names_bucket_and_key(in_bucket: Feed, fault: str, reason: str) -> None:
     sick = FaultyStore(in_bucket.config.storage.endpoint or "", chosen=dict.fromkeys(range(9999), fault))
-    with sick, pytest.raises(StorageError, match=rf"s3://bucket-\w+/out/data/loose/\S+ at \S+: {said}"):
+    with sick, pytest.raises(StorageError, match=rf"s3://bucket-\w+/out/data/loose/\S+ at \S+: {reason}"):
         through(in_bucket, sick, patience_s=1).crops(np.arange(4))

@@ -1,4 +1,4 @@
-"""The plan through Ray Data and Ray Train: groups of any size are fed the same global batches, shares of unequal size too."""
+"""Batches through Ray Data and Ray Train: groups of any size get the same global batches, also with unequal shares."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +39,7 @@ def expected(folder: Path) -> dict[int, list[str]]:
 
 
 def digest(image: Any, label: Any) -> str:
-    """Of a crop uint8[h, w, 3] and its label uint8[h, w]."""
+    """Hash of a crop uint8[h, w, 3] and its label uint8[h, w]."""
     return hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.ascontiguousarray(label).tobytes()).hexdigest()
 
 
@@ -48,7 +48,7 @@ def rows_of(batch: TrainingBatch) -> list[str]:
 
 
 def fed(feed: Feed) -> dict[int, list[str]]:
-    """What a group of workers gets, each in a thread of its own: Ray Data waits until all have asked."""
+    """Batches that a group of workers gets, each worker in a separate thread: Ray Data waits until all have requested one."""
     data = ResumableDataConfig(lambda workers: feed._replace(workers=workers))
     parts = data.configure({"train": placeholder()}, feed.workers, None, None)
     batches: dict[int, list[str]] = {}

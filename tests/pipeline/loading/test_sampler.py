@@ -19,7 +19,7 @@ def test_every_epoch_holds_each_sample_once(num_samples: int, seed: int, epoch: 
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """A changed order would silently break the resume of every run in the world."""
+    """A changed order would silently break the resume of every existing run."""
     assert Sampler(10, 4, seed=7).picks(np.arange(20)).place.tolist() == FIRST_TWENTY
 
 
@@ -46,7 +46,7 @@ def test_ranks_together_hold_the_global_batch(global_batch: int, step: int, step
     assert {part.shape[1] for part in parts} == {largest_share(global_batch, workers)}
     together = np.concatenate(parts, axis=1).reshape(-1)
     assert together[together != PADDING].tolist() == list(range(step * global_batch, (step + steps) * global_batch))
-    for part in parts:  # padding comes last, where `checked_batches` cuts it off
+    for part in parts:  # padding comes last, where `checked_batches` removes it
         assert (np.diff((part == PADDING).astype(int), axis=1) >= 0).all()
 
 
@@ -63,7 +63,7 @@ def test_blocks_cover_each_step_of_each_rank_once(first: int, more: int, per_blo
 @given(first=st.integers(0, 20), more=st.integers(0, 50), per_block=st.integers(1, 9), workers=st.integers(1, 9),
        global_batch=st.integers(9, 20))  # fmt: skip
 def test_ray_data_deals_each_rank_its_own_blocks(first: int, more: int, per_block: int, workers: int, global_batch: int) -> None:
-    """Ray Data gives each block in turn to the output with the fewest rows so far, the first of those."""
+    """Ray Data gives each block in turn to the output with the fewest rows so far; ties go to the first output."""
     sampler, outputs = Sampler(100, global_batch, seed=0), [0] * workers
     for index in range(num_blocks(first, first + more, steps_per_block=per_block, workers=workers)):
         made = block(index, first, first + more, steps_per_block=per_block, workers=workers)
@@ -78,7 +78,7 @@ def test_the_order_looks_shuffled() -> None:
     assert np.mean(order == again) < 0.01
 
 
-def test_a_billion_samples_cost_nothing_to_plan() -> None:
+def test_a_billion_samples_cost_nothing_to_order() -> None:
     picks = Sampler(10**9, 8, seed=3).picks(np.array([5, 10**9 + 5]))
     assert picks.epoch.tolist() == [0, 1]
     assert picks.place.max() < 10**9
@@ -140,7 +140,7 @@ def test_every_stream_goes_through_all_its_images_before_any_comes_again(
 
 
 @given(num_samples=st.integers(5, 300), seed=seeds, at=st.integers(0, 10_000))
-def test_an_oversampling_plan_is_a_function_of_the_position_alone(num_samples: int, seed: int, at: int) -> None:
+def test_the_order_with_oversampling_is_a_function_of_the_position_alone(num_samples: int, seed: int, at: int) -> None:
     sampler = Sampler(num_samples, 4, seed, oversampled(num_samples, {0: 3, 1: 2}, {0: 0.5, 1: 0.25}))
     whole = sampler.picks(np.arange(at, at + 50))
     for i in range(0, 50, 7):

@@ -42,7 +42,7 @@ def packed(store: Store) -> Samples:
 
 
 def in_place(store: Store) -> Samples:
-    """An object for each image and for each label, in another place than the index."""
+    """One object for each image and one for each label, in another folder than the index."""
     objects, entries = store.join("source"), []
     for row in ROWS:
         image, label = f"train/{row.sample_id}.png", f"trainannot/{row.sample_id}.png"
@@ -64,17 +64,17 @@ Ranges = Sequence[tuple[str, int, int | None]]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
-    """The ranges that any store was asked for."""
-    ranges_asked: list[tuple[str, int, int | None]] = []
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
+    """The ranges requested from any store."""
+    all_ranges: list[tuple[str, int, int | None]] = []
     fetch = Store.read_ranges
 
     def counting(self: Store, ranges: Ranges) -> list[bytes]:
-        ranges_asked.extend(ranges)
+        all_ranges.extend(ranges)
         return fetch(self, ranges)
 
     monkeypatch.setattr(Store, "read_ranges", counting)
-    return ranges_asked
+    return all_ranges
 
 
 def flip(store: Store, key: str, place: int) -> None:
@@ -83,7 +83,7 @@ def flip(store: Store, key: str, place: int) -> None:
     store.write(key, bytes(data))
 
 
-def test_rows_come_back_in_the_order_asked(samples: Samples) -> None:
+def test_rows_come_back_in_the_requested_order(samples: Samples) -> None:
     assert samples.read(range(NUM_IMAGES)) == ROWS
     assert samples.try_read([19, 0, 4, 4, 3]) == [ROWS[19], ROWS[0], ROWS[4], ROWS[4], ROWS[3]]
     assert samples.read([]) == []
@@ -96,39 +96,39 @@ def test_a_position_outside_is_refused(samples: Samples) -> None:
             samples.try_read([0, position])
 
 
-def test_a_packed_sample_costs_one_request_of_its_own_size(store: Store, asked: list[tuple[str, int, int]]) -> None:
+def test_a_packed_sample_costs_one_request_of_its_own_size(store: Store, requested: list[tuple[str, int, int]]) -> None:
     samples = packed(store)
     samples.read([0])
-    del asked[:]
+    del requested[:]
     assert samples.read([3, 18]) == [ROWS[3], ROWS[18]]
-    assert [key for key, _, _ in asked] == list(SHARDS)
-    assert all(3000 < end - start < 3400 for _, start, end in asked)
+    assert [key for key, _, _ in requested] == list(SHARDS)
+    assert all(3000 < end - start < 3400 for _, start, end in requested)
 
 
-def test_a_sample_in_place_costs_two_requests_for_whole_objects(store: Store, asked: list[tuple[str, int, int]]) -> None:
+def test_a_sample_in_place_costs_two_requests_for_whole_objects(store: Store, requested: list[tuple[str, int, int]]) -> None:
     samples = in_place(store)
     samples.read([0])
-    del asked[:]
+    del requested[:]
     assert samples.read([3]) == [ROWS[3]]
-    assert asked == [("train/s-3.png", 0, None), ("trainannot/s-3.png", 0, None)]
+    assert requested == [("train/s-3.png", 0, None), ("trainannot/s-3.png", 0, None)]
 
 
 @pytest.mark.parametrize("part", ["image", "label"])
 def test_a_corrupt_byte_is_read_again_once_and_then_named(
-    samples: Samples, part: str, asked: list[tuple[str, int, int | None]]
+    samples: Samples, part: str, requested: list[tuple[str, int, int | None]]
 ) -> None:
     entry = samples.index.entries([2])[0]
     key, start = (entry.image, entry.image_start) if part == "image" else (entry.label, entry.label_start)
     flip(samples.objects, key, start + 50)
-    del asked[:]
+    del requested[:]
     before, fault, after = samples.try_read([1, 2, 3])
     assert (before, after) == (ROWS[1], ROWS[3])
     assert isinstance(fault, SampleError)
-    said = re.escape(f"{samples.objects.url(key)}: corrupt: its bytes are not those that jobs.prepare saw (sample s-2): ")
-    fix = "delete" if entry.image == entry.label else "mend"
-    assert re.match(f"{said}{fix} it and run python -m jobs.prepare CONFIG again; data.max_skipped lets", str(fault))
+    expected = re.escape(f"{samples.objects.url(key)}: corrupt: its bytes are not those that jobs.prepare saw (sample s-2): ")
+    fix = "delete" if entry.image == entry.label else "fix"
+    assert re.match(f"{expected}{fix} it and run python -m jobs.prepare CONFIG again; data.max_skipped lets", str(fault))
     requests = 1 if entry.image == entry.label else 2
-    assert len(asked) == 4 * requests
+    assert len(requested) == 4 * requests
     with pytest.raises(SampleError, match=r"sample s-2"):
         samples.read([1, 2, 3])
 
@@ -206,14 +206,14 @@ def test_reading_ahead_keeps_the_order(samples: Samples, num_images: int) -> Non
     assert list(samples.ahead(positions)) == [ROWS[p] for p in positions]
 
 
-def test_reading_ahead_is_one_request_ahead_and_no_more(store: Store, asked: list[tuple[str, int, int]]) -> None:
+def test_reading_ahead_is_one_request_ahead_and_no_more(store: Store, requested: list[tuple[str, int, int]]) -> None:
     samples = packed(store)
     samples.read([0])
-    del asked[:]
+    del requested[:]
     rows = samples.ahead(list(range(NUM_IMAGES)))
     assert next(rows) == ROWS[0]
     rows.close()  # type: ignore[attr-defined]
-    assert len(asked) == 2 * READ_AHEAD
+    assert len(requested) == 2 * READ_AHEAD
 
 
 @pytest.mark.parametrize("num_taken", [0, 1, READ_AHEAD + 1, NUM_IMAGES])

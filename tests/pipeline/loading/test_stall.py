@@ -1,4 +1,4 @@
-"""The watchdog: silent while batches come, says why when none comes, and leaves nothing behind."""
+"""The stall monitor is silent while batches come, logs the reason when none comes, and leaves no thread behind."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def never() -> str:
-    raise AssertionError("nobody waited")
+    raise AssertionError("no batch was late")
 
 
 def batches(number: int, seconds: float) -> Iterator[int]:
@@ -37,7 +37,7 @@ def batches(number: int, seconds: float) -> Iterator[int]:
 
 
 def test_batches_pass_in_order_without_a_word_while_each_comes_in_time(caplog: pytest.LogCaptureFixture) -> None:
-    assert list(StallMonitor(1.0, never).watched(batches(12, 0.1))) == list(range(12))  # longer than 1 s together
+    assert list(StallMonitor(1.0, never).watched(batches(12, 0.1))) == list(range(12))  # more than 1 s in total
     assert caplog.messages == []
 
 
@@ -47,15 +47,15 @@ def test_the_time_that_the_caller_spends_does_not_count(caplog: pytest.LogCaptur
     assert caplog.messages == []
 
 
-def test_a_batch_that_does_not_come_is_told_again_and_again_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[float] = []
+def test_a_batch_that_does_not_come_is_logged_again_and_again_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    logged: list[float] = []
     come = threading.Event()
 
     def reason() -> str:
-        told.append(time.monotonic())
-        if len(told) == 3:
+        logged.append(time.monotonic())
+        if len(logged) == 3:
             come.set()
-        return f"reason {len(told)}"
+        return f"reason {len(logged)}"
 
     def stalled() -> Iterator[int]:
         yield 0
@@ -65,7 +65,7 @@ def test_a_batch_that_does_not_come_is_told_again_and_again_with_the_reason(capl
     started = time.monotonic()
     assert list(StallMonitor(0.3, reason).watched(stalled())) == [0, 1]
     assert caplog.messages[:3] == [f"no batch for {0.3 * n:.0f} s: reason {n}" for n in (1, 2, 3)]
-    assert all(later - earlier >= 0.3 for earlier, later in zip([started, *told], told, strict=False))
+    assert all(later - earlier >= 0.3 for earlier, later in zip([started, *logged], logged, strict=False))
 
 
 def test_a_batch_that_comes_is_not_held_up_by_the_search_for_the_reason() -> None:
@@ -73,7 +73,7 @@ def test_a_batch_that_comes_is_not_held_up_by_the_search_for_the_reason() -> Non
 
     def reason() -> str:
         searching.set()
-        assert taken.wait(30)  # the batch is handed on before the reason is found
+        assert taken.wait(30)  # the batch is passed on before the reason is found
         return "slow"
 
     def stalled() -> Iterator[int]:
@@ -86,7 +86,7 @@ def test_a_batch_that_comes_is_not_held_up_by_the_search_for_the_reason() -> Non
         taken.set()
 
 
-def test_a_reason_that_cannot_be_found_is_told_and_the_watch_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reason_that_cannot_be_found_is_logged_and_the_watch_continues(caplog: pytest.LogCaptureFixture) -> None:
     come, tries = threading.Event(), []
 
     def broken() -> str:
@@ -127,7 +127,7 @@ def test_no_thread_is_left_when_the_batches_end_or_fail() -> None:
 
 
 def prepared(folder: Path) -> tuple[Config, Manifest]:
-    """A data set of one sample, and where its shard lies."""
+    """Configuration and manifest of a data set of one sample."""
     data = {"name": "one", "layout": "generated", "crop_size": 33}
     config = parse({"name": "t", "storage": {"path": str(folder)}, "model": {"recurrence": 2}, "data": data})
     store = open_store(config.data_url, config.storage)
@@ -137,19 +137,19 @@ def prepared(folder: Path) -> tuple[Config, Manifest]:
 
 
 @pytest.mark.slow
-def test_the_reason_says_that_the_storage_answers_and_whether_cpus_are_free(tmp_path: Path, local_ray: None) -> None:
+def test_the_reason_reports_that_the_storage_answers_and_whether_cpus_are_free(tmp_path: Path, local_ray: None) -> None:
     config, manifest = prepared(tmp_path)
-    modest = override(config, {"data.cpus_per_task": 0.01})  # tests before may hold a part of the cluster's CPUs still
+    modest = override(config, {"data.cpus_per_task": 0.01})  # earlier tests may still hold some of the cluster's CPUs
     storage, cpus = stall_reason(modest, manifest).split("; ", 1)
     assert storage == "the storage answers in 0.0 s"
     assert re.match(r"[\d.]+ of 2 CPUs are free: Ray Data is not held up by CPUs", cpus)
     short = stall_reason(override(config, {"data.cpus_per_task": 4}), manifest)
-    assert re.search(r"; [\d.]+ of 2 CPUs are free: either Ray Data's tasks are at work", short)
+    assert re.search(r"; [\d.]+ of 2 CPUs are free: either Ray Data's tasks run but are slower", short)
     assert "lower train.cpus_per_worker, data.cpus_per_task" in short
 
 
 @pytest.mark.slow
-def test_the_reason_says_that_a_store_does_not_answer_within_seconds(
+def test_the_reason_reports_within_seconds_that_a_store_does_not_answer(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -1,4 +1,4 @@
-"""The configured losses reach the training step, and what learns on several workers can go on."""
+"""The configured losses reach the training step, and a learner on several workers resumes to the bit."""
 
 import subprocess
 import sys
@@ -53,8 +53,8 @@ def test_the_backbone_starts_as_configured() -> None:
     assert published <= 27**-0.5 < kaiming  # PyTorch's default is uniform within 1 / sqrt(fan in)
 
 
-def test_three_workers_that_go_on_have_the_bits_of_three_that_were_not_interrupted(tmp_path) -> None:
-    """Of two gradients the order does not matter, of three the sum depends on where DDP's buckets have them."""
+def test_three_workers_that_resume_have_the_bits_of_three_that_were_not_interrupted(tmp_path) -> None:
+    """The sum of two gradients does not depend on their order; that of three depends on their place in DDP's buckets."""
     command = [sys.executable, "-m", "tests.support.going_on", str(tmp_path / "same")]
     subprocess.run(command, cwd=Path(__file__).parents[3], check=True, timeout=300)
     assert (tmp_path / "same").read_text() == "True"

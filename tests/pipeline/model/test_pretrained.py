@@ -1,4 +1,4 @@
-"""What a network starts from is the checkpoint that was named, or a mistake that is."""
+"""A network starts from the checkpoint in `model.weights`, or an error names the mistake."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_random_weights_are_nothing_to_read() -> None:
 
 
 def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_path: Path) -> None:
-    """From a bucket, as on a cluster."""
+    """The weights are read from a bucket, as on a cluster."""
     store, source = Store("s3://weights", endpoint), net()
     store._fs().mkdir("weights")
     torch.save(source.state_dict(), tmp_path / "net.pt")
@@ -50,7 +50,7 @@ def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_
     assert equal(learner.state_dict(), source.state_dict(), set(source.state_dict()))
 
 
-def test_other_classes_start_the_classifiers_anew() -> None:
+def test_other_classes_start_the_classifiers_from_random_weights() -> None:
     source, learner = net(19), net(6)
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     load_pretrained(learner, Pretrained(source.state_dict(), ""), 6)
@@ -60,7 +60,7 @@ def test_other_classes_start_the_classifiers_anew() -> None:
     assert equal(learner.state_dict(), source.state_dict(), set(before) - fresh)
 
 
-def test_the_embedding_of_the_consistent_loss_starts_anew_where_there_is_none_like_it() -> None:
+def test_the_embedding_of_the_consistent_loss_starts_from_random_weights_if_there_is_none_like_it() -> None:
     for theirs, mine in (({}, {"embedding_channels": 4}), ({"embedding_channels": 4}, {}), ({"embedding_channels": 8},) * 2):
         source, learner = net(**theirs), net(**mine)
         load_pretrained(learner, Pretrained(source.state_dict(), ""), 6)
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_named_with_the_setting(tmp_path: Path) -> None:
     assert line.startswith(f"model.weights = {file} (weights_format=ccnet): holds more than tensors and plain values")
     torch.save(net().state_dict(), file)
     (line,) = mistakes(config(file, "mmseg"))
-    assert "from_mmseg: not such a checkpoint" in line
+    assert "from_mmseg: cannot convert this checkpoint" in line
     torch.save(net(stem="plain").state_dict(), file)
     assert mistakes(config(file, "ccnet", "model.backbone=resnet50")) == [
         "model.backbone = 'resnet50': model.weights is of 'resnet18' (set model.backbone=resnet18)",

@@ -1,4 +1,4 @@
-"""Each finding appears for what has the fault, with the fix, and not for what has not."""
+"""Each check reports its fault with the fix, and reports nothing without the fault."""
 
 import shutil
 from dataclasses import replace
@@ -103,7 +103,7 @@ def test_dead_classes_are_named() -> None:
 
 def test_classes_that_only_the_validation_has_are_named() -> None:
     (found,) = data_checks.labels(manifest(split(pixels=(30_000, 0, 0), images=(10, 0, 0))))
-    assert found.what == "train has no pixel of 2 of the 3 classes: car, lamp, which other splits score"
+    assert found.what == "train has no pixel of 2 of the 3 classes: car, lamp, which other splits contain"
     assert found.fix == "move images of these classes to train, or ignore the classes: their IoU will be 0"
 
 
@@ -123,7 +123,7 @@ def test_images_that_occur_in_two_splits_are_counted_and_shown() -> None:
 def test_a_crop_that_no_image_fills_is_doubted_with_one_that_fits() -> None:
     (found,) = data_checks.sizes(config(data__crop_size=[65, 73]), manifest())
     assert found.what == (
-        "data.crop_size = [65, 73]: every crop is padded, for the largest image, scaled up, is 65 x 65 (height x width)"
+        "data.crop_size = [65, 73]: every crop is padded: even the largest image, scaled up, is only 65 x 65 (height x width)"
     )
     assert found.fix == "data.crop_size=[65, 65], or a larger data.scale"
     assert data_checks.sizes(config(data__crop_size=[65, 73], data__scale=[1.0, 1.125]), manifest()) == []
@@ -136,7 +136,7 @@ def test_a_crop_that_may_be_mostly_padding_is_doubted() -> None:
     assert data_checks.sizes(config(data__scale=[0.75, 2.0]), manifest()) == []
 
 
-def test_short_sides_stand_for_the_scale() -> None:
+def test_short_sides_replace_the_scale() -> None:
     wide = manifest(split(smallest=(100, 200), largest=(100, 200)))
     settings = config().model_dump(mode="json")
     del settings["data"]["scale"], settings["data"]["scale_step"]
@@ -164,7 +164,7 @@ def test_too_few_cpus_are_named_with_the_setting_that_fits() -> None:
     assert cluster_checks.cpus(config(), 2) == []
     (found,) = cluster_checks.cpus(config(train__cpus_per_worker=1.0), 2)
     assert found.level == "error"
-    assert found.what == ("train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2")
+    assert found.what == ("train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), but the cluster has 2")
     assert found.fix == "train.cpus_per_worker=0.5"
     (found,) = cluster_checks.cpus(config(), 0.5)
     assert found.fix == "fewer train.workers or a larger cluster"
@@ -183,12 +183,12 @@ def test_gpus_that_would_lie_idle_are_named_with_the_workers_that_use_them() -> 
     assert cluster_checks.gpus(four, 4) == []
     (found,) = cluster_checks.gpus(four, 3)
     assert found.what == "train.workers = 4: the cluster has 3 GPUs, fewer than workers: all run on CPUs"
-    assert found.fix == "train.workers=2"  # 3 do not divide the batch of 8
+    assert found.fix == "train.workers=2"  # 3 does not divide the batch of 8
     assert cluster_checks.gpus(config(train__workers=2), 2) == []
 
 
 def test_a_feed_larger_than_half_the_object_store_is_doubted_with_blocks_that_fit() -> None:
-    """Cityscapes on 2 CPUs: a step of a worker is 4 crops of 769 x 769 x 4 bytes, 4 tasks and 2 workers hold 12 of them."""
+    """Cityscapes on 2 CPUs: a worker's step is 4 crops of 769 x 769 x 4 bytes; 4 tasks and 2 workers hold 12 such steps."""
     large = config(data__crop_size=769, data__cpus_per_task=0.25)
     assert cluster_checks.object_store(large, TWO_CPUS) == []
     (found,) = cluster_checks.object_store(large, {"CPU": 2, "object_store_memory": 2e8})
@@ -214,7 +214,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error(tmp_path: Path, mon
         monkeypatch.setattr(shutil, "disk_usage", {tmp_path: Usage(free)}.__getitem__)
         found = cluster_checks.disk(local, manifest())
         assert [finding.level for finding in found] == ([level] if level else [])
-    assert found[0].fix == "train.keep_checkpoints=1, free some, or another storage.path"
+    assert found[0].fix == "train.keep_checkpoints=1, free some space, or another storage.path"
     assert cluster_checks.disk(config(), manifest()) == []  # a bucket
 
 
@@ -256,13 +256,13 @@ def test_every_bucket_is_proven_and_the_missing_ones_are_named(endpoint: str, cr
         }
     )
     assert [(f.level, f.what.partition(":")[0]) for f in storage_checks.buckets(gone)] == [
-        ("warning", "predict.output"),  # export.output is in the same bucket, which is asked once
+        ("warning", "predict.output"),  # export.output is in the same bucket, which is checked once
         ("warning", "data.source"),
     ]
     in_place = override(gone, {"data.packed": False})
     assert [f.level for f in storage_checks.buckets(in_place)] == ["warning", "error"]
 
 
-def test_a_bucket_known_to_be_fine_is_not_asked_again_and_a_folder_never() -> None:
+def test_a_bucket_known_to_be_fine_is_not_checked_again_and_a_folder_never() -> None:
     assert storage_checks.buckets(config(storage__path="s3://nowhere/a"), checked=["s3://nowhere/b"]) == []
     assert storage_checks.buckets(config(storage__path="/some/folder")) == []

@@ -10,7 +10,7 @@ from pipeline.data.statistics import class_table, split_table
 from pipeline.preflight.findings import Finding, report
 from pipeline.preflight.plan import run_table
 
-ERROR, WARNING = Finding("error", "a = 1: must be 2", "a=2"), Finding("warning", "b: doubtful", "look")
+ERROR, WARNING = Finding("error", "a = 1: must be 2", "a=2"), Finding("warning", "b: doubtful", "check b")
 
 
 def config(root: Path, **sections: dict[str, Any]) -> Config:
@@ -33,9 +33,9 @@ def test_errors_come_first_and_are_counted() -> None:
         "error    a = 1: must be 2\n"
         "         fix: a=2\n"
         "warning  b: doubtful\n"
-        "         fix: look\n"
+        "         fix: check b\n"
         "warning  b: doubtful\n"
-        "         fix: look\n"
+        "         fix: check b\n"
         "\n"
         "1 error, 2 warnings"
     )
@@ -84,7 +84,7 @@ def test_the_run_table_shows_what_an_elastic_training_comes_to_at_its_smallest_a
     assert lines[5] == "block           16 MiB, 248 steps to 16 MiB, 496 steps of a worker"
 
 
-def test_the_run_table_shows_the_means_and_the_end(tmp_path: Path) -> None:
+def test_the_run_table_shows_the_options_and_the_end(tmp_path: Path) -> None:
     train = {"precision": "bf16", "micro_batch": 2, "ema_decay": 0.9, "global_batch": 4, "steps": 10}
     stop = {"patience": 3, "cost": 5, "cost_per_worker_hour": 2}
     lines = run_table(config(tmp_path, train=train, stop=stop), manifest(), {"CPU": 2.0}).splitlines()

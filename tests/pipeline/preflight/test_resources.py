@@ -1,4 +1,4 @@
-"""What a run of a fixed or of an elastic number of workers needs, and what the doctor finds about their number."""
+"""Resources of a run with a fixed or an elastic number of workers, and the findings about that number."""
 
 from typing import Any
 
@@ -33,7 +33,10 @@ def test_a_run_needs_its_workers_and_two_data_tasks() -> None:
 
 
 def test_crops_on_the_way_follow_the_number_of_workers() -> None:
-    """Cityscapes on 2 CPUs, tasks of a fourth, 4 beside 2 workers and 2 beside 3; a block is a step of 4 crops or two of 3."""
+    """Cityscapes on 2 CPUs with tasks of a fourth of a CPU: 4 tasks fit with 2 workers, and 2 with 3.
+
+    A block has one step of 4 crops with 2 workers, and two steps of 3 crops with 3.
+    """
     large, crop = config(data__crop_size=769, data__cpus_per_task=0.25), 769 * 769 * 4
     assert feed_bytes(large, 2, workers=2) == (2 * 4 + 2 * 2) * 4 * crop
     assert feed_bytes(large, 2, workers=3) == (2 * 2 + 2 * 3) * 2 * 3 * crop
@@ -71,14 +74,14 @@ def test_a_batch_that_the_workers_cannot_share_evenly_is_doubted() -> None:
     (found,) = cluster_checks.shares(config(train__workers=3))
     assert found.level == "warning"
     assert found.what == "train.global_batch = 8: 3 workers hold 2 or 3 images and wait for the larger share"
-    assert found.fix == "train.global_batch=6 or 9, or as many workers as divide 8"
+    assert found.fix == "train.global_batch=6 or 9, or a number of workers that divides 8"
     assert [f.what.split()[3] for f in cluster_checks.shares(elastic(3, 5))] == ["3", "5"]
 
 
 def test_elastic_workers_need_the_cpus_of_the_fewest() -> None:
     assert cluster_checks.cpus(elastic(1, 4), 1.5) == []
     (found,) = cluster_checks.cpus(elastic(2, 4), 1.5)
-    assert found.what == "train.workers = [2, 4]: 2 CPUs are needed (workers x 0.5 + 2 data tasks x 0.5), the cluster has 1.5"
+    assert found.what == "train.workers = [2, 4]: 2 CPUs are needed (workers x 0.5 + 2 data tasks x 0.5), but the cluster has 1.5"
     assert found.fix == "train.cpus_per_worker=0.25"
 
 
@@ -89,12 +92,11 @@ def test_elastic_workers_that_would_starve_the_data_are_an_error() -> None:
     (found,) = cluster_checks.crowding(elastic(1, 4), 2, 0)
     assert found.level == "error"
     assert found.what == (
-        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, 1 are needed besides them "
-        "(2 data tasks x 0.5)"
+        "train.workers = [1, 4]: 4 of them start on a cluster of 2 CPUs and leave 0, but 1 must be left (2 data tasks x 0.5)"
     )
     assert found.fix == "train.workers=[1, 2]"
     assert cluster_checks.crowding(elastic(1, 2), 2, 0) == []
-    assert cluster_checks.crowding(elastic(2, 4), 1, 0) == []  # too few for any: `cpus` says so
+    assert cluster_checks.crowding(elastic(2, 4), 1, 0) == []  # too few for any: `cpus` reports that
 
 
 def test_elastic_workers_use_the_gpus_from_the_fewest_on() -> None:
@@ -105,7 +107,7 @@ def test_elastic_workers_use_the_gpus_from_the_fewest_on() -> None:
 
 
 def test_a_feed_is_weighed_with_the_fewest_workers_and_with_those_that_start() -> None:
-    """Of 8 crops of 769 x 769 one worker's block holds all, so with one the feed is the largest: 6 tasks and 1 worker."""
+    """A block of a single worker holds all 8 crops of 769 x 769, so the feed is largest with one worker and 6 tasks."""
     large = elastic(1, 2, data__crop_size=769, data__cpus_per_task=0.25)
     needed = feed_bytes(large, 2, workers=1)
     assert needed > feed_bytes(large, 2, workers=2)
@@ -115,13 +117,13 @@ def test_a_feed_is_weighed_with_the_fewest_workers_and_with_those_that_start() -
     assert "blocks of 18 MiB on the way to the workers need 253 MiB" in found.what
 
 
-def test_a_validation_apart_takes_a_workers_cpus_beside_the_workers() -> None:
+def test_a_validation_in_the_background_takes_the_cpus_of_one_more_worker() -> None:
     background = config(evaluate__background=True)
     assert cluster_checks.cpus(background, 2.5) == []
     (found,) = cluster_checks.cpus(background, 2)
     assert found.what == (
-        "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation in the background 0.5 + 2 data tasks x 0.5), the "
-        "cluster has 2"
+        "train.workers = 2: 2.5 CPUs are needed (workers x 0.5 + validation in the background 0.5 + 2 data tasks x 0.5), but "
+        "the cluster has 2"
     )
     assert found.fix == "train.cpus_per_worker=0.33"
     assert cluster_checks.cpus(override(background, {"train.cpus_per_worker": 0.33}), 2) == []
@@ -138,8 +140,8 @@ def test_a_validation_in_the_background_needs_a_gpu_that_no_worker_holds() -> No
     (found,) = cluster_checks.background_gpu(two, 64, 2)
     assert found.level == "warning"
     assert found.what == (
-        "evaluate.background: validation needs a GPU besides those of the 2 workers, the cluster has 2: it waits until training "
-        "ends"
+        "evaluate.background: validation needs a GPU besides those of the 2 workers, but the cluster has 2: it waits until "
+        "training ends"
     )
     assert found.fix == "evaluate.background=false"
     (found,) = cluster_checks.background_gpu(elastic(2, 8, evaluate__background=True), 64, 4)

@@ -1,4 +1,4 @@
-"""Whether a run may start or resume."""
+"""Checks whether a run may start or resume."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def test_changed_data_cannot_be_resumed_from() -> None:
     (found,) = run_checks.resume(made, MANIFEST, STORE, newest(made, protocol=PROTOCOL | {"data_fingerprint": "b"}))
     assert found == Finding(
         "error",
-        "/runs/t/: at step 40 data_fingerprint was 'b' and is 'a'; a run keeps these",
+        "/runs/t/: at step 40 data_fingerprint was 'b' and is 'a'; a run cannot change these",
         "give the new run another name (name=...)",
     )
     (found,) = run_checks.resume(override(made, {"evaluate.scale": 0.5}), MANIFEST, STORE, newest(made))

@@ -1,4 +1,4 @@
-"""What is said of how a run starts, trains and ends; each finding appears for what has the fault, and not for what has not."""
+"""Checks of how a run starts, trains and ends: each reports its fault, and reports nothing without the fault."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def manifest() -> Manifest:
     return Manifest("g", "generated", ("road", "car", "lamp"), colors, {0: 0, 1: 1, 2: 2}, splits, True, "")
 
 
-def test_the_doctor_looks_at_the_training_too() -> None:
+def test_the_checks_before_a_run_include_the_training() -> None:
     doubtful = config(train__freeze_norm=True)
     assert [found.what.partition(":")[0] for found in checks.examine_settings(doubtful, manifest(), {"CPU": 2})] == [
         "train.freeze_norm"
@@ -52,13 +52,13 @@ def test_a_shipped_configuration_trains_as_it_says(path: Path) -> None:
 
 def test_class_weights_of_another_number_are_an_error() -> None:
     found = training_checks.losses(config(loss__class_weights=[1, 2]), manifest())
-    assert found == [Finding("error", "loss.class_weights has 2 values: g has 3 classes", "give one each")]
+    assert found == [Finding("error", "loss.class_weights has 2 values: g has 3 classes", "give one for each class")]
     assert training_checks.losses(config(loss__class_weights=[1, 2, 1]), manifest()) == []
 
 
 def test_mining_that_would_keep_every_pixel_is_doubted() -> None:
     (found,) = training_checks.losses(config(loss__ohem={}), manifest())
-    what = "loss.ohem.min_kept = 100000: no fewer than the global batch has, which makes OHEM plain cross-entropy"
+    what = "loss.ohem.min_kept = 100000: at least all pixels of the global batch, which makes OHEM plain cross-entropy"
     assert found == Finding("warning", what, "set less than 32768, or leave OHEM out")
     assert training_checks.losses(config(loss__ohem={"min_kept": 10_000}), manifest()) == []
     assert training_checks.losses(config(), manifest()) == []
@@ -98,13 +98,13 @@ def test_batch_norm_is_frozen_with_statistics_or_not_at_all() -> None:
 @pytest.mark.parametrize(
     ("setting", "effective", "idle", "fix"),
     [
-        ("train.micro_batch", 4, 5, "fewer, or leave it out"),
+        ("train.micro_batch", 4, 5, "set it lower, or leave it out"),
         ("train.ema_decay", 0.917, 0.918, "at most train.ema_decay=0.917, or leave it out"),
-        ("stop.patience", 3, 4, "fewer, or validate more often: train.validate_every"),
+        ("stop.patience", 3, 4, "set it lower, or validate more often: train.validate_every"),
     ],
 )
 def test_a_setting_without_effect_is_named(setting: str, effective: float, idle: float, fix: str) -> None:
-    """Of 100 steps, of 8 images on 2 workers, with 5 validations; the first one is the best so far in any case."""
+    """100 steps of 8 images on 2 workers, with 5 validations; the first validation is always the best so far."""
     base = config(train__steps=100, train__validate_every=20)
     assert training_checks.without_effect(override(base, {setting: effective})) == []
     (found,) = training_checks.without_effect(override(base, {setting: idle}))
@@ -116,7 +116,7 @@ def test_small_passes_matter_while_the_fewest_workers_have_larger_shares() -> No
     elastic = config(train__workers=[1, 8], train__micro_batch=4)
     assert training_checks.without_effect(elastic) == []
     (found,) = training_checks.passes(elastic)
-    assert found.what == "train.micro_batch = 4: batch norm sees other images with each number of workers"
+    assert found.what == "train.micro_batch = 4: the images that batch norm averages over depend on the number of workers"
     assert training_checks.passes(config(train__workers=2, train__micro_batch=2)) == []
     assert training_checks.passes(config(train__workers=[2, 8], train__micro_batch=4)) == []
 
@@ -132,7 +132,7 @@ def test_a_price_without_a_budget_is_named() -> None:
 
 
 def ours(tmp_path: Path, **overrides: Any) -> Any:
-    """Settings that start from a network of ours with three classes, of which the file is the whole state."""
+    """Settings that start from a file with the whole state of our network for three classes."""
     settings = config(model__weights=str(tmp_path / "net.pt"), model__weights_format="ccnet", **overrides)
     torch.save(build_ccnet(**network_arguments(config(), 3)).state_dict(), tmp_path / "net.pt")
     return settings

@@ -1,4 +1,4 @@
-"""The pauses and the budget of `retried`, on a clock of the test's own."""
+"""The pauses and the budget of `retried`, with a simulated clock."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from pipeline.storage.s3_errors import is_transient_reply
 
 
 class Clock:
-    """Time passes by sleeping, and by `attempt_s` in each attempt."""
+    """A clock that advances by each sleep, and by `attempt_s` in each attempt; `attempts` lists the jobs of each."""
 
     def __init__(self, attempt_s: float = 0.0) -> None:
-        self.now, self.attempt_s, self.pauses, self.asked = 0.0, attempt_s, list[float](), list[list[int]]()
+        self.now, self.attempt_s, self.pauses, self.attempts = 0.0, attempt_s, list[float](), list[list[int]]()
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -23,8 +23,8 @@ class Clock:
     def run(self, answers: Callable[[int, int], int | Exception], num_jobs: int = 1, patience_s: float = 10) -> list[int]:
         def attempt(jobs: list[int]) -> list[int | Exception]:
             self.now += self.attempt_s
-            self.asked.append(jobs)
-            return [answers(job, len(self.asked)) for job in jobs]
+            self.attempts.append(jobs)
+            return [answers(job, len(self.attempts)) for job in jobs]
 
         return retried(
             num_jobs,
@@ -51,13 +51,13 @@ def test_the_whole_takes_the_budget_and_one_attempt_at_most(patience_s: float, a
         clock.run(lambda *_: TimeoutError(), patience_s=patience_s)
     assert patience_s <= clock.now + 1e-6
     assert clock.now <= patience_s + attempt_s + 1e-6
-    assert (failed.value.tries, failed.value.final) == (len(clock.asked), False)
+    assert (failed.value.tries, failed.value.final) == (len(clock.attempts), False)
 
 
-def test_only_jobs_that_failed_are_asked_again_and_results_keep_their_places() -> None:
+def test_only_jobs_that_failed_are_tried_again_and_results_keep_their_places() -> None:
     clock = Clock()
     assert clock.run(lambda job, tries: TimeoutError() if job % 2 and tries < 3 else 10 * job, num_jobs=4) == [0, 10, 20, 30]
-    assert clock.asked == [[0, 1, 2, 3], [1, 3], [1, 3]]
+    assert clock.attempts == [[0, 1, 2, 3], [1, 3], [1, 3]]
     assert clock.pauses == [0.1, 0.2]
 
 

@@ -1,4 +1,4 @@
-"""A store that misbehaves, behind a real S3 server (moto): what is tried again, what the log says, and the errors at the end."""
+"""A faulty proxy before a real S3 server (moto): which requests are retried, what is logged, and the errors at the end."""
 
 import functools
 import random
@@ -33,7 +33,7 @@ def filled(endpoint: str) -> Store:
 
 @pytest.fixture
 def healthy(endpoint: str) -> Store:
-    """The bucket, seen without the proxy; no test leaves it otherwise than it was."""
+    """The bucket, accessed without the proxy; every test must leave it unchanged."""
     return filled(endpoint)
 
 
@@ -48,7 +48,7 @@ def batches(num_fetches: int) -> list[list[tuple[str, int, int]]]:
     return [ranges[i : i + 16] for i in range(0, num_fetches, 16)]
 
 
-def faults_told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged_faults(caplog: pytest.LogCaptureFixture) -> list[str]:
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.storage.store"]
     assert all(LINE.fullmatch(line) for line in lines), lines
     return lines
@@ -61,24 +61,24 @@ def served(fault: str, healthy: Store) -> FaultyStore:
 
 @pytest.mark.slow
 def test_faults_of_every_kind_change_no_byte_and_are_all_in_the_log(healthy: Store, caplog: pytest.LogCaptureFixture) -> None:
-    asked = batches(NUM_FETCHES)
+    requested = batches(NUM_FETCHES)
     objects = {f"shard-{number}": random.Random(number).randbytes(OBJECT_BYTES) for number in range(NUM_OBJECTS)}
-    expected = [[objects[key][start:end] for key, start, end in batch] for batch in asked]
-    assert [healthy.read_ranges(batch) for batch in asked[:10]] == expected[:10]
+    expected = [[objects[key][start:end] for key, start, end in batch] for batch in requested]
+    assert [healthy.read_ranges(batch) for batch in requested[:10]] == expected[:10]
     weights = {"slow_down": 30.0, "reset": 30.0, "reset_body": 30.0, "truncate": 30.0, "stall": 12.0, "stall_body": 12.0}
     with FaultyStore(healthy.endpoint or "", seed=0, probability=0.2, weights=weights) as proxy:
         store = behind(proxy, healthy, read_timeout_s=1)
         with ThreadPoolExecutor(4) as threads:
-            fetched = list(threads.map(store.read_ranges, asked))
+            fetched = list(threads.map(store.read_ranges, requested))
     assert fetched == expected
     assert set(proxy.injected) == set(FAULTS)
     assert proxy.injected.total() >= 40
-    assert len(faults_told(caplog)) == proxy.injected.total() == proxy.requests - NUM_FETCHES
+    assert len(logged_faults(caplog)) == proxy.injected.total() == proxy.requests - NUM_FETCHES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if "stall" not in fault])
-def test_every_verb_outlasts_a_fault_and_says_so(fault: str, healthy: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_verb_outlasts_a_fault_and_logs_it(fault: str, healthy: Store, caplog: pytest.LogCaptureFixture) -> None:
     calls = {
         "read": lambda store: store.read("shard-0"),
         "read_ranges": lambda store: store.read_ranges([("shard-1", 5, 10)]),
@@ -96,7 +96,7 @@ def test_every_verb_outlasts_a_fault_and_says_so(fault: str, healthy: Store, cap
             proxy.chosen = {proxy.requests: fault}  # the next request
             results[name] = call(store)
             assert proxy.injected == {fault: number}, name
-            assert len(faults_told(caplog)) == 1, name
+            assert len(logged_faults(caplog)) == 1, name
     assert results["read"] == random.Random(0).randbytes(OBJECT_BYTES)
     assert results["read_ranges"] == [random.Random(1).randbytes(OBJECT_BYTES)[5:10]]
     assert (results["size"], results["exists"], [o.key for o in results["listing"]]) == (5, True, ["new"])
@@ -123,32 +123,32 @@ def test_a_fault_that_stays_is_an_error_with_bucket_and_key_when_the_patience_is
 ) -> None:
     with FaultyStore(healthy.endpoint or "", chosen=dict.fromkeys(range(1, 1000), fault)) as proxy:
         store = behind(proxy, healthy, patience_s=1, read_timeout_s=0.25)
-        assert store.exists("shard-3")  # connected: making a client takes a second on a busy machine
+        assert store.exists("shard-3")  # connects before the measurement: making a client takes a second on a busy machine
         start = time.monotonic()
         with pytest.raises(StorageError, match=rf"^{store.root}/shard-3 at {proxy.endpoint}: {words}"):
             store.read_ranges([("shard-3", 0, 100)])
         assert 0.9 < time.monotonic() - start < 6
 
 
-def test_a_missing_object_is_told_at_once_by_its_address(healthy: Store) -> None:
+def test_a_missing_object_is_reported_at_once_by_its_address(healthy: Store) -> None:
     with FaultyStore(healthy.endpoint or "") as proxy:
         store = behind(proxy, healthy)
         for call in (lambda: store.read("gone"), lambda: store.read_ranges([("shard-0", 0, 9), ("gone", 0, 9)])):
             with pytest.raises(FileNotFoundError, match=f"'{store.url('gone')}'"):
                 call()
-        assert proxy.requests == 2 + 2  # `read` looks for the size first, and then for a folder of that name
+        assert proxy.requests == 2 + 2  # `read` requests the size first, then checks for a folder of that name
 
 
-def test_refused_credentials_are_told_at_once(healthy: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_credentials_are_reported_at_once(healthy: Store, caplog: pytest.LogCaptureFixture) -> None:
     with served("forbid", healthy) as proxy:
         store = behind(proxy, healthy)
         with pytest.raises(StorageError, match=rf"{store.url('shard-0')} at .*access refused \(403 SignatureDoesNotMatch\)"):
             store.read_ranges([("shard-0", 0, 9)])
         assert proxy.requests == 1
-    assert faults_told(caplog) == []
+    assert logged_faults(caplog) == []
 
 
-def test_a_missing_bucket_is_told_at_once(endpoint: str) -> None:
+def test_a_missing_bucket_is_reported_at_once(endpoint: str) -> None:
     with pytest.raises(StorageError, match=r"s3://none/p/key at .*: bucket `none` does not exist: create it"):
         Store("s3://none/p", endpoint).read_ranges([("key", 0, 9)])
 
@@ -157,7 +157,7 @@ def test_a_range_past_the_end_gives_what_the_object_holds(healthy: Store, caplog
     data = healthy.read("shard-0")
     ranges = [("shard-0", OBJECT_BYTES - 5, OBJECT_BYTES + 5), ("shard-0", OBJECT_BYTES + 5, OBJECT_BYTES + 9)]
     assert healthy.read_ranges(ranges) == [data[-5:], b""]
-    assert faults_told(caplog) == []
+    assert logged_faults(caplog) == []
 
 
 def test_a_store_that_is_only_read_is_checked_by_a_short_listing(healthy: Store) -> None:

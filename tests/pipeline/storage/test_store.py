@@ -1,4 +1,4 @@
-"""The store against a real S3 server (moto on loopback) and a folder: the verbs, Ray Train's own uploads, and the errors."""
+"""The store on a real S3 server (moto on loopback) and on a folder: its operations, Ray Train's uploads, and the errors."""
 
 import pickle
 import secrets
@@ -104,7 +104,7 @@ def test_a_missing_key_is_named_by_its_full_address(store: Store) -> None:
     assert store.read_ranges([]) == []
 
 
-def test_a_source_with_nothing_in_it_is_told(store: Store) -> None:
+def test_a_source_with_nothing_in_it_is_reported(store: Store) -> None:
     source = store.join("source")
     store.write("other", b"x")
     with pytest.raises(StorageError, match=rf"{source.root}.*correct data.source"):
@@ -113,7 +113,7 @@ def test_a_source_with_nothing_in_it_is_told(store: Store) -> None:
     check_readable(source)
 
 
-def test_a_source_that_cannot_be_listed_is_told(endpoint: str, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_listed_is_reported(endpoint: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"none: cannot be read \(No such file or directory\): correct predict.images"):
         check_readable(Store(str(tmp_path / "none")), "predict.images")
     with pytest.raises(StorageError, match=r"s3://none/p at .*: bucket `none` does not exist: create it, or correct data.source"):
@@ -170,7 +170,7 @@ def test_missing_bucket_is_named(endpoint: str) -> None:
 
 @pytest.mark.slow
 def test_unreachable_endpoints_that_refuse_or_are_silent_are_reported_within_15_seconds() -> None:
-    def seconds_until_told(url: str) -> float:
+    def seconds_until_error(url: str) -> float:
         start = time.monotonic()
         with pytest.raises(StorageError, match=rf"s3://bucket/p at {url}: cannot be reached .* is the store up"):
             check(open_store("s3://bucket/p", Storage(path="unused", endpoint=url)))
@@ -182,7 +182,7 @@ def test_unreachable_endpoints_that_refuse_or_are_silent_are_reported_within_15_
         silent.listen()
         urls = [f"http://127.0.0.1:{server.getsockname()[1]}" for server in (refusing, silent)]
         with ThreadPoolExecutor(2) as threads:
-            assert max(threads.map(seconds_until_told, urls)) < 15
+            assert max(threads.map(seconds_until_error, urls)) < 15
 
 
 def test_an_endpoint_without_scheme_is_named() -> None:
@@ -206,17 +206,17 @@ def test_refused_credentials_are_named(tmp_path: Path) -> None:
     refusal = {"Error": {"Code": "SignatureDoesNotMatch", "Message": "The signature does not match"}}
     error = PermissionError("The signature does not match")
     error.__cause__ = ClientError(refusal, "PutObject")
-    told = storage.explain(Store("s3://bucket/p", "http://store:9000"), error)
-    assert "s3://bucket/p at http://store:9000: access refused" in str(told)
-    assert "AWS_SECRET_ACCESS_KEY" in str(told)
+    explained = str(storage.explain(Store("s3://bucket/p", "http://store:9000"), error))
+    assert "s3://bucket/p at http://store:9000: access refused" in explained
+    assert "AWS_SECRET_ACCESS_KEY" in explained
 
 
-def test_lost_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lost_data_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def loses(source: str, destination: str, **_: object) -> None:
-        """pyarrow.fs.copy_files as it behaves towards a store that answers 411 to UploadPart: returns, stores nothing."""
+        """Behaves like pyarrow.fs.copy_files with a store that answers 411 to UploadPart: returns, but stores nothing."""
 
     monkeypatch.setattr(pyarrow.fs, "copy_files", loses)
-    with pytest.raises(StorageError, match=r"did not come back.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+    with pytest.raises(StorageError, match=r"differ from the data written.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
         check(open_store(str(tmp_path), Storage(path="unused")))
 
 
@@ -236,5 +236,5 @@ def test_other_urls_are_refused(url: str, fault: str) -> None:
 
 def test_a_fault_of_reading_does_not_advise_on_writing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match=r"/folder: cannot be used \(Is a directory\): check the path and who may read"):
+    with pytest.raises(StorageError, match=r"/folder: cannot be used \(Is a directory\): check the path and its permissions"):
         open_store(str(tmp_path), Storage(path="unused")).read("folder")

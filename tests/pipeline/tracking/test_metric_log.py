@@ -1,4 +1,4 @@
-"""Points and pictures arrive exactly once whatever dies: the server, the training, or both."""
+"""Points and pictures arrive exactly once, even if the server, the training or both die."""
 
 import logging
 import math
@@ -45,7 +45,7 @@ def pictures(uri: str, run_id: str, name: str) -> list[str]:
 
 
 def records(folder: Path, statement: str) -> list[tuple[Any, ...]]:
-    """What the one database in the folder answers."""
+    """The result of a statement on the only database in the folder."""
     (file,) = folder.glob("*.db")
     with closing(sqlite3.connect(file)) as database, database:
         return database.execute(statement).fetchall()
@@ -58,7 +58,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_without_a_server_training_goes_on_and_records_stay_on_disk(tmp_path: Path) -> None:
+def test_without_a_server_training_continues_and_records_stay_on_disk(tmp_path: Path) -> None:
     log = MetricLog(NOWHERE, "a" * 32, tmp_path)
     start = time.monotonic()
     for step in range(1000):
@@ -73,7 +73,7 @@ def test_without_a_server_training_goes_on_and_records_stay_on_disk(tmp_path: Pa
 def test_a_full_disk_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MetricLog(NOWHERE, "b" * 32, tmp_path)
     (used,) = log._records.execute("PRAGMA page_count").fetchone()
-    log._records.execute(f"PRAGMA max_page_count = {used}")  # what SQLite then says is what it says of a full disk
+    log._records.execute(f"PRAGMA max_page_count = {used}")  # SQLite then raises the same error as for a full disk
     with caplog.at_level(logging.WARNING):
         for step in range(1, 500):
             log.metrics({"loss": 1.0}, step)
@@ -114,7 +114,7 @@ def test_every_value_arrives(uri: str, run_id: str, tmp_path: Path) -> None:
 def test_points_logged_while_the_server_is_down_arrive_exactly_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # of MLflow's client: it is the sender that tries again
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # no retries in MLflow's client: the sender thread tries again
     with MlflowServer(tmp_path) as server:
         run_id = runs.open_mlflow_run(settings(server.uri), environment=ENVIRONMENT)
         log = MetricLog(server.uri, run_id, tmp_path / "spool")
@@ -123,7 +123,7 @@ def test_points_logged_while_the_server_is_down_arrive_exactly_once(
         for step in range(1, 50):
             log.metrics({"loss": float(step)}, step)
         log.picture("panel", 49, PICTURE)
-        wait_for(lambda: "trying again" in caplog.text)  # the sender has tried in vain
+        wait_for(lambda: "trying again" in caplog.text)  # the sender has failed once
         server.start()
         log.metrics({"loss": 50.0}, 50)
         assert log.close(timeout_s=90) == 0
@@ -185,7 +185,7 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
     log.metrics({"loss": 1.0}, 1)
     log.close(timeout_s=0.1)
     for _ in range(2):
-        records(tmp_path, "UPDATE record SET sent = 0")  # sent, and killed before it was noted
+        records(tmp_path, "UPDATE record SET sent = 0")  # as if killed after the points were sent, before they were marked
         assert MetricLog(uri, run_id, tmp_path).close() == 0
     client = connect(uri)
     point = metric_log.Point("twice", 2.0, 1_700_000_000_000, 1)

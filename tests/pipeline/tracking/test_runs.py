@@ -116,7 +116,7 @@ def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: Mlflow
     client = connect(mlflow_server.uri)
     assert client.get_run(run_id).info.status == "FAILED"
 
-    second = settings(mlflow_server.uri, **{"train.workers": 1})  # leaves the trained model as it is, so the same run
+    second = settings(mlflow_server.uri, **{"train.workers": 1})  # does not change the trained model, so the run is the same
     assert runs.open_mlflow_run(second, environment=ENVIRONMENT | {"devices": "1 x H100"}) == run_id
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -184,8 +184,8 @@ def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: s
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's, of its own queries
-def test_database_file_without_a_server_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+def test_database_file_without_a_server_keeps_its_artifacts_next_to_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     check_server(uri)
     run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)

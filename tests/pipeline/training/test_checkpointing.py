@@ -1,4 +1,4 @@
-"""Folders of checkpoints that killed workers left."""
+"""Local checkpoint folders that killed workers left behind."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpointing import remove_left_over
+from pipeline.training.checkpointing import remove_leftovers
 
 
 def test_what_killed_workers_of_this_host_left_is_removed_and_nothing_else(
@@ -22,5 +22,5 @@ def test_what_killed_workers_of_this_host_left_is_removed_and_nothing_else(
     others = [f"ccnet-checkpoint-{host}-{os.getpid()}-a", f"ccnet-checkpoint-{host}-b-{gone.pid}-a", f"ccnet-{gone.pid}"]
     for name in (left, *others):
         (tmp_path / name).mkdir()
-    remove_left_over()
+    remove_leftovers()
     assert sorted(os.listdir(tmp_path)) == sorted(others)

@@ -1,4 +1,4 @@
-"""What is checked before a run takes a worker."""
+"""The checks before a run starts workers."""
 
 import logging
 from pathlib import Path
@@ -40,8 +40,9 @@ def test_a_run_starts_with_the_checks(tmp_path: Path, local_ray: None, caplog: p
     with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.preflight.findings"):
         open_run(override(clean, wrong | {"loss.ohem": {}}))
     assert raised.value.mistakes == [
-        "loss.class_weights has 2 values: g has 6 classes (give one each)",
-        "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), the cluster has 2 (train.cpus_per_worker=0.5)",
+        "loss.class_weights has 2 values: g has 6 classes (give one for each class)",
+        "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), but the cluster has 2 "
+        "(train.cpus_per_worker=0.5)",
         f"model.weights = {tmp_path}/no.pth: no such file",
     ]
-    assert any(message.startswith("warning: loss.ohem.min_kept = 100000: no fewer than") for message in caplog.messages)
+    assert any(message.startswith("warning: loss.ohem.min_kept = 100000: at least all pixels") for message in caplog.messages)

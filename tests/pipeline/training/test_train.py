@@ -1,4 +1,4 @@
-"""What of the training loop stands alone."""
+"""Parts of the training loop that can be tested alone."""
 
 from pathlib import Path
 

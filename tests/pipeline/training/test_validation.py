@@ -1,4 +1,4 @@
-"""Real runs whose checkpoints get their scores in place, later or apart: the same to the last digit each time."""
+"""Real runs whose checkpoints are validated in place, later or in the background: each time the same to the last digit."""
 
 import logging
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from pipeline.data.prepare import prepare
 from pipeline.errors import RunFailed
 from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.training.run import Run, open_run
-from pipeline.training.train import STOPPED, build_trainer, run_job, stop_reason, validate_pending
+from pipeline.training.train import STOPPED, build_trainer, run_to_end, stop_reason, validate_pending
 from pipeline.training.validation import background_validation
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -34,20 +34,21 @@ TINY = [
 def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder))  # where metrics wait to be sent
+        patch.setenv("TMPDIR", str(folder))  # the folder of metrics that are not sent yet
         config = load(DEMO, [*TINY, f"storage.path={folder}/out", f"tracking.uri=sqlite:///{folder}/mlflow.db"])
         prepare(config)
         yield config
 
 
 class Left(NamedTuple):
-    """A run, and what each of its checkpoints tells: step -> progress."""
+    """A run, and the progress that each of its checkpoints records: step -> progress."""
 
     run: Run
     progress: dict[int, dict[str, Any]]
 
     @property
     def given_later(self) -> list[int]:
+        """Steps of the checkpoints that were scored after they were stored."""
         return [step for step in self.progress if self.run.checkpoints.exists(f"{checkpoint.folder_name(step)}/{SCORE}")]
 
     def logged(self) -> dict[int, float]:
@@ -64,45 +65,45 @@ def left(run: Run) -> Left:
 
 @pytest.fixture(scope="module")
 def stopped(tiny: Config) -> Left:
-    """To be validated apart, but told to stop; it leaves off after step 8."""
+    """A run with background validation that is stopped on request after step 8."""
     run = open_run(override(tiny, {"evaluate.background": True, "faults.look_every": 8}))
     flag = cast(Any, StopFlag).remote()
     ray.get(flag.request.remote(STOPPED))
-    assert run_job(run._replace(stop_flag=flag)) == STOPPED
+    assert run_to_end(run._replace(stop_flag=flag)) == STOPPED
     return left(run)
 
 
 @pytest.fixture(scope="module")
 def ended(tiny: Config, stopped: Left) -> Left:
-    """Gone on with, validated in place, until its budget is spent after step 10."""
+    """The same run, resumed with validation in place until its budget is spent after step 10."""
     run = stopped.run._replace(config=override(tiny, {"stop.hours": 1e-9, "faults.look_every": 10}))
     build_trainer(run).fit()
-    assert stop_reason(run) == "stop.hours = 1e-09 are spent: a larger value goes on from here"
+    assert stop_reason(run) == "stop.hours = 1e-09 are spent: a larger value resumes the run"
     return left(run)
 
 
 @pytest.fixture(scope="module")
 def finished(tiny: Config, ended: Left) -> Left:
-    """Gone on with once more, validated apart, to its last step."""
+    """The same run, resumed again with background validation to its last step."""
     run = ended.run._replace(config=override(tiny, {"evaluate.background": True}))
     build_trainer(run).fit()
     return left(run)
 
 
-def test_a_run_told_to_stop_leaves_off_without_a_score(stopped: Left) -> None:
+def test_a_run_stopped_on_request_ends_without_a_score(stopped: Left) -> None:
     assert (list(stopped.progress), stopped.given_later, stopped.logged()) == ([4, 8], [], {})
     assert (stopped.progress[8]["score"], stopped.progress[8]["interrupted"]) == (None, STOPPED)
 
 
-def test_a_validation_that_was_owed_is_made_up_for_and_a_budget_ends_with_a_score(ended: Left) -> None:
+def test_a_pending_validation_comes_first_and_a_spent_budget_ends_with_a_score(ended: Left) -> None:
     assert list(ended.progress) == [4, 8, 10]
     assert ended.given_later == [8]
     mious = {step: ended.progress[step]["metrics"]["miou"] for step in (8, 10)}
     assert ended.logged() == mious
-    assert ended.progress[10]["record"]["best"] == mious[8]  # patience counts those in place
+    assert ended.progress[10]["record"]["best"] == mious[8]  # patience counts validations in place
 
 
-def test_validated_apart_what_is_owed_gets_its_score_and_its_pictures(finished: Left) -> None:
+def test_in_the_background_pending_checkpoints_get_their_score_and_pictures(finished: Left) -> None:
     mious = {step: progress["metrics"]["miou"] for step, progress in finished.progress.items()}
     assert list(mious) == [4, 8, 10, 12]
     assert finished.given_later == [4, 8, 12]
@@ -113,23 +114,21 @@ def test_validated_apart_what_is_owed_gets_its_score_and_its_pictures(finished: 
         assert found == [f"step_{step:06d}" for step in mious]
 
 
-def test_the_end_makes_up_for_what_was_not_validated_with_the_same_score(
-    finished: Left, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_end_validates_pending_checkpoints_with_the_same_score(finished: Left, caplog: pytest.LogCaptureFixture) -> None:
     run, store = finished.run, finished.run.checkpoints
-    for step in (4, 8):  # of which the workers themselves have validated the second
+    for step in (4, 8):  # step 8 was validated by the workers in place
         store.delete(f"{checkpoint.folder_name(step)}/{SCORE}")
     model = f"step-000004/{checkpoint.MODEL}"
     whole = store.read(model)
     store.write(model, whole[:-1] + bytes([whole[-1] ^ 1]))
     validate_pending(run)
-    assert checkpoint.unscored(store) == [4]  # which does not verify
+    assert checkpoint.unscored(store) == [4]  # this checkpoint does not verify
     store.write(model, whole)
     without_data = run._replace(config=override(run.config, {"storage.path": f"{run.config.storage.path}/nothing"}))
     reported = ray.train.Checkpoint(store.url("step-000004"))
     with caplog.at_level(logging.WARNING):
         assert background_validation(without_data).fn(reported) == {}
-    assert "step-000004 is not validated yet, training goes on: " in caplog.text
+    assert "step-000004 is not validated yet, training continues: " in caplog.text
     assert checkpoint.unscored(store) == [4]
     assert background_validation(run).fn(reported) == {}
     assert left(run).progress == finished.progress
@@ -141,4 +140,4 @@ def test_workers_that_never_find_room_end_the_run(stopped: Left, monkeypatch: py
     run = stopped.run._replace(config=override(stopped.run.config, crowded))
     never = r"(?s)timed out after .* waiting for 4 workers.*not retried: faults.max_failures = 0"
     with pytest.raises(RunFailed, match=never):
-        run_job(run._replace(checkpoints=run.checkpoints.join("crowded")))
+        run_to_end(run._replace(checkpoints=run.checkpoints.join("crowded")))

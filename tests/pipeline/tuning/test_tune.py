@@ -1,4 +1,4 @@
-"""What a search makes of the settings it starts from."""
+"""The settings of trials, and how many run at a time."""
 
 from pipeline.tuning.trials import concurrent_trials, trial_config
 from tests.pipeline.preflight.test_resources import config, elastic
@@ -7,7 +7,7 @@ from tests.pipeline.preflight.test_resources import config, elastic
 def test_a_trial_of_an_elastic_configuration_has_the_fewest_workers() -> None:
     trial = trial_config(elastic(1, 4), {"train.learning_rate": 0.05})
     assert (trial.train.workers, trial.train.learning_rate) == (1, 0.05)
-    assert trial.run_key == trial_config(config(), {"train.learning_rate": 0.05}).run_key  # the number shapes nothing
+    assert trial.run_key == trial_config(config(), {"train.learning_rate": 0.05}).run_key  # the number of workers is not in it
 
 
 def test_a_trial_is_validated_in_place() -> None:
@@ -15,7 +15,7 @@ def test_a_trial_is_validated_in_place() -> None:
 
 
 def test_as_many_trials_run_at_a_time_as_fit_with_the_fewest_workers() -> None:
-    assert concurrent_trials(elastic(1, 8), {"CPU": 16}) == 10  # of half a CPU and two halves for its data
+    assert concurrent_trials(elastic(1, 8), {"CPU": 16}) == 10  # each takes half a CPU, and two halves for its data
     assert concurrent_trials(elastic(1, 8), {"CPU": 16, "GPU": 4}) == 4
 
 

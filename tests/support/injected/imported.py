@@ -1,6 +1,6 @@
-"""Writes down what a process imports: a line `title of the process: module` for each watched module.
+"""Records the imports of a process: a line with the process's title, a tab and the module, for each watched module.
 
-Into the file with the process's id in the folder that CCNET_TEST_IMPORTS names. Ray names a process after what it does.
+The file's name is the process id, in the folder that CCNET_TEST_IMPORTS names. Ray titles a process after its task or actor.
 """
 
 import os
@@ -13,7 +13,7 @@ WATCHED = {"ccnet", "cv2", "matplotlib", "mlflow", "pipeline.training.loop", "py
 
 
 def install() -> None:
-    """Begins, where the folder is there."""
+    """Starts recording if the folder exists."""
     folder = os.environ.get("CCNET_TEST_IMPORTS")
     if not folder or not Path(folder).is_dir():
         return

@@ -1,6 +1,6 @@
-"""Lets memory run short in training: a pass of too many images asks torch for more than there is.
+"""Makes memory run out in training: a pass of too many images allocates more than the machine has.
 
-The file of CCNET_TEST_FITS says how many images of a pass fit.
+The file that CCNET_TEST_FITS names holds the number of images of a pass that fit.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Convolutions:
-    """Changes torch's convolution at its import."""
+    """Import hook that changes torch's convolution."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "torch.nn.modules.conv" or (spec := PathFinder.find_spec(name, path)) is None:
@@ -33,7 +33,7 @@ def _limit(convolution: Any) -> None:
     def forward(self: Any, image: Any) -> Any:
         import torch
 
-        first = self.in_channels == 3 and torch.is_grad_enabled()  # of a pass, in training
+        first = self.in_channels == 3 and torch.is_grad_enabled()  # first layer of a pass, in training
         if first and file.exists() and len(image) > int(file.read_text()):
             torch.empty(2**60, dtype=torch.uint8)
         return plain(self, image)

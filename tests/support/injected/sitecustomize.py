@@ -1,4 +1,4 @@
-"""On PYTHONPATH, this changes each Python process of a cluster; see the modules that it imports."""
+"""Python runs this file at startup if the folder is on PYTHONPATH. It changes all processes of a cluster: see its imports."""
 
 import imported
 import short_memory
