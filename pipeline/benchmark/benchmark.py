@@ -26,7 +26,7 @@ def benchmark(config: Config) -> Iterator[str]:
 
 
 def _measurement(name: str) -> Measurement:
-    """The named benchmark, imported on use: that of the operator needs no Ray, that of the images no torch."""
+    """The named benchmark; imported on use, because each needs other packages."""
     if name == "images":
         from pipeline.benchmark.images import measure_images
 

@@ -128,10 +128,6 @@ def _figure(name: str, config: Config, turns: dict[str, list[Turn]]) -> NetworkF
 
 def training_steps(config: Config, num_classes: int, num_steps: int) -> float:
     """Images per second of the configured model on random pixels, on all cores or the GPU, after one step that warms up."""
-    from pipeline.benchmark.device import own_device
-    from pipeline.benchmark.network import drawn_batch
-    from pipeline.model.learner import Learner
-
     learner, batch = Learner(config, num_classes, own_device()), config.train.global_batch
     image, label = drawn_batch(batch, config.data.crop_size, num_classes)
     start = 0.0

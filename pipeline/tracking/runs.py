@@ -1,7 +1,6 @@
 """MLflow's runs: settings, texts, faults, status. Uses MlflowClient only, because the fluent API keeps hidden state."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from pipeline.tracking.client import connect, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger(__name__)
 
 RUN_KEY = "ccnet.run_key"
 STOP_REASON = "ccnet.stop_reason"
