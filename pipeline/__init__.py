@@ -7,10 +7,10 @@ when they are first imported, so these are set here, before any of them. Variabl
 import gc
 import os
 
-ENVIRONMENT = {
-    # Without these two, uploads are sent in chunks; stores that answer 411 to chunks keep nothing, and no error is raised.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+CHECKSUMS = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
+"""Without these two, pyarrow and botocore send trailing checksums, which some stores answer with 411. pyarrow.fs.copy_files then
+returns normally but stores nothing, so checkpoints would be lost without an error."""
+ENVIRONMENT = CHECKSUMS | {
     # ray.train.report() waits for the controller's next poll, by default up to 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Ray Train's patched print shows every line of a worker twice.

@@ -128,4 +128,4 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     # fsspec caches one client per set of arguments, with the credentials that were set when it was made.
-    s3._S3.clear_instance_cache()
+    s3.S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""Measures where an image's time goes on this machine: decode, feed and training step, in turns in one run."""
+"""Measures decode, feed and training step of an image on this machine, in turns in one run."""
 
 import logging
 import math

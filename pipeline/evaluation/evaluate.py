@@ -14,7 +14,7 @@ from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.evaluation.inference import known_split, load_network, predict_image
 from pipeline.evaluation.metrics import Counts, Score
-from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, _looked_at, validation_protocol
+from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, inference_settings, validation_protocol
 from pipeline.loading.batches import Sample, evaluation_samples
 
 
@@ -77,7 +77,7 @@ def evaluate(config: Config) -> Score:
         numbers.append(number)
     assert sorted(numbers) == list(range(num_images)), "an image was missed or counted twice"
     of_this_evaluation = {
-        **_looked_at(config.evaluate),
+        **inference_settings(config.evaluate),
         "recurrence": net.head.recurrence,
         "trained_recurrence": found.progress["model"]["recurrence"],
         "miou_interval": {"method": "percentile bootstrap over images", **INTERVAL},

@@ -9,7 +9,7 @@ from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluation.protocol import _window_and_stride
+from pipeline.evaluation.protocol import window_and_stride
 from pipeline.images.codec import UInt8
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
@@ -21,7 +21,7 @@ def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch
 
     `options` set the window, the scales and the flip.
     """
-    window, stride = _window_and_stride(options)
+    window, stride = window_and_stride(options)
     height, width = size
     return predict_classes(
         net, as_batch(image, device), (height, width), window=window, stride=stride, scales=options.scales, flip=options.flip

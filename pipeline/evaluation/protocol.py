@@ -13,7 +13,7 @@ WHOLE_IMAGE = Evaluate()
 INTERVAL: dict[str, Any] = {"level": 0.95, "num_resamples": 1000, "seed": 0}
 
 
-def _window_and_stride(options: Evaluate) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+def window_and_stride(options: Evaluate) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """Window and stride, both as (height, width); None for whole images."""
     if options.window is None:
         return None, None
@@ -28,7 +28,7 @@ def validation_protocol(config: Config, manifest: Manifest, split: str = "val") 
         "split": split,
         "resolution": "labels at native resolution",
         "image_scale": config.evaluate.scale,
-        **_looked_at(WHOLE_IMAGE),
+        **inference_settings(WHOLE_IMAGE),
         # Not the number: networks of different R must have the same protocol to be compared by their validation.
         "recurrence": "as trained",
         "classes_averaged": "those that occur in label or prediction",
@@ -37,8 +37,8 @@ def validation_protocol(config: Config, manifest: Manifest, split: str = "val") 
     }
 
 
-def _looked_at(options: Evaluate) -> dict[str, Any]:
-    window, stride = _window_and_stride(options)
+def inference_settings(options: Evaluate) -> dict[str, Any]:
+    window, stride = window_and_stride(options)
     return {
         "inference": "sliding window" if window else "whole image",
         "window": window and list(window),

@@ -1,7 +1,7 @@
 """Findings of the checks before a run, each with its fix: errors stop the run, warnings do not."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from pipeline.errors import ConfigError
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
         return f"{self.level:<9}{self.what}" + (f"\n{'':<9}fix: {self.fix}" if self.fix else "")
 
 
-def refuse(found: Iterable[Finding]) -> None:
+def refuse(found: Sequence[Finding]) -> None:
     """Logs the warnings. Raises ConfigError with all errors if there are any."""
     for finding in found:
         if finding.level == "warning":
@@ -38,7 +38,7 @@ def refuse(found: Iterable[Finding]) -> None:
         raise ConfigError(errors)
 
 
-def report(found: Iterable[Finding]) -> str:
+def report(found: Sequence[Finding]) -> str:
     """The findings, errors first, and their counts."""
     lines, counts = [], []
     for level in ("error", "warning"):

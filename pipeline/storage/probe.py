@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.fs
 
+from pipeline import CHECKSUMS
 from pipeline.errors import StorageError
-from pipeline.storage.s3 import CHECKSUMS, PART_BYTES
+from pipeline.storage.s3 import PART_BYTES
 from pipeline.storage.s3_errors import explain
 from pipeline.storage.store import Store
 

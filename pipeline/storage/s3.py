@@ -6,16 +6,13 @@ import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.handlers import add_expect_header
 
-# Without these two, pyarrow and botocore send trailing checksums, which older stores answer with 411. pyarrow.fs.copy_files then
-# returns normally but stores nothing, so checkpoints would be lost without an error.
-CHECKSUMS = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
 PART_BYTES = 8 * 2**20
 """Bytes of one part of a multipart upload, and of the read-ahead of files opened through `Store.arrow`."""
 RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
 """botocore's own retries for `Store.arrow`, whose requests come from Ray and pyarrow and do not pass through our retries."""
 
 
-class _OneTry(AIOHTTPSession):  # type: ignore[misc]
+class OneTrySession(AIOHTTPSession):  # type: ignore[misc]
     async def _get_session(self, proxy_url: Any) -> Any:
         session = await super()._get_session(proxy_url)
         # aiohttp repeats an idempotent request once if its connection is reset. It logs nothing, so our log would miss the fault.
@@ -23,7 +20,7 @@ class _OneTry(AIOHTTPSession):  # type: ignore[misc]
         return session
 
 
-class _S3(s3fs.S3FileSystem):  # type: ignore[misc]
+class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     @property
     def retries(self) -> int:
         # s3fs tries each request this many times, besides botocore. With 2, `Store.arrow` also repeats reads cut off in the body.

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 import pyarrow.fs
 
+from pipeline import CHECKSUMS
 from pipeline.config.base import Storage
 from pipeline.errors import StorageError
 from pipeline.storage.local import files_below, replace_file
 from pipeline.storage.retry import Failed, outcome, retried
-from pipeline.storage.s3 import _S3, CHECKSUMS, PART_BYTES, RETRIED, _OneTry
+from pipeline.storage.s3 import PART_BYTES, RETRIED, OneTrySession, S3FileSystem
 from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
 
 PIECE_BYTES = 16 * 2**20
@@ -170,12 +171,12 @@ class Store:
         if not self.is_s3:
             return fsspec.filesystem("file", auto_mkdir=True)
         wait = min(self.read_timeout_s, self.patience_s)
-        once = {"read_timeout": wait, "connect_timeout": min(5, wait), "http_session_cls": _OneTry,
+        once = {"read_timeout": wait, "connect_timeout": min(5, wait), "http_session_cls": OneTrySession,
                 "retries": {"mode": "standard", "total_max_attempts": 1}}  # fmt: skip
         # With the bucket in the host name, a store needs DNS entries that self-hosted stores rarely have.
         style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
         # fsspec caches instances by process, thread and arguments, so this does not open a connection each time.
-        return _S3(
+        return S3FileSystem(
             endpoint_url=self.endpoint,
             default_block_size=PART_BYTES,
             use_listings_cache=False,

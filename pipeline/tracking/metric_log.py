@@ -7,15 +7,15 @@ counts, in this database and on the server. Resume is exact, so the repeated val
 
 import logging
 import math
+import os
 import re
-import shutil
 import sqlite3
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,7 +110,7 @@ class MetricLog:
             log.warning("metrics of run %s wait in memory: %s", self._run_id, error)
 
     def _run(self) -> None:
-        with closing(_open(self._file)) as records:
+        with closing(sqlite3.connect(self._file, timeout=30)) as records:  # each thread needs its own connection
             wait = IDLE_S
             while not self._stop.is_set():
                 ending = self._closing.is_set()  # read before the last query, so that no record written before `close` is missed
@@ -182,14 +182,18 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, ste
 
 def _open(file: Path) -> sqlite3.Connection:
     """Opens the database. A damaged one is moved aside, because its loss must not stop training."""
+    records = sqlite3.connect(file, timeout=30)
     try:
-        records = sqlite3.connect(file, timeout=30)
         records.executescript(TABLE)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        records.close()
+        if isinstance(error, sqlite3.OperationalError):  # locked, or the disk is full
             raise
-        damaged = shutil.move(file, f"{file}.damaged-{time.time_ns()}")
-        log.warning("%s is damaged (%s) and is kept as %s: its unsent metrics are lost", file, error, damaged)
+        aside = f"{file}.damaged-{time.time_ns()}"
+        log.warning("%s is damaged (%s) and is kept as %s: its unsent metrics are lost", file, error, aside)
+        for end in ("-wal", "-shm", ""):  # SQLite would apply a log that stays to the new database
+            with suppress(FileNotFoundError):
+                os.replace(f"{file}{end}", f"{aside}{end}")
         return _open(file)
     return records
 

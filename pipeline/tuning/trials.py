@@ -56,7 +56,7 @@ def trial_job(parent: Run, overrides: dict[str, Any], key: str, number: str) -> 
     )
     return parent._replace(
         config=config,
-        checkpoints=_checkpoints(config, key, number),
+        checkpoints=trial_checkpoints(config, key, number),
         run_id=run_id,
         on_gpus=connect.gpus_for(config.train.fewest_workers),
     )
@@ -72,7 +72,7 @@ def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
     return override(config, {"train.workers": config.train.fewest_workers, "evaluate.background": False})
 
 
-def _checkpoints(config: Config, key: str, number: str) -> Store:
+def trial_checkpoints(config: Config, key: str, number: str) -> Store:
     return open_store(f"{config.runs_url}/{key}-{number}", config.storage)
 
 
@@ -83,17 +83,17 @@ def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
     return int(max(1, min(resources.get("CPU", 0) // cpus_needed(config, workers), by_gpu)))
 
 
-def _domain(dimension: Dimension) -> Any:
+def domain(dimension: Dimension) -> Any:
     return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
 
 
-def _end_trial(parent: Run, key: str, result: Any) -> Trial:
+def end_trial(parent: Run, key: str, result: Any) -> Trial:
     """The result of a trial. Sends its unsent metric points and ends its MLflow run, which a trial killed by ASHA cannot do."""
     run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
     config = override(parent.config, dict(result.config))
     stopped_early = step < config.train.steps
     MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
-    run = parent._replace(config=config, checkpoints=_checkpoints(config, key, number), run_id=run_id)
+    run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, number), run_id=run_id)
     miou = float(result.metrics["miou"])
     if checkpoint.best(run.checkpoints):
         best, score = best_of(run)
@@ -111,7 +111,7 @@ class TuneScoreCallback(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
-class _Lines(tune.Callback):
+class TrialLines(tune.Callback):
     """Logs a line for each result and each end of a trial."""
 
     def __init__(self) -> None:

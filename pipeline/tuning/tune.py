@@ -22,7 +22,7 @@ from pipeline.storage.store import open_store
 from pipeline.tracking import runs
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import best_of, end_run, record_best
-from pipeline.tuning.trials import Trial, _checkpoints, _domain, _end_trial, _Lines, concurrent_trials, run_trial
+from pipeline.tuning.trials import Trial, TrialLines, concurrent_trials, domain, end_trial, run_trial, trial_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def search(config: Config) -> SearchResult:
     try:
         grid = _run_trials(parent, key)
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
-        trials = sorted((_end_trial(parent, key, result) for result in ended), key=lambda trial: -trial.miou)
+        trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: -trial.miou)
         score = _register_best(parent, key, trials)
     except BaseException as error:
         end_run(parent, error)
@@ -82,10 +82,10 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
     # Given to the search algorithm, with which Tune ignores max_concurrent_trials. More trials than fit would starve each other
     # of data.
     concurrent = settings.concurrent or concurrent_trials(config, ray.cluster_resources())
-    lines = _Lines()
+    lines = TrialLines()
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, parent=parent, key=key), {"CPU": 0.01}),
-        param_space={setting: _domain(dimension) for setting, dimension in settings.space.items()},
+        param_space={setting: domain(dimension) for setting, dimension in settings.space.items()},
         tune_config=tune.TuneConfig(
             metric="miou",
             mode="max",
@@ -111,7 +111,7 @@ def _register_best(parent: Run, key: str, trials: list[Trial]) -> Score:
     ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
     """
     for trial in trials:
-        run = parent._replace(checkpoints=_checkpoints(parent.config, key, trial.number))
+        run = parent._replace(checkpoints=trial_checkpoints(parent.config, key, trial.number))
         if checkpoint.best(run.checkpoints):
             best, score = best_of(run)
             record_best(run, best, score)

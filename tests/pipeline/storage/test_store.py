@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
+from pipeline import CHECKSUMS
 from pipeline.config.base import Storage
 from pipeline.errors import StorageError
-from pipeline.storage import s3
 from pipeline.storage import store as storage
 from pipeline.storage.probe import check, check_readable
 from pipeline.storage.store import Object, Store, open_store
@@ -145,7 +145,7 @@ def test_ray_trains_own_upload_and_download(store: Store, tmp_path: Path) -> Non
 def test_checksum_defaults_are_set_but_never_overrule_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import os
 
-    first, second = s3.CHECKSUMS
+    first, second = CHECKSUMS
     monkeypatch.delenv(first, raising=False)
     monkeypatch.setenv(second, "when_supported")
     open_store(str(tmp_path), Storage(path="unused"))

@@ -2,26 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.config.load import override, parse
+from pipeline.config.load import override
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError
 from pipeline.training.run import open_run
-
-
-def config(**train: Any) -> Any:
-    return parse(
-        {
-            "name": "t",
-            "storage": {"path": "s3://bucket"},
-            "data": {"name": "g", "layout": "generated", "crop_size": 65},
-            "model": {"recurrence": 2},
-            "train": {"workers": 2, "global_batch": 8} | train,
-        }
-    )
+from tests.pipeline.preflight.test_run_checks import config
 
 
 @pytest.mark.slow
