@@ -48,14 +48,13 @@ class Unfinished(CheckpointError):
     """A checkpoint without a manifest: its upload did not end, or it is being deleted."""
 
 
-def is_own(file: str) -> bool:
-    """Whether this program writes a file of this name into a checkpoint; `.tmp` ends the name of one that it did not finish."""
-    return file in FILES or (file.endswith(".tmp") and file.rsplit(".", 2)[0] in FILES)
-
-
 def foreign(files: Iterable[str]) -> list[str]:
-    """The names that this program does not write. Hidden files are left out: desktops put them everywhere."""
-    return [file for file in files if not is_own(file) and not file.startswith(".")]
+    """The names of files in a checkpoint that this program does not write.
+
+    `.tmp` ends the name of a file that it did not finish. Hidden files are not counted: desktops put them everywhere.
+    """
+    whole = {file: file.rsplit(".", 2)[0] if file.endswith(".tmp") else file for file in files}
+    return [file for file, name in whole.items() if name not in FILES and not file.startswith(".")]
 
 
 def upload(folder: Path, store: Store, name: str) -> None:

@@ -19,7 +19,6 @@ from pipeline.checkpoints.files import (
     Unfinished,
     foreign,
     in_safetensors,
-    is_own,
     parse,
     read_manifest,
     read_verified,
@@ -112,10 +111,9 @@ def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
 
     Kept are the best by mIoU, the newest `keep`, those that are marked because MLflow refers to them, and those newer than the
     newest one with a score whose own score is pending. One that cannot be read stays too, because it may be readable elsewhere or
-    later, and so does an unfinished one that is newer than the one that verifies, because it may still be uploading. Of a
-    checkpoint only the files that this program writes are deleted. Nothing is deleted before a checkpoint that stays is verified
-    byte by byte. `stored` names a folder that was just uploaded and read back, which is not read again. A failure is logged as a
-    warning; the next call tries again.
+    later; so do one in which somebody put a file, and an unfinished one that is newer than the one that verifies, because it may
+    still be uploading. Nothing is deleted before a checkpoint that stays is verified byte by byte. `stored` names a folder that
+    was just uploaded and read back, which is not read again. A failure is logged as a warning; the next call tries again.
     """
     try:
         found = survey(store)
@@ -137,12 +135,12 @@ def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, En
 
 
 def folders(store: Store) -> dict[int, dict[str, int]]:
-    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first."""
+    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first; without hidden files."""
     found: dict[int, dict[str, int]] = {}
     for key, size, _ in store.listing():
         folder, _, file = key.partition("/")
         step = folder.removeprefix("step-")
-        if file and step.isdecimal() and folder == folder_name(int(step)):
+        if file and not file.startswith(".") and step.isdecimal() and folder == folder_name(int(step)):
             found.setdefault(int(step), {})[file] = size
     return dict(sorted(found.items(), reverse=True))
 
@@ -225,7 +223,7 @@ def _dispensable(store: Store, found: Survey, keep: int, stored: str | None) -> 
         *list(good)[:keep],
         *ranked(good)[:1],
         *(step for step, progress in good.items() if step > scored and progress.get("score_pending", True)),
-        *(step for step, held in found.held.items() if KEPT in held),
+        *(step for step, held in found.held.items() if KEPT in held or foreign(held)),
         *found.faults,
     }
     return [step for step in found.held if step < newest and step not in kept]
@@ -240,14 +238,15 @@ def _verifies(store: Store, name: str) -> bool:
     return True
 
 
-def _delete(store: Store, name: str, held: Sequence[str]) -> None:
-    """Deletes those of the files `held` that this program writes, and the folder if nothing else is in it."""
-    own = sorted(filter(is_own, held), key=lambda file: file != MANIFEST)
+def _delete(store: Store, name: str, files: Sequence[str]) -> None:
+    """Deletes the files, each one by its name, and the folder if nothing else is in it."""
     try:
         # The manifest first, so that a half-deleted folder is never mistaken for a whole checkpoint.
-        for key in [*(f"{name}/{file}" for file in own), *([name] if len(own) == len(held) else [])]:
+        for key in [f"{name}/{file}" for file in sorted(files, key=lambda file: file != MANIFEST)]:
             store.delete(key)
             if store.exists(key):  # s3fs does not report refusals inside the response to a deletion
                 raise StorageError(f"{store.url(key)}: was deleted without an error and is still there")
+        if not store.list(name):
+            store.delete(name)
     except StorageError as error:
         logger.warning("old checkpoint not deleted: %s", error)

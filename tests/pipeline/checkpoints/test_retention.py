@@ -113,16 +113,19 @@ def test_what_cannot_be_read_and_what_others_wrote_stays(store: Store, tmp_path:
     store.write("step-000030/model.onnx", b"the user's own")
     checkpoint.prune(store, 1)
     assert held(store) == [10, 20, 30, 40]
-    assert store.list("step-000030") == ["step-000030/model.onnx"]
-    assert len(store.list("step-000010")) == len(store.list("step-000020")) == 4
+    assert [len(store.list(folder_name(step))) for step in (10, 20, 30, 40)] == [4, 4, 5, 4]
 
 
 def test_nothing_is_left_of_one_that_is_deleted(store: Store, tmp_path: Path) -> None:
     for step in (10, 20):
         saved(store, tmp_path, step)
     store.write(f"step-000010/{MODEL}.{'0' * 32}.tmp", b"of a killed writer")
+    saved(store, tmp_path, 5)
+    store.write("step-000005/.hidden", b"of a desktop")
     checkpoint.prune(store, 1)
     assert not Path(store.root, "step-000010").exists()
+    assert store.list() == ["step-000005/.hidden", *store.list("step-000020")]
+    assert checkpoint.newest_progress(store) == {"step": 20, "metrics": {"miou": 0.5}}
 
 
 def test_between_validations_only_the_newest_stay(store: Store, tmp_path: Path) -> None:
