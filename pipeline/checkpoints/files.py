@@ -185,7 +185,7 @@ def _entries(url: str, data: bytes) -> dict[str, Entry]:
     try:
         entries = {file: Entry(**fields) for file, fields in tree.items()}
     except TypeError as error:
-        raise CheckpointError(f"{url}: must give `sha256` and `bytes` of each file ({error}); {OTHER_VERSION}") from error
+        raise CheckpointError(f"{url}: must give `sha256` and `bytes` of each file; {OTHER_VERSION}") from error
     files = {MODEL, OPTIMIZER, PROGRESS}
     if not files <= set(entries) <= files | {AVERAGE}:
         listed, needed = ", ".join(entries) or "no file", ", ".join(sorted(files))

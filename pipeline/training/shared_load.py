@@ -94,5 +94,5 @@ def _broadcast(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[s
     for name, tensor in tensors.items():
         moved = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device).contiguous()
         dist.broadcast(moved, src=0)
-        received[name] = moved.to("cpu")
+        received[name] = moved.to("cpu") if tensor.is_meta else tensor
     return received
