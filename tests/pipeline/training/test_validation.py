@@ -16,7 +16,6 @@ from pipeline.config.load import load, override
 from pipeline.data.prepare import prepare
 from pipeline.errors import RunFailed
 from pipeline.fault_tolerance.interruptions import StopFlag
-from pipeline.tracking.provenance import environment
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import STOPPED, build_trainer, run_to_end, stop_reason, validate_pending
 from pipeline.training.validation import background_validation
@@ -143,7 +142,7 @@ def test_checkpoints_between_validations_leave_the_training_as_it_is(tiny: Confi
     best = max(made.progress, key=lambda step: (checkpoint.miou(made.progress[step]) or 0, step))
     assert list(made.progress) == sorted({9, 12, best})  # step 9 without a score
     assert made.progress[9]["score"] is None
-    assert made.progress[12]["environment"] == environment()
+    assert made.progress[12]["environment"] == run.environment
     last = f"step-000012/{checkpoint.MODEL}"
     assert run.checkpoints.read(last) == finished.run.checkpoints.read(last)
 
