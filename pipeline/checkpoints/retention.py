@@ -158,7 +158,9 @@ def survey(store: Store) -> Survey:
             for file, entry in entries.items():
                 if held.get(file) != entry.bytes:
                     url, size = store.url(f"{name}/{file}"), held.get(file, "no")
-                    raise CheckpointError(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
+                    # Without a manifest in the listing, the upload ended after it: the listing is not of the whole checkpoint.
+                    kind = CheckpointError if MANIFEST in held else Unfinished
+                    raise kind(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
             found.records[step] = read_progress(store, name, sha256, entries)
         except CheckpointError as error:
             logger.warning("checkpoint skipped: %s", error)

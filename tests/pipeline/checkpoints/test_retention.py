@@ -15,7 +15,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, folder_name
 from pipeline.config.base import Storage
 from pipeline.errors import CheckpointError, StorageError
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.store import Object, Store, open_store
 from tests.support.checkpoints import latest, saved
 from tests.support.faulty_store import FaultyStore
 
@@ -197,6 +197,20 @@ def test_one_that_is_deleted_by_half_is_not_taken_for_whole(
     assert held(store) == [10, 20]
     with pytest.raises(CheckpointError, match=r"manifest\.json: missing"):
         checkpoint.load(store, "step-000010")
+
+
+class Early(Store):
+    """A store whose listing was made before the rest of the checkpoints was uploaded."""
+
+    def listing(self, prefix: str = "") -> list[Object]:
+        return [found for found in super().listing(prefix) if found.key.endswith(MODEL)]
+
+
+def test_an_upload_that_ends_after_the_listing_is_no_damage(store: Store, tmp_path: Path) -> None:
+    saved(store, tmp_path, 10)
+    assert checkpoint.newest_progress(Early(store.root)) is None
+    assert checkpoint.load_best(Early(store.root)) is None
+    assert checkpoint.latest_step(Early(store.root)) == 10
 
 
 @pytest.fixture(scope="module")
