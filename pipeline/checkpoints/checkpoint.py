@@ -2,13 +2,13 @@
 
 A folder `step-000040` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` if the weights are averaged,
 `progress.json` and `manifest.json` (name -> sha256 and size of the other files). `score.json` is added if the checkpoint was
-stored before it was validated. No file is pickled. A checkpoint is loaded only if every byte matches its manifest. retention.py
-chooses which checkpoint of a run is loaded and which ones are kept.
+stored before it was validated, and `kept.json` if MLflow refers to it. No file is pickled. A checkpoint is loaded only if every
+byte matches its manifest. retention.py chooses which checkpoint of a run is loaded and which ones are kept.
 """
 
 import json
+import logging
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from pipeline.checkpoints.files import (
     PROGRESS,
     Entry,
     in_safetensors,
+    mark_kept,
     read_manifest,
     read_verified,
     seal,
@@ -34,22 +35,24 @@ from pipeline.checkpoints.retention import (
     best,
     first_whole,
     folder_name,
+    latest,
     latest_step,
     miou,
     newest_progress,
     prune,
     ranked,
     read_progress,
-    recorded,
+    survey,
     unscored,
 )
 from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 
 __all__ = ["AVERAGE", "MANIFEST", "MODEL", "OPTIMIZER", "PROGRESS", "Checkpoint", "CheckpointError", "State", "best",
-           "folder_name", "latest_step", "load", "load_best", "miou", "newest_progress", "prune", "restore", "save",
-           "snapshot", "unscored", "upload", "verify", "write_score"]  # fmt: skip
+           "folder_name", "latest", "latest_step", "load", "load_best", "mark_kept", "miou", "newest_progress", "prune",
+           "restore", "save", "snapshot", "unscored", "upload", "verify", "write_score"]  # fmt: skip
 Tensors = dict[str, torch.Tensor]
+logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
@@ -117,8 +120,18 @@ def load(store: Store, name: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 
 def load_best(store: Store) -> Checkpoint | None:
-    """The checkpoint with the highest mIoU that verifies, without the optimizer; None if there is none."""
-    return first_whole(store, ranked(recorded(store)), partial(load, store, with_optimizer=False))
+    """The checkpoint with the highest mIoU that verifies, without the optimizer; None if there is none.
+
+    Raises CheckpointError if there are checkpoints that cannot be read, and none with a score that can be.
+    """
+    found = survey(store)
+    faults = list(found.faults.values())
+    best, skipped = first_whole(
+        store, ranked(found.records), lambda step: load(store, folder_name(step), with_optimizer=False), faults
+    )
+    for line in skipped:
+        logger.warning("%s", line)
+    return best
 
 
 def restore(

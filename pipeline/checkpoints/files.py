@@ -17,6 +17,13 @@ MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "avera
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 SCORE = "score.json"
 """File with a score that was added after the checkpoint was stored. Not in the manifest, because a manifest never changes."""
+KEPT = "kept.json"
+"""File that marks a checkpoint to which MLflow refers, so that it is never deleted. Not in the manifest either."""
+FILES = (MODEL, OPTIMIZER, AVERAGE, PROGRESS, MANIFEST, SCORE, KEPT)
+SET_ASIDE = "set-aside"
+"""Folder of a run for checkpoints that cannot be read and whose place is needed."""
+
+OTHER_VERSION = "either damaged or written by another, perhaps later, version of this program"
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +44,32 @@ def seal(folder: Path, files: Iterable[str]) -> None:
     (folder / MANIFEST).write_bytes(_as_json(entries))
 
 
+class Unfinished(CheckpointError):
+    """A checkpoint without a manifest: its upload did not end, or it is being deleted."""
+
+
+def foreign(files: Iterable[str]) -> list[str]:
+    """The names of files in a checkpoint that this program does not write.
+
+    `.tmp` ends the name of a file that it did not finish. Hidden files are not counted: desktops put them everywhere.
+    """
+    whole = {file: file.rsplit(".", 2)[0] if file.endswith(".tmp") else file for file in files}
+    return [file for file, name in whole.items() if name not in FILES and not file.startswith(".")]
+
+
 def upload(folder: Path, store: Store, name: str) -> None:
     """Copies a saved folder to `<store>/<name>`, the manifest last. Each file is read back from the store.
 
+    A checkpoint in that place that cannot be read is set aside first, never overwritten.
     One whole file at a time is in memory, because a request that is retried needs its whole body. Raises CheckpointError, which
     names bucket and key, if the store holds something else than was saved: some stores report success and keep nothing. Raises
     StorageError if the store refuses.
     """
+    if held := [key for key in store.list() if key.startswith(f"{name}/")]:
+        _make_room(store, name, held)
     manifest = (folder / MANIFEST).read_bytes()
     for file, entry in [*_entries(str(folder / MANIFEST), manifest).items(), (MANIFEST, entry_of(manifest))]:
-        key = f"{name}/{file}"
-        store.write(key, (folder / file).read_bytes())
-        if held := store.difference(key, *entry):
-            raise CheckpointError(f"{store.url(key)}: {entry.bytes} bytes were written but the store holds {held}")
+        _write_whole(store, f"{name}/{file}", (folder / file).read_bytes(), entry)
 
 
 def verify(store: Store, name: str) -> None:
@@ -60,16 +80,42 @@ def verify(store: Store, name: str) -> None:
             raise CheckpointError(f"{url}: the manifest lists {entry.bytes} bytes but the store holds {held}")
 
 
+def _make_room(store: Store, name: str, held: list[str]) -> None:
+    """Sets a checkpoint aside that cannot be read. From one that can be, deletes the manifest: it would not match meanwhile."""
+    files = [key.removeprefix(f"{name}/") for key in held]
+    try:
+        if odd := foreign(files):
+            raise CheckpointError(f"{store.url(name)}: holds {', '.join(odd)}, which this version does not write")
+        if MANIFEST in files:
+            verify(store, name)
+            store.delete(f"{name}/{MANIFEST}")
+        return
+    except CheckpointError as error:
+        fault = error
+    taken, number, place = store.list(SET_ASIDE), 1, f"{SET_ASIDE}/{name}"
+    while any(key.startswith(f"{place}/") for key in taken):
+        number += 1
+        place = f"{SET_ASIDE}/{name}-{number}"
+    for file in files:
+        _write_whole(store, f"{place}/{file}", _read(store, f"{name}/{file}"))
+    for key in held:
+        store.delete(key)
+    logger.warning("%s; its place is needed, so it was moved to %s", fault, store.url(place))
+
+
+def mark_kept(store: Store, name: str, reason: str) -> None:
+    """Marks a checkpoint so that `retention.prune` never deletes it. Raises CheckpointError if the store loses the mark."""
+    if not store.exists(f"{name}/{KEPT}"):
+        _write_whole(store, f"{name}/{KEPT}", json.dumps({"reason": reason}).encode())
+
+
 def write_score(store: Store, name: str, sha256: str, metrics: Mapping[str, Any], score: Mapping[str, Any]) -> None:
     """Adds a score to `<store>/<name>`, which was stored without one; `sha256` is the checksum of its manifest.
 
     The file is read back. Raises CheckpointError if the store holds something else.
     """
-    key = f"{name}/{SCORE}"
     data = json.dumps({"manifest_sha256": sha256, "metrics": metrics, "score": score}, indent=1).encode()
-    store.write(key, data)
-    if held := store.difference(key, *entry_of(data)):
-        raise CheckpointError(f"{store.url(key)}: {len(data)} bytes were written but the store holds {held}")
+    _write_whole(store, f"{name}/{SCORE}", data)
 
 
 def with_score(store: Store, name: str, sha256: str, progress: dict[str, Any]) -> dict[str, Any]:
@@ -93,8 +139,11 @@ def with_score(store: Store, name: str, sha256: str, progress: dict[str, Any]) -
 
 
 def read_manifest(store: Store, name: str) -> tuple[str, dict[str, Entry]]:
-    """(sha256, file -> entry) of a checkpoint's manifest. Raises CheckpointError."""
-    data = _read(store, f"{name}/{MANIFEST}")
+    """(sha256, file -> entry) of a checkpoint's manifest. Raises CheckpointError; Unfinished if there is no manifest."""
+    try:
+        data = store.read(f"{name}/{MANIFEST}")
+    except FileNotFoundError as error:
+        raise Unfinished(f"{store.url(f'{name}/{MANIFEST}')}: missing") from error
     return entry_of(data).sha256, _entries(store.url(f"{name}/{MANIFEST}"), data)
 
 
@@ -136,10 +185,11 @@ def _entries(url: str, data: bytes) -> dict[str, Entry]:
     try:
         entries = {file: Entry(**fields) for file, fields in tree.items()}
     except TypeError as error:
-        raise CheckpointError(f"{url}: must give `sha256` and `bytes` of each file ({error})") from error
+        raise CheckpointError(f"{url}: must give `sha256` and `bytes` of each file; {OTHER_VERSION}") from error
     files = {MODEL, OPTIMIZER, PROGRESS}
     if not files <= set(entries) <= files | {AVERAGE}:
-        raise CheckpointError(f"{url}: lists {', '.join(entries) or 'no file'}; must list {', '.join(sorted(files))}")
+        listed, needed = ", ".join(entries) or "no file", ", ".join(sorted(files))
+        raise CheckpointError(f"{url}: lists {listed}; must list {needed}; {OTHER_VERSION}")
     if data != _as_json(entries):  # a change that JSON ignores, such as another blank
         raise CheckpointError(f"{url}: not as it was written")
     return entries
@@ -147,6 +197,14 @@ def _entries(url: str, data: bytes) -> dict[str, Entry]:
 
 def _as_json(entries: Mapping[str, Entry]) -> bytes:
     return json.dumps({file: entry._asdict() for file, entry in entries.items()}, indent=1).encode()
+
+
+def _write_whole(store: Store, key: str, data: bytes, entry: Entry | None = None) -> None:
+    """Writes a file and reads it back. `entry`: what it must hold; by default these bytes."""
+    store.write(key, data)
+    sha256, size = entry or entry_of(data)
+    if held := store.difference(key, sha256, size):
+        raise CheckpointError(f"{store.url(key)}: {size} bytes were written but the store holds {held}")
 
 
 def _read(store: Store, key: str) -> bytes:

@@ -5,15 +5,19 @@ This file does not import torch: Ray Train's controller reads the newest step be
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors
 
 from pipeline.checkpoints.files import (
+    KEPT,
     MANIFEST,
+    OTHER_VERSION,
     PROGRESS,
     Entry,
+    Unfinished,
+    foreign,
     in_safetensors,
     parse,
     read_manifest,
@@ -26,6 +30,19 @@ from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SHOWN = 10
+"""Checkpoints that cannot be read, of which an error shows the fault."""
+
+
+class Survey(NamedTuple):
+    """What a run's folder holds, by step, newest first."""
+
+    held: dict[int, dict[str, int]]
+    """File -> size, of each checkpoint."""
+    records: dict[int, dict[str, Any]]
+    """Progress of those that are complete by their manifest; the bytes of their weights are not compared."""
+    faults: dict[int, CheckpointError]
+    """Why others cannot be read. Without those whose upload did not end: a crash leaves them, and they are not damaged."""
 
 
 def folder_name(step: int) -> str:
@@ -33,29 +50,49 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def latest_step(store: Store) -> int:
-    """Step of the newest checkpoint whose every byte verifies, or 0. Logs a warning for each newer one that does not."""
+def latest(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
+    """Progress of the newest checkpoint whose every byte verifies, and a line for each newer one, which does not.
 
-    def whole(name: str) -> int:
-        sha256, entries = read_manifest(store, name)
+    The progress is None for a run that has no checkpoint yet. Raises CheckpointError, which names the checkpoints, if none of
+    them verifies.
+    """
+    held = folders(store)
+
+    def whole(step: int) -> dict[str, Any]:
+        name = folder_name(step)
+        sha256, entries = _manifest(store, name, held[step])
         for file in entries:
             if file != PROGRESS:
                 key = f"{name}/{file}"
                 with in_safetensors(store.url(key)):
                     safetensors.deserialize(read_verified(store, key, entries[file]))  # type: ignore[no-untyped-call]
-        return int(read_progress(store, name, sha256, entries)["step"])
+        return read_progress(store, name, sha256, entries)
 
-    return first_whole(store, folders(store), whole) or 0
+    return first_whole(store, held, whole)
+
+
+def latest_step(store: Store) -> int:
+    """Step of the checkpoint that `latest` finds; 0 for a run that has none yet. Logs what was skipped; raises as `latest`."""
+    found, skipped = latest(store)
+    for line in skipped:
+        logger.warning("%s", line)
+    return int(found["step"]) if found else 0
 
 
 def newest_progress(store: Store) -> dict[str, Any] | None:
-    """Progress of the newest checkpoint, whose weights are not verified. None if there is none."""
-    return next((progress for _, progress in recorded(store)), None)
+    """Progress of the newest checkpoint, whose weights are not verified. None if there is none.
+
+    Raises CheckpointError if there are checkpoints but none can be read.
+    """
+    found = survey(store)
+    if not found.records and found.faults:
+        raise _none_readable(store, list(found.faults.values()))
+    return next(iter(found.records.values()), None)
 
 
 def best(store: Store) -> str | None:
     """Folder name of the checkpoint with the highest mIoU; of equals, the later one. None if none has a score."""
-    return next(map(folder_name, ranked(recorded(store))), None)
+    return next(map(folder_name, ranked(survey(store).records)), None)
 
 
 def miou(progress: Mapping[str, Any]) -> float | None:
@@ -66,24 +103,26 @@ def miou(progress: Mapping[str, Any]) -> float | None:
 
 def unscored(store: Store) -> list[int]:
     """Steps of the checkpoints that were not validated, oldest first."""
-    return sorted(step for step, progress in recorded(store) if miou(progress) is None)
+    return sorted(step for step, progress in survey(store).records.items() if miou(progress) is None)
 
 
 def prune(store: Store, keep: int, *, stored: str | None = None) -> None:
-    """Deletes checkpoints older than the newest one that verifies, torn ones included, except those that are kept.
+    """Deletes checkpoints older than the newest one that verifies, unfinished ones included, except those that are kept.
 
-    Kept are the best by mIoU, the newest `keep`, and all that are newer than the newest one with a score, because their scores
-    may still be pending. A torn checkpoint newer than the one that verifies may still be uploading, so it stays too. Nothing is
-    deleted before a checkpoint that stays is verified byte by byte. `stored` names a folder that was just uploaded and read
-    back, which is not read again. A failure is logged as a warning; the next call tries again.
+    Kept are the best by mIoU, the newest `keep`, those that are marked because MLflow refers to them, and those newer than the
+    newest one with a score whose own score is pending. One that cannot be read stays too, because it may be readable elsewhere or
+    later; so do one in which somebody put a file, and an unfinished one that is newer than the one that verifies, because it may
+    still be uploading. Nothing is deleted before a checkpoint that stays is verified byte by byte. `stored` names a folder that
+    was just uploaded and read back, which is not read again. A failure is logged as a warning; the next call tries again.
     """
     try:
-        old = _dispensable(store, keep, stored)
+        found = survey(store)
+        old = _dispensable(store, found, keep, stored)
     except StorageError as error:
         logger.warning("old checkpoints not checked: %s", error)
         return
-    for name in old:
-        _delete(store, name)
+    for step in old:
+        _delete(store, folder_name(step), list(found.held[step]))
 
 
 def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -96,65 +135,100 @@ def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, En
 
 
 def folders(store: Store) -> dict[int, dict[str, int]]:
-    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first."""
+    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first; without hidden files."""
     found: dict[int, dict[str, int]] = {}
     for key, size, _ in store.listing():
         folder, _, file = key.partition("/")
         step = folder.removeprefix("step-")
-        if file and step.isdecimal() and folder == folder_name(int(step)):
+        if file and not file.startswith(".") and step.isdecimal() and folder == folder_name(int(step)):
             found.setdefault(int(step), {})[file] = size
     return dict(sorted(found.items(), reverse=True))
 
 
-def recorded(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, progress) of every checkpoint, newest first; torn ones are skipped with a warning.
+def survey(store: Store) -> Survey:
+    """The checkpoints of a run. Each one that is unfinished or cannot be read is logged as a warning.
 
     Verifies the bytes of progress.json, but only the existence and size of the other files.
     """
-    for step, held in folders(store).items():
+    found = Survey(folders(store), {}, {})
+    for step, held in found.held.items():
         name = folder_name(step)
         try:
-            sha256, entries = read_manifest(store, name)
+            sha256, entries = _manifest(store, name, held)
             for file, entry in entries.items():
                 if held.get(file) != entry.bytes:
                     url, size = store.url(f"{name}/{file}"), held.get(file, "no")
-                    raise CheckpointError(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
-            progress = read_progress(store, name, sha256, entries)
+                    # Without a manifest in the listing, the upload ended after it: the listing is not of the whole checkpoint.
+                    kind = CheckpointError if MANIFEST in held else Unfinished
+                    raise kind(f"{url}: {size} bytes, but the manifest lists {entry.bytes}")
+            found.records[step] = read_progress(store, name, sha256, entries)
         except CheckpointError as error:
             logger.warning("checkpoint skipped: %s", error)
-        else:
-            yield step, progress
-
-
-def ranked(records: Iterable[tuple[int, dict[str, Any]]]) -> list[int]:
-    """Steps by mIoU, best first; of equals, the later one first. Steps without a finite score are skipped."""
-    scores = [(miou(progress), step) for step, progress in records]
-    return [step for _, step in sorted((s for s in scores if s[0] is not None and math.isfinite(s[0])), reverse=True)]
-
-
-def first_whole(store: Store, steps: Iterable[int], take: Callable[[str], T]) -> T | None:
-    """Result of `take(folder)` for the first checkpoint that raises no CheckpointError; None if all do. Tries each once."""
-    torn, found, instead = [], None, "no other checkpoint is left"
-    for step in steps:
-        try:
-            found, instead = take(folder_name(step)), f"loaded instead: {store.url(folder_name(step))}"
-            break
-        except CheckpointError as error:
-            torn.append(error)
-    for fault in torn:
-        logger.warning("checkpoint skipped: %s; %s", fault, instead)
+            if not isinstance(error, Unfinished):
+                found.faults[step] = error
     return found
 
 
-def _dispensable(store: Store, keep: int, stored: str | None) -> list[str]:
-    whole = dict(recorded(store))
-    newest = next((step for step in whole if folder_name(step) == stored or _verifies(store, folder_name(step))), None)
+def ranked(records: Mapping[int, dict[str, Any]]) -> list[int]:
+    """Steps by mIoU, best first; of equals, the later one first. Steps without a finite score are skipped."""
+    scores = [(miou(progress), step) for step, progress in records.items()]
+    return [step for _, step in sorted((s for s in scores if s[0] is not None and math.isfinite(s[0])), reverse=True)]
+
+
+def first_whole(
+    store: Store, steps: Iterable[int], take: Callable[[int], T], faults: Sequence[CheckpointError] = ()
+) -> tuple[T | None, list[str]]:
+    """Result of `take(step)` for the first checkpoint that raises no CheckpointError, and a line for each one before it.
+
+    Tries each once. The result is None if all are unfinished. Raises CheckpointError if some are not and none can be read;
+    `faults` are those that were found before.
+    """
+    skipped: list[CheckpointError] = []
+    found, instead = None, "no other checkpoint is left"
+    for step in steps:
+        try:
+            found, instead = take(step), f"loaded instead: {store.url(folder_name(step))}"
+            break
+        except CheckpointError as error:
+            skipped.append(error)
+    unreadable = [fault for fault in [*faults, *skipped] if not isinstance(fault, Unfinished)]
+    if found is None and unreadable:
+        raise _none_readable(store, unreadable)
+    return found, [f"checkpoint skipped: {fault}; {instead}" for fault in skipped]
+
+
+def _none_readable(store: Store, faults: Sequence[CheckpointError]) -> CheckpointError:
+    shown = [str(fault) for fault in faults[:SHOWN]] + [f"and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
+    return CheckpointError(
+        f"{store.url('')}: holds checkpoints, but none that can be used ({'; '.join(shown)}); nothing was changed: put back a "
+        "copy of one, run the version of this program that wrote them, or give the run another name (name=...) to start at step 0"
+    )
+
+
+def _manifest(store: Store, name: str, held: Iterable[str]) -> tuple[str, dict[str, Entry]]:
+    """As `read_manifest`, but a folder without a manifest that holds files of other programs is not taken for unfinished."""
+    try:
+        return read_manifest(store, name)
+    except Unfinished as error:
+        if odd := foreign(held):
+            raise CheckpointError(f"{store.url(name)}: holds {', '.join(odd)} and no {MANIFEST}; {OTHER_VERSION}") from error
+        raise
+
+
+def _dispensable(store: Store, found: Survey, keep: int, stored: str | None) -> list[int]:
+    newest = next((step for step in found.records if folder_name(step) == stored or _verifies(store, folder_name(step))), None)
     if newest is None:
         return []
-    good = {step: progress for step, progress in whole.items() if step <= newest}
+    good = {step: progress for step, progress in found.records.items() if step <= newest}
     scored = max((step for step, progress in good.items() if miou(progress) is not None), default=-1)
-    kept = {*list(good)[:keep], *ranked(good.items())[:1], *(step for step in good if step > scored)}
-    return [folder_name(step) for step in folders(store) if step < newest and step not in kept]
+    kept = {
+        *list(good)[:keep],
+        *ranked(good)[:1],
+        *(step for step, progress in good.items() if step > scored and progress.get("score_pending", True)),
+        *(step for step, held in found.held.items() if KEPT in held or foreign(held)),
+        *found.faults,
+    }
+    return [step for step in found.held if step < newest and step not in kept]
 
 
 def _verifies(store: Store, name: str) -> bool:
@@ -166,12 +240,15 @@ def _verifies(store: Store, name: str) -> bool:
     return True
 
 
-def _delete(store: Store, name: str) -> None:
+def _delete(store: Store, name: str, files: Sequence[str]) -> None:
+    """Deletes the files, each one by its name, and the folder if nothing else is in it."""
     try:
         # The manifest first, so that a half-deleted folder is never mistaken for a whole checkpoint.
-        for prefix in (f"{name}/{MANIFEST}", name):
-            store.delete(prefix)
-            if store.list(prefix):  # s3fs does not report refusals inside the response to a deletion
-                raise StorageError(f"{store.url(prefix)}: was deleted without an error and is still there")
+        for key in [f"{name}/{file}" for file in sorted(files, key=lambda file: file != MANIFEST)]:
+            store.delete(key)
+            if store.exists(key):  # s3fs does not report refusals inside the response to a deletion
+                raise StorageError(f"{store.url(key)}: was deleted without an error and is still there")
+        if not store.list(name):
+            store.delete(name)
     except StorageError as error:
         logger.warning("old checkpoint not deleted: %s", error)

@@ -5,7 +5,7 @@ from typing import Any
 
 NOT_SHAPING = {
     "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
-    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every"),
+    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every", "checkpoint_every"),
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
 FREE_KEYS = {"data.oversample"}

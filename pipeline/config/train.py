@@ -41,6 +41,9 @@ class Train(Section):
     """Keep statistics, scale and shift of the backbone's batch norm fixed; for fine-tuning."""
     validate_every: int = Field(1000, ge=1)
     """Steps between validations; each one reports its scores and saves a checkpoint. The last step always validates."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints: the most that a crash costs. Every validation saves one too. Each holds training up for some
+    seconds, which the metric checkpoint/blocked_s adds up."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines and metric points."""
     keep_checkpoints: int = Field(2, ge=1)

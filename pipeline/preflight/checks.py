@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pipeline.checkpoints.retention import newest_progress
 from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
@@ -46,11 +45,12 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
         found += cluster_checks.resources(config, cluster)
     else:
         store = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-        newest = newest_progress(store)
-        found += examine_settings(config, manifest, cluster)
-        found += run_checks.resume(config, manifest, store, newest)
-        if newest is None:  # a resumed run starts from its checkpoint instead
-            found += training_checks.weights(config, len(manifest.class_names))
+        newest, of_run = run_checks.newest(store)
+        found += [*examine_settings(config, manifest, cluster), *of_run]
+        if not any(finding.level == "error" for finding in of_run):
+            found += run_checks.resume(config, manifest, store, newest)
+            if newest is None:  # a resumed run starts from its checkpoint instead
+                found += training_checks.weights(config, len(manifest.class_names))
     return Preflight(sorted(found, key=lambda finding: finding.level), cluster, newest)
 
 

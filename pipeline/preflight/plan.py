@@ -73,13 +73,18 @@ def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -
         ("block", f"{_range(train, partial(_block, config))} of a worker"),
         (
             "checkpoint",
-            f"{size(checkpoint_bytes(config, len(manifest.class_names)))}, "
+            f"{size(checkpoint_bytes(config, len(manifest.class_names)))}, every {_checkpoint_steps(train):,} steps; "
             f"the best and the last {train.keep_checkpoints} are kept",
         ),
         *_options(config),
         *_oversampled(config, manifest),
     ]
     return "\n".join(f"{key:<16}{value}" for key, value in rows)
+
+
+def _checkpoint_steps(train: Train) -> int:
+    """The most steps between two checkpoints."""
+    return min(train.checkpoint_every, train.validate_every, train.steps)
 
 
 def _range(train: Train, of_number: Callable[[int], str]) -> str:

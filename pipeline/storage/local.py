@@ -1,6 +1,7 @@
 """A folder used like a bucket: replaces files as a whole and lists every file."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -8,14 +9,44 @@ from pathlib import Path
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Writes a file, and its folders if they are missing, so that readers see the old or the new content and never a part."""
+    """Writes a file, and its folders if they are missing, so that readers see the old or the new content and never a part.
+
+    It is on the disk when this returns, also if the machine loses power then: a manifest must not outlive what it lists.
+    """
     scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_folders(scratch.parent)
     try:
-        scratch.write_bytes(data)
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+    for folder in [scratch.parent, *(each.parent for each in made)]:
+        _sync_folder(folder)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes a folder and those above it that are missing; returns them, the lowest first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _sync_folder(folder: Path) -> None:
+    """Writes the names in a folder to the disk."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except (PermissionError, FileNotFoundError):  # one that may be written but not listed, or was deleted in the meantime
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call for a folder
+            raise
+    finally:
+        os.close(handle)
 
 
 def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str]:

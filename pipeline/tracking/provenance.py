@@ -4,9 +4,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGES = {"torch": "torch", "ray": "ray", "mlflow": "mlflow", "opencv": "opencv-python", "numpy": "numpy"}
+CODE = ("commit", "python", *PACKAGES)
+"""What of an environment can change the trained model."""
 
 
 def environment() -> dict[str, str]:
@@ -21,6 +24,18 @@ def environment() -> dict[str, str]:
         "devices": ", ".join(f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)) or "cpu",
         "cpus": str(os.cpu_count()),
     }
+
+
+def other_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """`torch was 2.13.0 and is 2.14.0` for the commit and each version that differs between two environments.
+
+    What only one of them names is not compared: older checkpoints recorded nothing.
+    """
+    return [
+        f"{name} was {before[name]} and is {now[name]}"
+        for name in CODE
+        if name in before and name in now and before[name] != now[name]
+    ]
 
 
 def describe_commit() -> str:

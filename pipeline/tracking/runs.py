@@ -11,6 +11,7 @@ import yaml
 from pipeline.config.config import Config, without_password
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect, tracking_uri
+from pipeline.tracking.provenance import CODE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 RUN_KEY = "ccnet.run_key"
 STOP_REASON = "ccnet.stop_reason"
+OTHER_CODE = "ccnet.resumed_with"
+"""Tag of a run that was resumed with another commit or other versions: one line for each time."""
+TAG_CHARS = 5000
+"""Longest value of a tag that every MLflow server takes."""
 
 
 def open_mlflow_run(
@@ -27,12 +32,14 @@ def open_mlflow_run(
     run_key: str | None = None,
     parent_run_id: str | None = None,
     run_name: str | None = None,
+    other_code: str = "",
 ) -> str:
     """Reopens the earlier run of this configuration or creates one; returns its run id.
 
     A run is found by the tag `ccnet.run_key`: the configuration's run key, unless `run_key` is given (as by a trial).
     Every resolved setting is a parameter under its dotted name. MLflow never changes a parameter, so a reopened run keeps
-    the first values; the artifact config.yaml holds the latest.
+    the first values; the artifact config.yaml holds the latest. The tags of commit and versions keep the first values too;
+    `other_code`, a line that says what changed since the checkpoint that the run resumes from, is added to `ccnet.resumed_with`.
     """
     client = connect(tracking_uri(settings.tracking))
     experiment_id = _experiment(client, settings.tracking.experiment, tracking_uri(settings.tracking))
@@ -45,7 +52,10 @@ def open_mlflow_run(
     if parent_run_id:
         tags["mlflow.parentRunId"] = parent_run_id
     if found:
-        run = found[0]
+        run, first = found[0], found[0].data.tags
+        tags = {name: value for name, value in tags.items() if name not in first or name.removeprefix("ccnet.") not in CODE}
+        if other_code:
+            tags[OTHER_CODE] = "\n".join(filter(None, [first.get(OTHER_CODE), other_code]))[-TAG_CHARS:]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
         run = client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)

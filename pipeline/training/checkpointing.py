@@ -16,6 +16,7 @@ import ray.train.collective
 from ray.train import CheckpointUploadMode
 
 from pipeline.checkpoints import checkpoint
+from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score
 from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import as_worker_fault
@@ -42,9 +43,16 @@ class RunRecord:
 
     @classmethod
     def of(cls, progress: dict[str, Any]) -> "RunRecord":
-        """The record in a checkpoint's progress, with the checkpoint's score added."""
-        kept, miou = progress["record"], checkpoint.miou(progress)
-        record = cls(**kept | {"spent": TimeSpent(**kept["spent"])})
+        """The record in a checkpoint's progress, with its score added. Raises CheckpointError for another version's."""
+        miou = checkpoint.miou(progress)
+        try:
+            kept = progress["record"]
+            record = cls(**kept | {"spent": TimeSpent(**kept["spent"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint of step {progress['step']}: its record is of another version of this program ({error}); use that "
+                "version, or give the run another name (name=...)"
+            ) from error
         if miou is not None:
             record.add_score(miou)
         return record
@@ -107,7 +115,9 @@ class CheckpointSaver:
                 "scaler": learner.scaler.state_dict() if learner.scaler else {},
                 "initial_sha256": learner.initial_sha256,
                 "score": score and score._asdict(),
+                "score_pending": score is None and (validation or step % self.run.config.train.validate_every == 0),
                 "interrupted": interrupted,
+                "environment": self.run.environment or {},
             }
             folder = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")
             ray.train.report(

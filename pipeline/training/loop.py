@@ -19,7 +19,6 @@ from ccnet.step import StepResult
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.train import Train
-from pipeline.errors import CheckpointError, StorageError
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
 from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor
@@ -29,11 +28,11 @@ from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
 from pipeline.loading.stall import StallMonitor, stall_reason
 from pipeline.model.learner import Learner
-from pipeline.model.pretrained import read_pretrained
 from pipeline.tracking import runs
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_leftovers, score_metrics
 from pipeline.training.run import Run
+from pipeline.training.shared_load import from_rank_zero, load_once, pretrained_once
 from pipeline.training.throughput import Throughput
 from pipeline.training.validation import validate
 
@@ -52,12 +51,13 @@ class Actions(NamedTuple):
 class Schedule:
     """Decides what to do after each step; `check` is the method of an InterruptionMonitor.
 
-    A validation that is due waits for a step that was not skipped: a run resumed from a checkpoint after a skipped step could not
-    learn.
+    A checkpoint that is due, with a validation or without, waits for a step that was not skipped: a run resumed from a checkpoint
+    after a skipped step could not learn.
     """
 
     def __init__(self, train: Train, check: Callable[[int, float], Interruption | None]) -> None:
-        self.train, self.check, self.validation_due = train, check, False
+        self.train, self.check = train, check
+        self.validation_due = self.save_due = False
 
     def after(self, done: int, applied: torch.Tensor | bool, stored_s: float) -> Actions:
         """What to do after `done` steps, the last of which changed the weights (`applied`) or was skipped.
@@ -68,15 +68,18 @@ class Schedule:
         last = done == self.train.steps
         log = last or done % self.train.log_every == 0
         self.validation_due = self.validation_due or done % self.train.validate_every == 0
+        self.save_due = self.save_due or self.validation_due or done % self.train.checkpoint_every == 0
         found = None if last else self.check(done, stored_s)
         if found and not applied:  # no checkpoint: a preempted worker leaves anyway, any other stop waits for the next check
             found = found._replace(save=False) if found.moves else None
         if found:
             # If there is no time to validate, the resumed run validates this checkpoint first.
             return Actions(log, found.validate, found.save, found)
-        validate_now = last or (self.validation_due and bool(applied))
-        self.validation_due = self.validation_due and not validate_now
-        return Actions(log, validate_now, validate_now)
+        if not (last or (self.save_due and bool(applied))):
+            return Actions(log, False, False)
+        validate_now = last or self.validation_due
+        self.validation_due = self.save_due = False
+        return Actions(log, validate_now, True)
 
 
 def train_worker(run: Run) -> None:
@@ -94,9 +97,10 @@ def train_worker(run: Run) -> None:
 
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
-    if run.done():  # the last checkpoint is complete; the worker died before it could report it
-        return
     config, train = run.config, run.config.train
+    # The last checkpoint may be complete, if the worker died before it could report it.
+    if from_rank_zero(run.done, ray.train.torch.get_device()):
+        return
     learner, batches, record = _start(run, log)
     if config.stop.impatient(record.since_best):  # patience ended with the pending validation in `_start`
         return
@@ -154,19 +158,17 @@ def _points(config: Config, result: StepResult, learning_rate: float, record: Ru
 
 def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], RunRecord]:
     """The learner in its state before the first batch, the batches from there on, and the run's record."""
-    config, record = run.config, RunRecord()
-    build = partial(Learner, config, len(run.manifest.class_names), ray.train.torch.get_device())
+    config, record, device = run.config, RunRecord(), ray.train.torch.get_device()
+    build = partial(Learner, config, len(run.manifest.class_names), device)
     with ThreadPoolExecutor(1) as pool:  # Ray Data starts its processes while this one builds the network
         fed = pool.submit(_first_batch, run)
-        resumes = checkpoint.newest_progress(run.checkpoints) is not None
-        learner = build(None if resumes else read_pretrained(config))
+        resumes = from_rank_zero(lambda: checkpoint.newest_progress(run.checkpoints) is not None, device)
+        learner = build(None if resumes else pretrained_once(config, device))
     first, batches, fed_s = fed.result()
-    if resumes and not first.step:  # checkpoints exist, but none verifies
-        learner = build(read_pretrained(config))
-    learner.micro_batch = noted_micro_batch(run.checkpoints) or learner.micro_batch
+    learner.micro_batch = from_rank_zero(lambda: noted_micro_batch(run.checkpoints), device) or learner.micro_batch
     if first.step:
         loading = time.monotonic()
-        found = _load(run, first.step)
+        found = load_once(run.checkpoints, first.step, device)
         learner.restore(found)
         record = RunRecord.of(found.progress)
         logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
@@ -186,17 +188,6 @@ def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], floa
     batches = training_batches(ray.train.get_dataset_shard("train"), feed, distributed.rank())
     batches = StallMonitor(config.data.stall_s, partial(stall_reason, config, run.manifest)).watched(batches)
     return next(batches), batches, time.monotonic() - started
-
-
-def _load(run: Run, step: int) -> checkpoint.Checkpoint:
-    """The checkpoint at whose step the feed starts.
-
-    Raises StorageError if it does not load, so that the next attempt checks again which checkpoints verify.
-    """
-    try:
-        return checkpoint.load(run.checkpoints, checkpoint.folder_name(step))
-    except CheckpointError as error:
-        raise StorageError(f"{error}; it verified when this attempt began") from error
 
 
 def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, log: MetricLog | None) -> float:

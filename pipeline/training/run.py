@@ -12,7 +12,7 @@ from pipeline.preflight.findings import refuse
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import import_mlflow, tracking_uri
-from pipeline.tracking.provenance import environment
+from pipeline.tracking.provenance import environment, other_code
 
 
 class Run(NamedTuple):
@@ -27,6 +27,8 @@ class Run(NamedTuple):
     """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
     """Handle of the driver's `StopFlag`; None where nothing can request a stop."""
+    environment: dict[str, str] | None = None
+    """Commit, versions and devices of the driver; every checkpoint records them."""
 
     def first_step(self) -> int:
         """Optimizer steps already done according to the newest checkpoint that verifies."""
@@ -51,9 +53,12 @@ def open_run(config: Config, run_key: str | None = None) -> Run:
     threading.Thread(target=import_mlflow).start()  # while Ray starts
     connect.join()
     # Opening a finished run again must not replace the commit and the versions that produced it.
-    finished = preflight.newest is not None and preflight.newest["step"] >= config.train.steps
+    newest = preflight.newest
+    finished = newest is not None and newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
-    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key)
+    changed = other_code(newest.get("environment", {}), made_by) if newest else []
+    line = f"step {newest['step']}: {'; '.join(changed)}" if newest and changed else ""
+    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-    uri = tracking_uri(config.tracking)
-    return Run(config, manifest, checkpoints, uri, run_id, connect.gpus_for(config.train.fewest_workers))
+    on_gpus = connect.gpus_for(config.train.fewest_workers)
+    return Run(config, manifest, checkpoints, tracking_uri(config.tracking), run_id, on_gpus, environment=made_by)

@@ -200,6 +200,8 @@ def end_run(run: Run, error: BaseException) -> None:
 def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
     """Records the best checkpoint in the MLflow run, by reference, and registers it if `tracking.register_as` is set."""
     facts = checkpoint_summary(best, score)
+    # Before MLflow refers to it: a later attempt with a better score must not delete it.
+    checkpoint.mark_kept(run.checkpoints, checkpoint.folder_name(best.step), f"the best checkpoint of MLflow run {run.run_id}")
     registry.log_best(run.tracking_uri, run.run_id, **facts)
     if run.config.tracking.register_as:
         del facts["step"]

@@ -116,5 +116,5 @@ def _register_best(parent: Run, key: str, trials: list[Trial]) -> Score:
             best, score = best_of(run)
             record_best(run, best, score)
             return score
-        logger.warning("trial %s was stopped before a checkpoint was stored", trial.number)
+        logger.warning("trial %s has no checkpoint with a score that can be read", trial.number)
     raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint; raise tune.grace_steps")

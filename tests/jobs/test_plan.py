@@ -13,8 +13,11 @@ from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError
+from pipeline.evaluation.protocol import validation_protocol
 from pipeline.images import codec
+from pipeline.storage.store import open_store
 from pipeline.training.run import open_run
+from tests.support.checkpoints import saved
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "train.steps=10", "train.global_batch=4"]
@@ -70,6 +73,28 @@ def test_what_training_refuses_is_an_error_of_the_plan(tmp_path: Path, capsys: p
     with pytest.raises(ConfigError) as raised:
         open_run(refused)
     assert [line.partition(":")[0] for line in raised.value.mistakes] == ["tracking.uri = http", "train.resume = t-0123abcd"]
+
+
+def test_checkpoints_that_cannot_be_read_are_an_error_of_plan_and_training_and_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = config(tmp_path / "s", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    run, recorded = open_store(f"{made.runs_url}/{made.run_key}", made.storage), {"config": made.record()}
+    recorded["protocol"] = validation_protocol(made, prepare(made))
+    for step in (4, 8):
+        saved(run, tmp_path, step, **recorded)
+    run.write("step-000008/model.safetensors", b"cut")
+    assert plan.run(made) == 0
+    assert f"warning  checkpoint skipped: {run.url('step-000008/model.safetensors')}: " in capsys.readouterr().out
+    run.write("step-000004/manifest.json", b'{"version": 2}')
+    before = {key: run.read(key) for key in run.list()}
+    assert plan.run(made) == 1
+    shown = capsys.readouterr().out
+    assert f"error    {run.url('')}: holds checkpoints, but none that can be used ({run.url('step-000008/model')}" in shown
+    assert "1 error, 0 warnings" in shown
+    with pytest.raises(ConfigError, match=r"; nothing was changed: put back a copy of one, .*\(name=\.\.\.\)"):
+        open_run(made)
+    assert {key: run.read(key) for key in run.list()} == before
 
 
 @pytest.mark.slow

@@ -38,14 +38,14 @@ def average_of(net: Net) -> Net:
     return average
 
 
-def saved(store: Store, scratch: Path, step: int, miou: float | None = 0.5, *, averaged: bool = False) -> Net:
-    """Stores the checkpoint of a network trained under seed `step`; returns it."""
+def saved(store: Store, scratch: Path, step: int, miou: float | None = 0.5, *, averaged: bool = False, **recorded: object) -> Net:
+    """Stores the checkpoint of a network trained under seed `step`, with `recorded` in its progress; returns the network."""
     net, optimizer = trained(step)
     metrics = {"num_images": 3} if miou is None else {"miou": miou}
     local = scratch / f"local-{step}"
     local.mkdir(exist_ok=True)
     state = checkpoint.snapshot(net, optimizer, average_of(net) if averaged else None)
-    checkpoint.save(local, state, {"step": step, "metrics": metrics})
+    checkpoint.save(local, state, {"step": step, "metrics": metrics} | recorded)
     checkpoint.upload(local, store, checkpoint.folder_name(step))
     return net
 

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is never loaded: the one before it is loaded instead, with a warning in the log."""
+"""A damaged checkpoint is never loaded: the one before it is loaded instead, with a warning; if there is none, nothing is."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.files import entry_of
 from pipeline.config.base import Storage
-from pipeline.errors import StorageError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.storage.store import Store, open_store
 from tests.support.checkpoints import Net, equal, latest, saved
 from tests.support.faulty_store import FaultyStore
@@ -95,11 +95,77 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert re.fullmatch(expected, message)
 
 
-def test_the_log_reports_that_no_checkpoint_is_left(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def content(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in store.list()}
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if damage != "no manifest"])
+def test_if_none_can_be_read_each_is_named_and_left_as_it_is(store: Store, damage: str) -> None:
+    fault, damaged = DAMAGE[damage]
     for step in (10, 20):
-        Path(store.root, checkpoint.folder_name(step), MODEL).unlink()
+        damaged(Path(store.root, checkpoint.folder_name(step)))
+    before = content(store)
+    expected = (
+        rf"{store.root}/: holds .* none .* \({store.root}/step-000020/{fault}.*; {store.root}/step-000010/{fault}.*\); nothing"
+    )
+    with pytest.raises(CheckpointError, match=expected) as raised:
+        latest(store)
+    assert "put back a copy of one" in str(raised.value)
+    if damage != "no tensors":  # its bytes are those of its manifest, so pruning takes it for whole
+        checkpoint.prune(store, 1)
+    assert content(store) == before
+
+
+def test_a_manifest_of_a_later_version_is_said_to_be_one(store: Store) -> None:
+    for step in (10, 20):
+        store.write(f"{checkpoint.folder_name(step)}/{MANIFEST}", b'{"version": 2, "files": {}}')
+    for read in (latest, checkpoint.newest_progress, checkpoint.load_best):
+        with pytest.raises(CheckpointError, match=f"step-000020/{MANIFEST}: .*written by another, perhaps later, version"):
+            read(store)
+
+
+def test_files_of_another_program_are_no_unfinished_upload(store: Store, tmp_path: Path) -> None:
+    shards = Store(f"{store.root}-of-a-later-version")
+    shards.write("step-000030/index.json", b"{}")
+    shards.write("step-000030/model-00001.safetensors", b"")
+    with pytest.raises(CheckpointError, match=rf"step-000030: holds index.json, .* and no {MANIFEST}; .* later, version"):
+        checkpoint.latest_step(shards)
+
+
+@pytest.mark.parametrize("also", [[], [".DS_Store"], [f"{MODEL}.{'0' * 32}.tmp"]])
+def test_uploads_that_did_not_end_are_a_new_run(store: Store, also: list[str]) -> None:
+    for step in (10, 20):
+        Path(store.root, checkpoint.folder_name(step), MANIFEST).unlink()
+    for file in also:
+        store.write(f"step-000010/{file}", b"")
     assert latest(store) is None
-    assert [message.rpartition("/")[2] for message in caplog.messages] == [f"{MODEL}: missing; no other checkpoint is left"] * 2
+    assert checkpoint.newest_progress(store) is None
+    assert checkpoint.load_best(store) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "wrong name", "empty manifest"])
+def test_one_that_cannot_be_read_is_set_aside_when_its_place_is_needed(
+    store: Store, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(store.root, "step-000020")
+    for number in (1, 2):
+        DAMAGE[damage][1](folder)
+        (folder / "notes.txt").write_text(f"mine {number}")
+        held = {file.name: file.read_bytes() for file in folder.iterdir()}
+        saved(store, tmp_path, 20)
+        assert checkpoint.latest_step(store) == 20
+        aside = Path(store.root, "set-aside", "step-000020" if number == 1 else "step-000020-2")
+        assert {file.name: file.read_bytes() for file in aside.iterdir()} == held
+        assert caplog.messages[-1].endswith(f"; its place is needed, so it was moved to {aside}")
+    assert not (folder / "notes.txt").exists()
+
+
+def test_an_upload_over_an_unfinished_or_a_sound_one_sets_nothing_aside(store: Store, tmp_path: Path) -> None:
+    Path(store.root, "step-000010", MANIFEST).unlink()
+    for step in (10, 20):
+        saved(store, tmp_path, step)
+        checkpoint.verify(store, checkpoint.folder_name(step))
+    assert not Path(store.root, "set-aside").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing model", "missing progress", "no manifest", "no step"])

@@ -15,7 +15,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import MANIFEST, MODEL, folder_name
 from pipeline.config.base import Storage
 from pipeline.errors import CheckpointError, StorageError
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.store import Object, Store, open_store
 from tests.support.checkpoints import latest, saved
 from tests.support.faulty_store import FaultyStore
 
@@ -94,6 +94,48 @@ def test_the_only_one_that_verifies_stays(store: Store, tmp_path: Path, caplog: 
     assert held(store) == [40]
 
 
+def test_one_that_mlflow_refers_to_stays(store: Store, tmp_path: Path) -> None:
+    for step, miou in ((10, 0.1), (20, 0.2)):
+        saved(store, tmp_path, step, miou)
+    checkpoint.mark_kept(store, "step-000010", "version 1 of a model")
+    for step, miou in ((30, 0.3), (40, 0.4)):
+        saved(store, tmp_path, step, miou)
+    checkpoint.prune(store, 1)
+    assert held(store) == [10, 40]
+    checkpoint.verify(store, "step-000010")
+
+
+def test_what_cannot_be_read_and_what_others_wrote_stays(store: Store, tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        saved(store, tmp_path, step, miou=step / 100)
+    store.write("step-000010/manifest.json", b'{"version": 2}')
+    store.write("step-000020/model.safetensors", b"cut")
+    store.write("step-000030/model.onnx", b"the user's own")
+    checkpoint.prune(store, 1)
+    assert held(store) == [10, 20, 30, 40]
+    assert [len(store.list(folder_name(step))) for step in (10, 20, 30, 40)] == [4, 4, 5, 4]
+
+
+def test_nothing_is_left_of_one_that_is_deleted(store: Store, tmp_path: Path) -> None:
+    for step in (10, 20):
+        saved(store, tmp_path, step)
+    store.write(f"step-000010/{MODEL}.{'0' * 32}.tmp", b"of a killed writer")
+    saved(store, tmp_path, 5)
+    store.write("step-000005/.hidden", b"of a desktop")
+    checkpoint.prune(store, 1)
+    assert not Path(store.root, "step-000010").exists()
+    assert store.list() == ["step-000005/.hidden", *store.list("step-000020")]
+    assert checkpoint.newest_progress(store) == {"step": 20, "metrics": {"miou": 0.5}}
+
+
+def test_between_validations_only_the_newest_stay(store: Store, tmp_path: Path) -> None:
+    saved(store, tmp_path, 10, 0.5)
+    for step in (20, 30, 40, 50):
+        saved(store, tmp_path, step, None, score_pending=step == 30)
+    checkpoint.prune(store, 1)
+    assert held(store) == [10, 30, 50]
+
+
 def test_what_was_just_stored_is_not_read_again(bucket: Store, endpoint: str, tmp_path: Path) -> None:
     for step in (10, 20):
         saved(bucket, tmp_path, step)
@@ -137,10 +179,10 @@ def test_a_store_that_does_not_answer_is_a_warning(
 
 
 class Half(Store):
-    """A store that deletes files but refuses to delete folders."""
+    """A store that deletes manifests and refuses to delete anything else."""
 
     def delete(self, prefix: str) -> None:
-        if "/" not in prefix:
+        if not prefix.endswith(MANIFEST):
             raise StorageError(f"{self.url(prefix)}: refused")
         super().delete(prefix)
 
@@ -151,10 +193,24 @@ def test_one_that_is_deleted_by_half_is_not_taken_for_whole(
     for step in (10, 20):
         saved(store, tmp_path, step)
     checkpoint.prune(Half(store.root), 1)
-    assert caplog.messages == [f"old checkpoint not deleted: {store.root}/step-000010: refused"]
+    assert caplog.messages == [f"old checkpoint not deleted: {store.root}/step-000010/model.safetensors: refused"]
     assert held(store) == [10, 20]
     with pytest.raises(CheckpointError, match=r"manifest\.json: missing"):
         checkpoint.load(store, "step-000010")
+
+
+class Early(Store):
+    """A store whose listing was made before the rest of the checkpoints was uploaded."""
+
+    def listing(self, prefix: str = "") -> list[Object]:
+        return [found for found in super().listing(prefix) if found.key.endswith(MODEL)]
+
+
+def test_an_upload_that_ends_after_the_listing_is_no_damage(store: Store, tmp_path: Path) -> None:
+    saved(store, tmp_path, 10)
+    assert checkpoint.newest_progress(Early(store.root)) is None
+    assert checkpoint.load_best(Early(store.root)) is None
+    assert checkpoint.latest_step(Early(store.root)) == 10
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +221,15 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Store:
         for step in range(6):
             saved(Store(str(folder / str(score))), folder, step, score)
     return Store(str(folder))
+
+
+def found(store: Store) -> str | None:
+    """What a training would do: the URL of the checkpoint it would resume from, None for a start at step 0, or the error."""
+    try:
+        newest = latest(store)
+    except CheckpointError as error:
+        return str(error)
+    return newest and newest.url
 
 
 RUNS = st.lists(
@@ -187,11 +252,10 @@ def test_whatever_a_run_left_the_newest_whole_one_and_the_best_stay(
         elif damage == "no manifest":
             store.delete(f"{folder_name(step)}/{MANIFEST}")
     whole = [step for step, (_, damage) in enumerate(run) if damage == "whole"]
-    before = latest(store)
+    before = found(store)
     checkpoint.prune(store, keep)
-    after = latest(store)
     left = held(store)
-    assert (before and before.url) == (after and after.url)
+    assert found(store) == before
     if not whole:
         assert left == list(range(len(run)))
         return
@@ -204,8 +268,10 @@ def test_whatever_a_run_left_the_newest_whole_one_and_the_best_stay(
         if damage in ("whole", "flipped") and score is not None and step <= newest
     ]
     awaited = [step for step in older if step > max(given, default=-1)]
-    assert len(older) <= keep + 1 + len(awaited)
-    assert all(run[step][1] in ("whole", "flipped") for step in older)
+    unreadable = [step for step, (_, damage) in enumerate(run) if damage == "cut" and step <= newest]
+    assert len(older) <= keep + 1 + len(awaited) + len(unreadable)
+    assert not any(run[step][1] == "no manifest" for step in older)
+    assert set(unreadable) <= set(older)
     if all(damage == "whole" for _, damage in run[: newest + 1]):
         assert older[-keep:] == list(range(newest + 1))[-keep:]
         scored = [(score, step) for step, (score, _) in enumerate(run) if score is not None and step <= newest]

@@ -156,6 +156,7 @@ def test_another_way_of_training_is_another_run(change: dict[str, Any]) -> None:
 def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
     base = parse(tree())
     ways = {"train.workers": [1, 4], "train.validate_every": 7, "stop.hours": 3, "faults.hang_s": 9, "evaluate.background": True}
+    ways |= {"train.checkpoint_every": 5}
     assert override(base, ways).run_key == base.run_key
 
 

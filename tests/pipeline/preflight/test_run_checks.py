@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.config.load import override, parse
 from pipeline.data.manifest import Manifest
 from pipeline.preflight import run_checks
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import Store
+from pipeline.tracking.provenance import environment
+from tests.support.checkpoints import saved
 
 STORE = Store("/runs/t")
 MANIFEST = Manifest("g", "generated", (), (), {}, {}, True, "", fingerprint="a")
@@ -64,3 +68,40 @@ def test_mlflow_out_of_reach_is_an_error(tmp_path: Path) -> None:
     (found,) = run_checks.tracking(override(config(), {"tracking.uri": "http://127.0.0.1:1"}))
     assert found.level == "error"
     assert found.what.startswith("tracking.uri = http://127.0.0.1:1: no MLflow server answers there")
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_does_not_start(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    assert run_checks.newest(store) == (None, [])
+    for step in (10, 20):
+        saved(store, tmp_path, step)
+    store.write("step-000020/model.safetensors", b"cut")
+    progress, (found,) = run_checks.newest(store)
+    assert progress is not None
+    assert progress["step"] == 10
+    assert found.level == "warning"
+    assert found.what.startswith(f"checkpoint skipped: {store.root}/step-000020/model.safetensors: 3 bytes do not match")
+    assert found.what.endswith(f"; loaded instead: {store.root}/step-000010")
+    store.write("step-000010/manifest.json", b"{}")
+    progress, (found,) = run_checks.newest(store)
+    assert (progress, found.level) == (None, "error")
+    assert "none that can be used" in found.what
+
+
+def test_other_code_than_before_is_a_warning_unless_the_run_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCNET_COMMIT", "b2")
+    made = config()
+    before = environment() | {"commit": "a1", "torch": "1.0", "devices": "8 x GPU"}
+    (found,) = run_checks.resume(made, MANIFEST, STORE, newest(made, environment=before))
+    assert found.level == "warning"
+    assert found.what == (
+        f"/runs/t/: made with other code up to step 40: commit was a1 and is b2; torch was 1.0 and is {environment()['torch']}"
+    )
+    for same in (environment(), {}, environment() | {"devices": "8 x GPU"}):
+        assert run_checks.resume(made, MANIFEST, STORE, newest(made, environment=same)) == []
+    assert run_checks.resume(made, MANIFEST, STORE, newest(made, environment=before, step=made.train.steps)) == []
+
+
+def test_a_record_of_another_program_is_an_error() -> None:
+    (found,) = run_checks.resume(config(), MANIFEST, STORE, {"step": 40})
+    assert found.what == "/runs/t/: the checkpoint of step 40 lacks config and protocol: another program wrote it"

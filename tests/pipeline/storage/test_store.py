@@ -1,5 +1,6 @@
 """The store on a real S3 server (moto on loopback) and on a folder: its operations, Ray Train's uploads, and the errors."""
 
+import os
 import pickle
 import secrets
 import socket
@@ -238,3 +239,23 @@ def test_a_fault_of_reading_does_not_advise_on_writing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match=r"/folder: cannot be used \(Is a directory\): check the path and its permissions"):
         open_store(str(tmp_path), Storage(path="unused")).read("folder")
+
+
+def test_a_file_and_its_folders_are_on_the_disk_before_the_write_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def on_disk(handle: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    def renamed(old: Path, new: str) -> None:
+        done.append(f"rename to {new}")
+        replace(old, new)
+
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", on_disk)
+    monkeypatch.setattr(os, "replace", renamed)
+    Store(str(tmp_path / "run")).write("step-000010/model", b"weights")
+    folder = f"{tmp_path}/run/step-000010"
+    assert done[0].startswith(f"{folder}/model.")
+    assert done[1:] == [f"rename to {folder}/model", folder, f"{tmp_path}/run", str(tmp_path)]

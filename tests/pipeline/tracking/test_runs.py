@@ -122,10 +122,22 @@ def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: Mlflow
     assert run.info.status == "RUNNING"
     assert run.data.tags["ccnet.run_key"] == first.run_key
     assert run.data.tags["ccnet.devices"] == "1 x H100"
+    assert run.data.tags["ccnet.commit"] == "abc"
     assert run.data.params["train.workers"] == "2"
     assert run.data.params["tune.space.train.learning_rate.log"] == "[0.001, 0.1]"
     latest = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
     assert load.parse(yaml.safe_load(latest.read_text())) == second
+
+
+@pytest.mark.slow
+def test_a_run_resumed_with_other_code_keeps_its_first_commit_and_lists_the_later_ones(mlflow_server: MlflowServer) -> None:
+    made = settings(mlflow_server.uri, name="longer")
+    changes = ("", "step 40: commit was abc and is def", "step 80: commit was def and is abc")
+    for commit, change in zip(("abc", "def", "abc"), changes, strict=True):
+        run_id = runs.open_mlflow_run(made, environment=ENVIRONMENT | {"commit": commit}, other_code=change)
+    tags = connect(mlflow_server.uri).get_run(run_id).data.tags
+    assert tags["ccnet.commit"] == "abc"
+    assert tags[runs.OTHER_CODE].splitlines() == list(changes[1:])
 
 
 @pytest.mark.slow

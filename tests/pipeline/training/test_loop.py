@@ -12,9 +12,12 @@ STOPPED = Interruption("stopped on request", moves=False)
 SPENT = Interruption("stop.hours = 1 are spent", moves=False, validate=True)
 
 
-def actions_after(found: dict[int, Interruption] | None = None, skipped_steps: tuple[int, ...] = ()) -> dict[int, Actions]:
+def actions_after(
+    found: dict[int, Interruption] | None = None, skipped_steps: tuple[int, ...] = (), checkpoint_every: int = 1000
+) -> dict[int, Actions]:
     """Step -> the actions after it; the steps `skipped_steps` were not applied."""
-    schedule = Schedule(Train(steps=10, validate_every=4, log_every=2), lambda done, stored_s: (found or {}).get(done))
+    settings = Train(steps=10, validate_every=4, log_every=2, checkpoint_every=checkpoint_every)
+    schedule = Schedule(settings, lambda done, stored_s: (found or {}).get(done))
     return {done: schedule.after(done, done not in skipped_steps, 1.0) for done in range(1, 11)}
 
 
@@ -32,6 +35,13 @@ def test_it_logs_and_validates_in_its_rhythm_and_after_the_last_step() -> None:
 def test_a_validation_waits_for_a_step_that_was_applied_but_not_after_the_last() -> None:
     assert steps(actions_after(skipped_steps=(4, 5)), "save") == [6, 8, 10]
     assert steps(actions_after(skipped_steps=(8, 9, 10)), "save") == [4, 10]
+
+
+def test_checkpoints_between_validations_wait_for_a_step_that_was_applied_too() -> None:
+    made = actions_after(checkpoint_every=3)
+    assert (steps(made, "save"), steps(made, "validate")) == ([3, 4, 6, 8, 9, 10], [4, 8, 10])
+    made = actions_after(checkpoint_every=3, skipped_steps=(3, 6))
+    assert (steps(made, "save"), steps(made, "validate")) == ([4, 7, 8, 9, 10], [4, 8, 10])
 
 
 @pytest.mark.parametrize(

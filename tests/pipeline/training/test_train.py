@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.checkpoints import checkpoint
+from pipeline.config.load import override
+from pipeline.data.manifest import Manifest
+from pipeline.evaluation.metrics import Score
+from pipeline.storage.store import Store
+from pipeline.tracking import registry, runs
 from pipeline.training.loop import replaced_in_all
+from pipeline.training.run import Run
+from pipeline.training.train import record_best
+from tests.support.checkpoints import saved
 from tests.support.own_data import config
 
 CPU = torch.device("cpu")
@@ -16,3 +25,24 @@ def test_replaced_samples_are_counted_and_stop_the_run_past_the_number_allowed(t
     assert replaced_in_all(config(tmp_path, max_skipped=3), 3, CPU) == 3
     with pytest.raises(RuntimeError, match=r"4 training samples .* were replaced, data\.max_skipped = 3"):
         replaced_in_all(config(tmp_path, max_skipped=3), 4, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+def test_the_checkpoint_of_a_registered_version_is_not_pruned(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    made = override(config(tmp_path), {"tracking.uri": uri, "tracking.register_as": "roads"})
+    store = Store(str(tmp_path / "run"))
+    manifest = Manifest("g", "generated", ("road", "car"), (), {}, {}, True, "")
+    run = Run(made, manifest, store, uri, runs.open_mlflow_run(made, environment={}))
+    saved(store, tmp_path, 10, 0.5)
+    best = checkpoint.load_best(store)
+    assert best is not None
+    record_best(run, best, Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]]))
+    for step in (20, 30, 40):
+        saved(store, tmp_path, step, step / 50)
+        checkpoint.prune(store, 1)
+    url = registry.find_checkpoint(uri, "models:/roads/1")
+    assert url == store.url("step-000010")
+    checkpoint.verify(store, "step-000010")
+    assert not store.list("step-000020")
