@@ -3,6 +3,7 @@
 PipelineError
     ConfigError        mistakes of a configuration
     StorageError       a bucket or a folder that cannot be used
+    LeaseError         a folder that another process writes
     DataError
         SourceError    faulty files of a source
         ShardError     a manifest, index or shard that is missing or damaged
@@ -36,6 +37,10 @@ class ConfigError(PipelineError):
 
 class StorageError(PipelineError):
     """A store that cannot be used. The message names the bucket or folder, the key if there is one, what failed and the fix."""
+
+
+class LeaseError(PipelineError):
+    """A folder that another process writes; the message names that process and the fix."""
 
 
 class DataError(PipelineError):

@@ -48,6 +48,7 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
         store = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
         newest = newest_progress(store)
         found += examine_settings(config, manifest, cluster)
+        found += run_checks.in_use(store)
         found += run_checks.resume(config, manifest, store, newest)
         if newest is None:  # a resumed run starts from its checkpoint instead
             found += training_checks.weights(config, len(manifest.class_names))

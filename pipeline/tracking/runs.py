@@ -47,6 +47,8 @@ def open_mlflow_run(
     if found:
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
+        if STOP_REASON in run.data.tags:  # of an earlier attempt
+            client.delete_tag(run.info.run_id, STOP_REASON)
     else:
         run = client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
     run_id: str = run.info.run_id

@@ -133,6 +133,7 @@ class CheckpointSaver:
         try:
             with as_worker_fault():
                 checkpoint.save(Path(local.path), state, progress)
+                run.claim.check()  # a driver that was suspended may have been replaced by another one
                 checkpoint.upload(Path(local.path), run.checkpoints, name)
                 checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints, stored=name)
                 return uploaded(run.checkpoints, name)

@@ -94,6 +94,7 @@ def train_worker(run: Run) -> None:
 
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
+    run.claim.check()
     if run.done():  # the last checkpoint is complete; the worker died before it could report it
         return
     config, train = run.config, run.config.train

@@ -1,6 +1,8 @@
 """A training run: what its workers receive, and how it is opened."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pipeline.checkpoints import checkpoint
@@ -9,6 +11,7 @@ from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.preflight.checks import examine, prepared
 from pipeline.preflight.findings import refuse
+from pipeline.storage import lease
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import import_mlflow, tracking_uri
@@ -23,6 +26,8 @@ class Run(NamedTuple):
     checkpoints: Store
     tracking_uri: str
     run_id: str
+    claim: lease.Claim
+    """The driver's hold on the run's folder; a trial has that of its search."""
     on_gpus: bool = False
     """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
@@ -38,11 +43,12 @@ class Run(NamedTuple):
         return newest is not None and newest["step"] >= steps and self.first_step() >= steps
 
 
-def open_run(config: Config, run_key: str | None = None) -> Run:
-    """Runs the checks before a run, joins Ray, and opens the MLflow run.
+@contextmanager
+def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
+    """Runs the checks before a run, joins Ray, opens the MLflow run, and holds the run's folder in this block.
 
     `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all errors that the checks
-    find; their warnings are logged.
+    find, whose warnings are logged, and LeaseError if another process trains this run.
     """
     manifest, found = prepared(config)
     preflight = examine(config, manifest, run_key)
@@ -53,7 +59,8 @@ def open_run(config: Config, run_key: str | None = None) -> Run:
     # Opening a finished run again must not replace the commit and the versions that produced it.
     finished = preflight.newest is not None and preflight.newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
-    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-    uri = tracking_uri(config.tracking)
-    return Run(config, manifest, checkpoints, uri, run_id, connect.gpus_for(config.train.fewest_workers))
+    with lease.held(checkpoints) as claim:
+        run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key)
+        uri = tracking_uri(config.tracking)
+        yield Run(config, manifest, checkpoints, uri, run_id, claim, connect.gpus_for(config.train.fewest_workers))
