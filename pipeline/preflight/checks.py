@@ -42,6 +42,7 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
     """
     found = [*storage_checks.buckets(config, checked=[config.storage.path]), *run_checks.tracking(config)]
     cluster, newest = connect.resources(), None
+    found += cluster_checks.nodes(config)
     if manifest is None:
         found += cluster_checks.resources(config, cluster)
     else:

@@ -6,12 +6,16 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.cluster import connect, shared
+from pipeline.cluster.shared import Place
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
+from pipeline.errors import TrackingError
 from pipeline.formatting import percent, size
 from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
+from pipeline.tracking.client import tracking_uri
 
 OBJECT_STORE_SHARE = 0.5
 """Share of the cluster's object store that Ray Data fills before it holds its tasks back (Ray Data's default)."""
@@ -127,6 +131,26 @@ def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
         if max(feed_bytes(smaller, cpu, number) for number in numbers) <= OBJECT_STORE_SHARE * available:
             return [Finding("warning", what, f"data.block_bytes={tried}")]
     return [Finding("warning", what, "fewer images per worker, a smaller data.crop_size, or a larger object store")]
+
+
+def nodes(config: Config) -> list[Finding]:
+    """Local folders and files that are not the same on every node of the cluster; an error if training uses them."""
+    if not connect.joined():
+        return []
+    needed = [*shared.of_data(config), *_database(config)]
+    needed += [Place("model.weights", config.model.weights)] if config.model.weights else []
+    found = shared.not_shared([*needed, *shared.of_predictions(config)])
+    return [Finding("error" if place in needed else "warning", what, place.fix) for place, what in found]
+
+
+def _database(config: Config) -> list[Place]:
+    """The folder of MLflow's database, if it is a file."""
+    try:
+        scheme, _, file = tracking_uri(config.tracking).partition(":///")
+    except TrackingError:  # has its own check
+        return []
+    fix = "the http:// address of an MLflow server, or a folder that every node mounts"
+    return [Place("tracking.uri", str(Path(file).parent), written=True, fix=fix)] if scheme == "sqlite" else []
 
 
 def disk(config: Config, manifest: Manifest) -> list[Finding]:
