@@ -3,6 +3,7 @@
 PipelineError
     ConfigError        mistakes of a configuration
     StorageError       a bucket or a folder that cannot be used
+        DiskError      a full or failing disk of this machine
     LeaseError         a folder that another process writes
     DataError
         SourceError    faulty files of a source
@@ -37,6 +38,10 @@ class ConfigError(PipelineError):
 
 class StorageError(PipelineError):
     """A store that cannot be used. The message names the bucket or folder, the key if there is one, what failed and the fix."""
+
+
+class DiskError(StorageError):
+    """A disk of this machine that is full or fails. The message names the folder, what was needed, what is free and the fix."""
 
 
 class LeaseError(PipelineError):

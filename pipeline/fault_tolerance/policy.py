@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_S = 10.0
 """Longest time that the controller waits until an event is recorded."""
+AGAIN = "fix the cause and submit the run again: it resumes from its last checkpoint"
 
 
 class RestartPolicy(UserCallback):
@@ -79,14 +80,11 @@ class RestartPolicy(UserCallback):
         same = fault.raised and fault.what == self.last
         self.last = fault.what if fault.raised else ""
         if same:
-            return True, "not retried: the same as before, and no checkpoint in between, so it would repeat"
+            return True, f"not retried: the same as before, and no checkpoint in between, so it would repeat; {AGAIN}"
         self.failures.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {what}")
         number, limit = len(self.failures), self.faults.max_failures
         if number > limit:
-            return True, (
-                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; fix the cause "
-                "and submit the run again: it resumes from its last checkpoint"
-            )
+            return True, (f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; {AGAIN}")
         return False, f"retried from the last checkpoint, failure {number} in a row of at most {limit} (faults.max_failures)"
 
     def _record(self, event: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ OBJECT_STORE_SHARE = 0.5
 
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
     """Every finding about the cluster and the disk. `cluster`: CPU, GPU and object_store_memory in bytes."""
-    return [*resources(config, cluster), *disk(config, manifest)]
+    return [*resources(config, cluster), *disk(config, manifest), *temporary(config, manifest)]
 
 
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
@@ -170,3 +171,15 @@ def disk(config: Config, manifest: Manifest) -> list[Finding]:
     )
     fewer = "train.keep_checkpoints=1, " if config.train.keep_checkpoints > 1 else ""
     return [Finding("error" if free < needed else "warning", what, f"{fewer}free some space, or another storage.path")]
+
+
+def temporary(config: Config, manifest: Manifest) -> list[Finding]:
+    """A temporary folder without room for the checkpoint that is written there before it is stored."""
+    one, folder = checkpoint_bytes(config, len(manifest.class_names)), tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free >= 2 * one:
+        return []
+    what = (
+        f"temporary folder {folder}: {size(free)} are free, but a checkpoint of {size(one)} is written there before it is stored"
+    )
+    return [Finding("error" if free < one else "warning", what, "free some space, or set TMPDIR to another folder on every node")]

@@ -13,7 +13,7 @@ from ray.train import Checkpoint
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed, StorageError
 from pipeline.fault_tolerance import policy
-from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory
+from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory, RowsLost
 from pipeline.fault_tolerance.policy import RestartPolicy
 from tests.support.worker_faults import GLOO, died, sent
 
@@ -99,6 +99,21 @@ def test_the_same_error_of_code_twice_in_a_row_would_repeat_unless_a_checkpoint_
     fail(sent(full()))
     with pytest.raises(RunFailed, match="not retried: the same as before, and no checkpoint in between"):
         fail(sent(full()))
+
+
+def test_lost_rows_are_retried_once_and_no_message_has_two_verdicts() -> None:
+    _, events, fail = restart_policy()
+    lost = RowsLost("data ended after step 7 of 9 on rank 0: rows were lost")
+    fail(sent(lost))
+    assert events[0]["did"].startswith("retried from the last checkpoint")
+    with pytest.raises(RunFailed) as caught:
+        fail(sent(lost))
+    what, did, *_ = str(caught.value).splitlines()
+    assert what.startswith("worker 0: data ended after step 7 of 9 on rank 0: rows were lost  [")
+    assert did == (
+        "not retried: the same as before, and no checkpoint in between, so it would repeat; fix the cause and submit the run "
+        "again: it resumes from its last checkpoint"
+    )
 
 
 def test_deaths_and_broken_connections_of_the_same_words_are_accidents_each_time() -> None:
