@@ -27,8 +27,16 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print("\n".join(error.mistakes), file=sys.stderr)
         return 2
+    connected = _ray_is_connected()
     try:
         return verb(config)
     except PipelineError as error:
+        if not connected and _ray_is_connected():
+            sys.modules["ray"].shutdown()  # otherwise late lines of its processes would follow the answer
         print(error, file=sys.stderr)
         return 1
+
+
+def _ray_is_connected() -> bool:
+    ray = sys.modules.get("ray")  # imported only if the verb has needed it
+    return ray is not None and bool(ray.is_initialized())

@@ -57,9 +57,12 @@ class RestartPolicy(UserCallback):
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         what = f"worker {rank}{others}: {fault}"
         ended, did = self._decide(fault, what)
-        logger.warning("%s: %s", what, did)
+        if not ended:  # otherwise the command's last line says it
+            logger.warning("%s: %s", what, did)
         self._record({"time": time.time(), "kind": fault.kind.value, "what": what, "did": did})
         if ended:
+            # Ray Train would log what is raised here three more times, with tracebacks of its own code.
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)
             listed = ["since the last checkpoint:", *self.failures] if self.failures else []
             raise RunFailed("\n".join([what, did, *listed]))
 

@@ -99,6 +99,8 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
         ),
         run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
     )
+    # Its errors are the trials' failures with their remote tracebacks, which are named below.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     grid = tuner.fit()
     if len(lines.ended) + len(grid.errors) < len(grid):
         raise KeyboardInterrupt  # Tune swallows the first one and returns the results so far

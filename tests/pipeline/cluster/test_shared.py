@@ -99,4 +99,4 @@ def test_what_is_not_the_same_on_every_node_is_refused_by_every_command_before_i
     assert "Traceback" not in shown
     assert not [*disk.rglob(".shared-*"), *nodes.folder.glob(".shared-*")]
 
-    assert nodes.run("plan")[1].endswith("\n0 errors, 0 warnings\n")
+    assert "\n0 errors, " in nodes.run("plan")[1]
