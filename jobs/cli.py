@@ -10,10 +10,11 @@ from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.formatting import show_own_lines
+from pipeline.storage import disk
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
-    """Runs the verb. Returns the verb's exit code, 1 after a PipelineError, 2 for bad settings or a wrong command line."""
+    """Runs the verb. Returns its exit code, 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     show_own_lines()
     atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
@@ -30,10 +31,13 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     connected = _ray_is_connected()
     try:
         return verb(config)
-    except PipelineError as error:
+    except Exception as error:
+        answer = str(error) if isinstance(error, PipelineError) else disk.sentence(error)
+        if answer is None:
+            raise
         if not connected and _ray_is_connected():
             sys.modules["ray"].shutdown()  # otherwise late lines of its processes would follow the answer
-        print(error, file=sys.stderr)
+        print(answer, file=sys.stderr)
         return 1
 
 

@@ -70,7 +70,7 @@ def _round_trip(store: Store, name: str) -> bool:
         up.mkdir()
         down.mkdir()
         for file, data in files.items():
-            with disk.writing(up, len(data)):
+            with disk.writing(Path(folder).parent, len(data)):
                 (up / file).write_bytes(data)
         fs.create_dir(f"{path}/{name}")
         pyarrow.fs.copy_files(str(up), f"{path}/{name}", destination_filesystem=fs)

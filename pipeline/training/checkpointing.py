@@ -134,7 +134,7 @@ class CheckpointSaver:
         try:
             with as_worker_fault():
                 num_bytes = sum(tensor.nbytes for tensors in state for tensor in tensors.values())
-                with disk.writing(Path(local.path), num_bytes):
+                with disk.writing(Path(local.path).parent, num_bytes):
                     checkpoint.save(Path(local.path), state, progress)
                 run.claim.check()  # a driver that was suspended may have been replaced by another one
                 checkpoint.upload(Path(local.path), run.checkpoints, name)

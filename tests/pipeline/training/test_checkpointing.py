@@ -56,7 +56,7 @@ def test_a_checkpoint_that_does_not_fit_into_the_temporary_folder_is_a_fault_of_
     store = Store(str(tmp_path / "run"))
     with held(store) as claim, small_disk(tmp_path / "full") as full:
         (full / "others").write_bytes(bytes(2**20 - 4096))
-        fault = store_checkpoint(tmp_path, store, full, claim)
+        fault = store_checkpoint(tmp_path, store, full / "local", claim)
     assert fault
     assert (fault.kind, fault.raised) == (Kind.INFRASTRUCTURE, True)
     assert re.search(rf"DiskError: {full}: the disk is full \([\d.]+ (bytes|KiB) needed, \S+ (bytes|KiB) free\)", fault.what)
