@@ -120,8 +120,8 @@ def held(store: Store) -> Iterator[Claim]:
 def holder_of(store: Store) -> Holder | None:
     """The process that may hold the folder; None if none does or if it is known to have ended."""
     found = _read(store)
-    holder = found and _holder(found)
-    return holder or None if holder and holder.running() is not False else None
+    holder = _holder(found) if found else None
+    return None if holder is None or holder.running() is False else holder
 
 
 def _wait_until_free(store: Store) -> None:
@@ -129,11 +129,11 @@ def _wait_until_free(store: Store) -> None:
     while found := _read(store):
         holder = _holder(found)
         alive = holder and holder.running()
+        if (alive and holder and holder.pid != os.getpid()) or (seen and found != seen and alive is not False):
+            raise LeaseError(f"{store.root}: in use by {holder or 'another process'}: {FREE}")
         if alive is False or waited >= EXPIRES_S:
             logger.info("%s: free, %s has ended or gave no sign for %g s", store.root, holder or "its holder", waited)
             return
-        if (alive and holder and holder.pid != os.getpid()) or (seen and found != seen):
-            raise LeaseError(f"{store.root}: in use by {holder or 'another process'}: {FREE}")
         if not seen:
             logger.warning("%s: waiting up to %g s for a sign of %s", store.root, EXPIRES_S, holder or "its holder")
         seen = found
@@ -147,7 +147,7 @@ def _keep(store: Store, own: Holder, done: threading.Event) -> None:
         renewals += 1
         try:
             found = _read(store)
-            holder = found and _holder(found)
+            holder = _holder(found) if found else None
             if holder and holder.id != own.id:
                 logger.error("%s: taken over by %s; this process writes no further checkpoint there", store.root, holder)
                 return
