@@ -10,10 +10,11 @@ from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.formatting import show_own_lines
+from pipeline.storage import disk
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
-    """Runs the verb. Returns the verb's exit code, 1 after a PipelineError, 2 for bad settings or a wrong command line."""
+    """Runs the verb. Returns its exit code, 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     show_own_lines()
     atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
@@ -27,8 +28,19 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print("\n".join(error.mistakes), file=sys.stderr)
         return 2
+    connected = _ray_is_connected()
     try:
         return verb(config)
-    except PipelineError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        answer = str(error) if isinstance(error, PipelineError) else disk.sentence(error)
+        if answer is None:
+            raise
+        if not connected and _ray_is_connected():
+            sys.modules["ray"].shutdown()  # otherwise late lines of its processes would follow the answer
+        print(answer, file=sys.stderr)
         return 1
+
+
+def _ray_is_connected() -> bool:
+    ray = sys.modules.get("ray")  # imported only if the verb has needed it
+    return ray is not None and bool(ray.is_initialized())

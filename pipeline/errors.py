@@ -3,6 +3,8 @@
 PipelineError
     ConfigError        mistakes of a configuration
     StorageError       a bucket or a folder that cannot be used
+        DiskError      a full or failing disk of this machine
+    LeaseError         a folder that another process writes
     DataError
         SourceError    faulty files of a source
         ShardError     a manifest, index or shard that is missing or damaged
@@ -36,6 +38,14 @@ class ConfigError(PipelineError):
 
 class StorageError(PipelineError):
     """A store that cannot be used. The message names the bucket or folder, the key if there is one, what failed and the fix."""
+
+
+class DiskError(StorageError):
+    """A disk of this machine that is full or fails. The message names the folder, what was needed, what is free and the fix."""
+
+
+class LeaseError(PipelineError):
+    """A folder that another process writes; the message names that process and the fix."""
 
 
 class DataError(PipelineError):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cluster import connect
+from pipeline.cluster import connect, shared
 from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.classes import Classes, classes
@@ -198,7 +198,9 @@ def _in_threads(tasks: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
 
 def _by_ray_data(tasks: list[PackTask], config: Config) -> Iterator[tuple[int, PackResult]]:
     """(number, result) of each task, in the order of completion."""
-    connect.join()
+    source = [shared.Place("data.source", str(config.data.source))] if tasks and tasks[0].source else []
+    output = [shared.Place("storage.path", config.storage.path, written=True)] if tasks and tasks[0].shards else []
+    shared.refuse([*source, *output])
     import ray.data  # imported here because only a cluster needs it
 
     # Without this, Ray Data prints its execution plan over our progress lines.

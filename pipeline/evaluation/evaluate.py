@@ -8,6 +8,7 @@ import torch
 
 from ccnet import CCNet, distributed
 from ccnet.bootstrap import bootstrap_interval
+from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
@@ -65,6 +66,7 @@ def evaluate(config: Config) -> Score:
 
     The score has the interval of the mIoU, which needs the counts of every image.
     """
+    shared.refuse(shared.of_data(config))
     manifest = open_data(config)
     split = known_split(config, manifest)
     net, found = load_network(config, manifest)

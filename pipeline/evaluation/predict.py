@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ccnet import CCNet
+from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
@@ -35,6 +36,7 @@ def predict(config: Config) -> list[Prediction]:
 
     Raises ConfigError when there is no image, CheckpointError when there is no network.
     """
+    shared.refuse([*shared.of_data(config), *shared.of_predictions(config)])
     manifest = open_data(config)
     net, _ = load_network(config, manifest)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)

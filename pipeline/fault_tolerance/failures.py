@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 
-from pipeline.errors import RunFailed
+from pipeline.errors import PipelineError, RunFailed
+from pipeline.storage import disk
 
 MESSAGE_CHARS = 300
 """Characters of an exception's message that are shown."""
@@ -40,6 +41,10 @@ _RAISED_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Short)): (.*)$"
 
 class NotFinite(RuntimeError):
     """Too many steps in a row had no finite loss and gradient; the message is the diagnosis."""
+
+
+class RowsLost(RuntimeError):
+    """Ray Data delivered other rows than the sampler's; that is not known to repeat, so the workers restart."""
 
 
 class OutOfMemory(RuntimeError):
@@ -93,7 +98,7 @@ class Fault(NamedTuple):
         return list(Kind).index(self.kind), self.collateral, self.raised
 
 
-_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, NodePreempted: Kind.MOVED}
+_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, NodePreempted: Kind.MOVED, RowsLost: Kind.INFRASTRUCTURE}
 
 
 class WorkerFault(RuntimeError):
@@ -125,7 +130,7 @@ def classify(error: BaseException) -> Fault:
         if isinstance(link, WorkerFault):
             return link.fault
         if kind := next((_OWN[own] for own in _OWN if isinstance(link, own)), None):
-            return Fault(kind, message)
+            return Fault(kind, message, raised=kind == Kind.INFRASTRUCTURE)
         if isinstance(link, OutOfMemory):
             return Fault(Kind.MEMORY, _brief(message), smaller=link.smaller)
         # Out of memory outside a step: smaller passes do not help, but the memory of dead workers may not be free yet.
@@ -133,6 +138,8 @@ def classify(error: BaseException) -> Fault:
             return Fault(Kind.INFRASTRUCTURE, _with_cause(chain, link), raised=True)
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(message), token=link.actor_id or "")
+        if not isinstance(link, PipelineError) and (fault_of_disk := disk.sentence(link)):
+            return Fault(Kind.INFRASTRUCTURE, f"{type(link).__name__}: {fault_of_disk}", raised=True)
         if found := _infrastructure(names, message):
             return found._replace(what=_with_cause(chain, link))
         # A plain RuntimeError or Exception may only report what failed below it: then its cause decides.

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_S = 10.0
 """Longest time that the controller waits until an event is recorded."""
+AGAIN = "fix the cause and submit the run again: it resumes from its last checkpoint"
 
 
 class RestartPolicy(UserCallback):
@@ -56,9 +57,12 @@ class RestartPolicy(UserCallback):
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         what = f"worker {rank}{others}: {fault}"
         ended, did = self._decide(fault, what)
-        logger.warning("%s: %s", what, did)
+        if not ended:  # otherwise the command's last line says it
+            logger.warning("%s: %s", what, did)
         self._record({"time": time.time(), "kind": fault.kind.value, "what": what, "did": did})
         if ended:
+            # Ray Train would log what is raised here three more times, with tracebacks of its own code.
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)
             listed = ["since the last checkpoint:", *self.failures] if self.failures else []
             raise RunFailed("\n".join([what, did, *listed]))
 
@@ -79,14 +83,11 @@ class RestartPolicy(UserCallback):
         same = fault.raised and fault.what == self.last
         self.last = fault.what if fault.raised else ""
         if same:
-            return True, "not retried: the same as before, and no checkpoint in between, so it would repeat"
+            return True, f"not retried: the same as before, and no checkpoint in between, so it would repeat; {AGAIN}"
         self.failures.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {what}")
         number, limit = len(self.failures), self.faults.max_failures
         if number > limit:
-            return True, (
-                f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; fix the cause "
-                "and submit the run again: it resumes from its last checkpoint"
-            )
+            return True, (f"not retried: failure {number} in a row without a checkpoint, faults.max_failures = {limit}; {AGAIN}")
         return False, f"retried from the last checkpoint, failure {number} in a row of at most {limit} (faults.max_failures)"
 
     def _record(self, event: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.errors import SampleError
+from pipeline.fault_tolerance.failures import RowsLost
 from pipeline.images import codec, resize
 from pipeline.loading.feed import Batch, Feed, decode
 from pipeline.loading.sampler import Sampler, share
@@ -44,24 +45,22 @@ def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Fee
 def checked_batches(rows: Iterator[Batch], sampler: Sampler, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
     """The batches of one rank, with every row's place checked and the padding removed. The first batch gives the first step.
 
-    Raises RuntimeError when a row is not the one that the sampler puts there, or when the rows end before step `steps`.
+    Raises RowsLost when a row is not the one that the sampler puts there, or when the rows end before step `steps`.
     """
     step, (first_row, num_rows) = -1, share(sampler.global_batch, rank, workers)
     for batch in rows:
         step = step + 1 if step >= 0 else int(batch["step"][0])
         for name, expected in _places(sampler, step, rank, workers).items():
             if not np.array_equal(batch[name], expected):
-                raise RuntimeError(
+                raise RowsLost(
                     f"data order broken at step {step}, rank {rank}: expected {name} {expected.tolist()}, got "
-                    f"{batch[name].tolist()}; resume from the last checkpoint"
+                    f"{batch[name].tolist()}"
                 )
         image = torch.from_numpy(np.ascontiguousarray(batch["image"][:num_rows])).permute(0, 3, 1, 2)  # [b, 3, h, w]
         label = torch.from_numpy(np.ascontiguousarray(batch["label"][:num_rows]))  # [b, h, w]
         yield TrainingBatch(step, image, label, int(batch["replaced"].sum()), (first_row, sampler.global_batch))
     if step + 1 != steps:
-        raise RuntimeError(
-            f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost; resume from the last checkpoint"
-        )
+        raise RowsLost(f"data ended after step {step + 1} of {steps} on rank {rank}: rows were lost")
 
 
 def _places(sampler: Sampler, step: int, rank: int, workers: int) -> Batch:

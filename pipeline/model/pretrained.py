@@ -11,6 +11,7 @@ from ccnet import CCNet
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
 from pipeline.config.config import Config
 from pipeline.errors import ConfigError
+from pipeline.storage import disk
 from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def read_pretrained(config: Config) -> Pretrained | None:
         data = open_store(folder, config.storage).read(name)
     except FileNotFoundError as error:
         raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
-    with tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
+    room = disk.writing(Path(tempfile.gettempdir()), len(data))
+    with room, tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
         file = Path(scratch, name)
         file.write_bytes(data)
         try:

@@ -41,12 +41,13 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
     """
     found = [*storage_checks.buckets(config, checked=[config.storage.path]), *run_checks.tracking(config)]
     cluster, newest = connect.resources(), None
+    found += cluster_checks.nodes(config)
     if manifest is None:
         found += cluster_checks.resources(config, cluster)
     else:
         store = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
         newest, of_run = run_checks.newest(store)
-        found += [*examine_settings(config, manifest, cluster), *of_run]
+        found += [*examine_settings(config, manifest, cluster), *run_checks.in_use(store), *of_run]
         if not any(finding.level == "error" for finding in of_run):
             found += run_checks.resume(config, manifest, store, newest)
             if newest is None:  # a resumed run starts from its checkpoint instead

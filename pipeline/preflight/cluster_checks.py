@@ -3,15 +3,20 @@
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.cluster import connect, shared
+from pipeline.cluster.shared import Place
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
+from pipeline.errors import TrackingError
 from pipeline.formatting import percent, size
 from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.resources import DATA_TASKS, checkpoint_bytes, cpus_beside, cpus_needed, feed_bytes, workers_started
+from pipeline.tracking.client import tracking_uri
 
 OBJECT_STORE_SHARE = 0.5
 """Share of the cluster's object store that Ray Data fills before it holds its tasks back (Ray Data's default)."""
@@ -19,7 +24,7 @@ OBJECT_STORE_SHARE = 0.5
 
 def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) -> list[Finding]:
     """Every finding about the cluster and the disk. `cluster`: CPU, GPU and object_store_memory in bytes."""
-    return [*resources(config, cluster), *disk(config, manifest)]
+    return [*resources(config, cluster), *disk(config, manifest), *temporary(config, manifest)]
 
 
 def resources(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
@@ -129,6 +134,26 @@ def object_store(config: Config, cluster: Mapping[str, float]) -> list[Finding]:
     return [Finding("warning", what, "fewer images per worker, a smaller data.crop_size, or a larger object store")]
 
 
+def nodes(config: Config) -> list[Finding]:
+    """Local folders and files that are not the same on every node of the cluster; an error if training uses them."""
+    if not connect.joined():
+        return []
+    needed = [*shared.of_data(config), *_database(config)]
+    needed += [Place("model.weights", config.model.weights)] if config.model.weights else []
+    found = shared.not_shared([*needed, *shared.of_predictions(config)])
+    return [Finding("error" if place in needed else "warning", what, place.fix) for place, what in found]
+
+
+def _database(config: Config) -> list[Place]:
+    """The folder of MLflow's database, if it is a file."""
+    try:
+        scheme, _, file = tracking_uri(config.tracking).partition(":///")
+    except TrackingError:  # has its own check
+        return []
+    fix = "the http:// address of an MLflow server, or a folder that every node mounts"
+    return [Place("tracking.uri", str(Path(file).parent), written=True, fix=fix)] if scheme == "sqlite" else []
+
+
 def disk(config: Config, manifest: Manifest) -> list[Finding]:
     """A local `storage.path` without enough space for a run's checkpoints."""
     if "://" in config.storage.path:
@@ -146,3 +171,15 @@ def disk(config: Config, manifest: Manifest) -> list[Finding]:
     )
     fewer = "train.keep_checkpoints=1, " if config.train.keep_checkpoints > 1 else ""
     return [Finding("error" if free < needed else "warning", what, f"{fewer}free some space, or another storage.path")]
+
+
+def temporary(config: Config, manifest: Manifest) -> list[Finding]:
+    """A temporary folder without room for the checkpoint that is written there before it is stored."""
+    one, folder = checkpoint_bytes(config, len(manifest.class_names)), tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free >= 2 * one:
+        return []
+    what = (
+        f"temporary folder {folder}: {size(free)} are free, but a checkpoint of {size(one)} is written there before it is stored"
+    )
+    return [Finding("error" if free < one else "warning", what, "free some space, or set TMPDIR to another folder on every node")]

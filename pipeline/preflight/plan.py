@@ -9,7 +9,7 @@ from pipeline.config.train import Train
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.data.prepare import survey
 from pipeline.data.statistics import class_table, split_table
-from pipeline.errors import ShardError, SourceError, StorageError
+from pipeline.errors import ConfigError, ShardError, SourceError, StorageError
 from pipeline.formatting import percent, size
 from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.loading.feed import Feed
@@ -53,6 +53,8 @@ def data(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
         return None, origin, [Finding("error", f"data.source: {error}")]
     except SourceError as error:
         return None, origin, [Finding("error", fault) for fault in error.faults]
+    except ConfigError as error:
+        return None, origin, [Finding("error", mistake) for mistake in error.mistakes]
 
 
 def run_table(config: Config, manifest: Manifest, resources: dict[str, float]) -> str:

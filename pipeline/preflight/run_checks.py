@@ -8,6 +8,7 @@ from pipeline.config.run_key import changed_settings, shaping
 from pipeline.data.manifest import Manifest
 from pipeline.errors import CheckpointError, StorageError, TrackingError
 from pipeline.preflight.findings import Finding
+from pipeline.storage import lease
 from pipeline.storage.store import Store
 from pipeline.tracking.client import check_server, tracking_uri
 from pipeline.tracking.provenance import environment, other_code
@@ -32,6 +33,17 @@ def newest(store: Store) -> tuple[dict[str, Any] | None, list[Finding]]:
     except (CheckpointError, StorageError) as error:
         return None, [Finding("error", str(error))]
     return found, [Finding("warning", line) for line in skipped]
+
+
+def in_use(store: Store) -> list[Finding]:
+    """Another process that trains the run of the folder `store`, or may do so."""
+    holder = lease.holder_of(store)
+    if holder is None:
+        return []
+    if holder.running():
+        return [Finding("error", f"{store.root}: in use by {holder}", lease.FREE)]
+    fix = f"jobs.train waits up to {lease.EXPIRES_S:g} s for a sign of it"
+    return [Finding("warning", f"{store.root}: held by {holder}, which cannot be looked up from here", fix)]
 
 
 def resume(config: Config, manifest: Manifest, store: Store, newest: dict[str, Any] | None) -> list[Finding]:

@@ -10,6 +10,7 @@ import pyarrow.fs
 
 from pipeline import CHECKSUMS
 from pipeline.errors import StorageError
+from pipeline.storage import disk
 from pipeline.storage.s3 import PART_BYTES
 from pipeline.storage.s3_errors import explain
 from pipeline.storage.store import Store
@@ -69,7 +70,8 @@ def _round_trip(store: Store, name: str) -> bool:
         up.mkdir()
         down.mkdir()
         for file, data in files.items():
-            (up / file).write_bytes(data)
+            with disk.writing(Path(folder).parent, len(data)):
+                (up / file).write_bytes(data)
         fs.create_dir(f"{path}/{name}")
         pyarrow.fs.copy_files(str(up), f"{path}/{name}", destination_filesystem=fs)
         pyarrow.fs.copy_files(f"{path}/{name}", str(down), source_filesystem=fs)

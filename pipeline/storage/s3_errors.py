@@ -4,9 +4,11 @@ Exceptions are recognised by the names of their classes and by the reply that th
 botocore and aiohttp.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import DiskError, StorageError
+from pipeline.storage import disk
 from pipeline.storage.retry import Failed
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
     writes = setting == "storage.path"
+    if fault_of_disk := disk.sentence(error, None if store.is_s3 else Path(where).parent if key else where):
+        return DiskError(fault_of_disk)
     if not store.is_s3:
         reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
         if not setting:

@@ -57,6 +57,8 @@ def open_mlflow_run(
         if other_code:
             tags[OTHER_CODE] = "\n".join(filter(None, [first.get(OTHER_CODE), other_code]))[-TAG_CHARS:]
         client.update_run(run.info.run_id, status="RUNNING")
+        if STOP_REASON in run.data.tags:  # of an earlier attempt
+            client.delete_tag(run.info.run_id, STOP_REASON)
     else:
         run = client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
     run_id: str = run.info.run_id

@@ -22,6 +22,7 @@ from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import as_worker_fault
 from pipeline.fault_tolerance.interruptions import TimeSpent
 from pipeline.model.learner import Learner
+from pipeline.storage import disk
 from pipeline.storage.store import Store
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.run import Run
@@ -142,7 +143,10 @@ class CheckpointSaver:
         started, run = time.monotonic(), self.run
         try:
             with as_worker_fault():
-                checkpoint.save(Path(local.path), state, progress)
+                num_bytes = sum(tensor.nbytes for tensors in state for tensor in tensors.values())
+                with disk.writing(Path(local.path).parent, num_bytes):
+                    checkpoint.save(Path(local.path), state, progress)
+                run.claim.check()  # a driver that was suspended may have been replaced by another one
                 checkpoint.upload(Path(local.path), run.checkpoints, name)
                 checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints, stored=name)
                 return uploaded(run.checkpoints, name)

@@ -97,6 +97,7 @@ def train_worker(run: Run) -> None:
 
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
+    run.claim.check()
     config, train = run.config, run.config.train
     # The last checkpoint may be complete, if the worker died before it could report it.
     if from_rank_zero(run.done, ray.train.torch.get_device()):

@@ -1,6 +1,8 @@
 """A training run: what its workers receive, and how it is opened."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pipeline.checkpoints import checkpoint
@@ -9,6 +11,7 @@ from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.preflight.checks import examine, prepared
 from pipeline.preflight.findings import refuse
+from pipeline.storage import lease
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import import_mlflow, tracking_uri
@@ -23,6 +26,8 @@ class Run(NamedTuple):
     checkpoints: Store
     tracking_uri: str
     run_id: str
+    claim: lease.Claim
+    """The driver's hold on the run's folder; a trial has that of its search."""
     on_gpus: bool = False
     """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
@@ -40,11 +45,12 @@ class Run(NamedTuple):
         return newest is not None and newest["step"] >= steps and self.first_step() >= steps
 
 
-def open_run(config: Config, run_key: str | None = None) -> Run:
-    """Runs the checks before a run, joins Ray, and opens the MLflow run.
+@contextmanager
+def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
+    """Runs the checks before a run, joins Ray, opens the MLflow run, and holds the run's folder in this block.
 
     `run_key` names a run other than the configuration's own, such as a search. Raises ConfigError with all errors that the checks
-    find; their warnings are logged.
+    find, whose warnings are logged, and LeaseError if another process trains this run.
     """
     manifest, found = prepared(config)
     preflight = examine(config, manifest, run_key)
@@ -58,7 +64,8 @@ def open_run(config: Config, run_key: str | None = None) -> Run:
     made_by = {} if finished else environment()
     changed = other_code(newest.get("environment", {}), made_by) if newest else []
     line = f"step {newest['step']}: {'; '.join(changed)}" if newest and changed else ""
-    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
-    on_gpus = connect.gpus_for(config.train.fewest_workers)
-    return Run(config, manifest, checkpoints, tracking_uri(config.tracking), run_id, on_gpus, environment=made_by)
+    with lease.held(checkpoints) as claim:
+        run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line)
+        on_gpus = connect.gpus_for(config.train.fewest_workers)
+        yield Run(config, manifest, checkpoints, tracking_uri(config.tracking), run_id, claim, on_gpus, environment=made_by)

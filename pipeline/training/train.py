@@ -165,8 +165,15 @@ def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
 def train(config: Config) -> Outcome:
     """Trains as configured, or resumes the run of the same configuration; records everything in MLflow."""
     started = time.monotonic()
-    run = open_run(config)
-    logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
+    with open_run(config) as run:
+        logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
+        best, score, reason = _train(run)
+    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason)
+
+
+def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
+    """(best checkpoint, its score, why the run ended before its last step)."""
+    reason: str | None = None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
     run = run._replace(stop_flag=flag)
@@ -182,17 +189,22 @@ def train(config: Config) -> Outcome:
             record_best(run, best, score)
             runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
     except BaseException as error:
-        end_run(run, error)
+        end_run(run, error, reason)
         raise
-    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason)
+    return best, score, reason
 
 
-def end_run(run: Run, error: BaseException) -> None:
-    """Marks the run and its children as ended by this exception; only warns if MLflow fails, so as not to hide it."""
+def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:
+    """Marks the run and its children as ended by this exception; only warns if MLflow fails, so as not to hide it.
+
+    `reason`: why the run stopped early. If another process has taken the run over, its status is no longer ours.
+    """
     status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
     try:
+        if run.claim.lost():
+            return
         runs.end_children(run.tracking_uri, run.run_id, status)
-        runs.finish_run(run.tracking_uri, run.run_id, status)
+        runs.finish_run(run.tracking_uri, run.run_id, status, reason)
     except Exception as fault:
         logger.warning("the run is still marked RUNNING in MLflow: %s", fault)
 

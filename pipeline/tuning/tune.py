@@ -59,7 +59,11 @@ def search(config: Config) -> SearchResult:
     if not config.tune.space:
         raise ConfigError(["tune.space: missing; name at least one setting, such as train.learning_rate: {log: [0.003, 0.1]}"])
     key = f"{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
-    parent = open_run(config, run_key=key)
+    with open_run(config, run_key=key) as parent:
+        return _search(parent, key)
+
+
+def _search(parent: Run, key: str) -> SearchResult:
     try:
         grid = _run_trials(parent, key)
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
@@ -95,6 +99,8 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
         ),
         run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
     )
+    # Its errors are the trials' failures with their remote tracebacks, which are named below.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     grid = tuner.fit()
     if len(lines.ended) + len(grid.errors) < len(grid):
         raise KeyboardInterrupt  # Tune swallows the first one and returns the results so far

@@ -70,8 +70,8 @@ def test_what_training_refuses_is_an_error_of_the_plan(tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "error    tracking.uri = http://127.0.0.1:9: no MLflow server answers there" in shown
     assert "error    train.resume = t-0123abcd: no checkpoint in " in shown
-    with pytest.raises(ConfigError) as raised:
-        open_run(refused)
+    with pytest.raises(ConfigError) as raised, open_run(refused):
+        pass
     assert [line.partition(":")[0] for line in raised.value.mistakes] == ["tracking.uri = http", "train.resume = t-0123abcd"]
 
 

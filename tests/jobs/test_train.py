@@ -1,13 +1,17 @@
 """`jobs.train`: the error names what is missing, before a worker starts."""
 
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main
 from jobs.train import run
+from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.data.prepare import prepare
+from tests.support.disks import small_disk
 
 CONFIG = "jobs/configs/demo.yaml"
 
@@ -42,6 +46,27 @@ def test_a_service_or_data_set_that_is_missing_is_named_before_a_cluster_starts(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_a_full_temporary_folder_is_named_before_a_cluster_starts(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "full") as full:
+        monkeypatch.setattr(tempfile, "tempdir", str(full))
+        assert main(run, [CONFIG, *words]) == 1
+    shown = capsys.readouterr().err
+    assert re.search(rf"{full}: the disk is full \(8.29 MiB needed, .* free\): free some space there, or set TMPDIR to", shown)
+
+
+def test_a_disk_that_is_full_in_any_command_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(config: Config) -> int:
+        with Path("/dev/full").open("wb", buffering=0) as device:
+            return device.write(b"a") or 0
+
+    assert main(verb, [CONFIG, *words]) == 1
+    assert re.fullmatch(
+        r"\S+: the disk is full \(.* free\): free some space there, or set TMPDIR to .*\n", capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

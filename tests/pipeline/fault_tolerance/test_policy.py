@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray.train import Checkpoint
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed, StorageError
 from pipeline.fault_tolerance import policy
-from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory
+from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory, RowsLost
 from pipeline.fault_tolerance.policy import RestartPolicy
 from tests.support.worker_faults import GLOO, died, sent
 
@@ -30,14 +30,21 @@ def restart_policy(**faults: Any) -> tuple[RestartPolicy, list[dict[str, Any]], 
 CHECKPOINT = Checkpoint("/somewhere")
 
 
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """Restores the level that the end of a run sets."""
+    yield
+    logging.getLogger("ray.train").setLevel(logging.NOTSET)
+
+
 def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
     _, events, fail = restart_policy()
     with pytest.raises(RunFailed) as caught, caplog.at_level(logging.WARNING, "pipeline.fault_tolerance.policy"):
         fail(sent(ValueError("negative label")))
     assert str(caught.value).startswith("worker 0: ValueError: negative label  [support/worker_faults.py line ")
     assert str(caught.value).endswith(" in sent]\nnot retried: it would repeat")
-    assert [message.split("  [")[0] for message in caplog.messages] == ["worker 0: ValueError: negative label"]
-    assert caplog.messages[0].endswith("]: not retried: it would repeat")
+    assert caplog.messages == [], "the command prints it, once"
+    assert not logging.getLogger("ray.train.v2").isEnabledFor(logging.ERROR)
     (event,) = events
     assert set(event) == {"time", "kind", "what", "did"}
     assert event["kind"] == "deterministic"
@@ -99,6 +106,21 @@ def test_the_same_error_of_code_twice_in_a_row_would_repeat_unless_a_checkpoint_
     fail(sent(full()))
     with pytest.raises(RunFailed, match="not retried: the same as before, and no checkpoint in between"):
         fail(sent(full()))
+
+
+def test_lost_rows_are_retried_once_and_no_message_has_two_verdicts() -> None:
+    _, events, fail = restart_policy()
+    lost = RowsLost("data ended after step 7 of 9 on rank 0: rows were lost")
+    fail(sent(lost))
+    assert events[0]["did"].startswith("retried from the last checkpoint")
+    with pytest.raises(RunFailed) as caught:
+        fail(sent(lost))
+    what, did, *_ = str(caught.value).splitlines()
+    assert what.startswith("worker 0: data ended after step 7 of 9 on rank 0: rows were lost  [")
+    assert did == (
+        "not retried: the same as before, and no checkpoint in between, so it would repeat; fix the cause and submit the run "
+        "again: it resumes from its last checkpoint"
+    )
 
 
 def test_deaths_and_broken_connections_of_the_same_words_are_accidents_each_time() -> None:

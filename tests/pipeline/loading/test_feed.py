@@ -17,6 +17,7 @@ from pipeline.data.manifest import open_data
 from pipeline.data.prepare import prepare
 from pipeline.data.synthetic import NAMES
 from pipeline.errors import SampleError, StorageError
+from pipeline.fault_tolerance.failures import RowsLost
 from pipeline.images.codec import decode_label
 from pipeline.loading.batches import checked_batches, training_batches
 from pipeline.loading.feed import Batch, Feed
@@ -133,7 +134,7 @@ def test_a_worker_that_meets_a_wrong_row_stops_and_names_it(prepared: Path, wron
     feed = feed_of(prepared)
     batches = list(rows_of(feed))
     batches[3][wrong] = batches[3][wrong] + 1
-    with pytest.raises(RuntimeError, match=f"data order broken at step 3, rank 0: expected {wrong}"):
+    with pytest.raises(RowsLost, match=f"data order broken at step 3, rank 0: expected {wrong}"):
         list(checked_batches(iter(batches), feed.sampler, steps=STEPS, rank=0, workers=1))
 
 
@@ -154,7 +155,7 @@ def test_padding_is_checked_and_removed(prepared: Path) -> None:
 def test_a_lost_or_missing_batch_is_noticed(prepared: Path) -> None:
     feed = feed_of(prepared)
     batches = list(rows_of(feed))
-    with pytest.raises(RuntimeError, match="data order broken at step 3"):
+    with pytest.raises(RowsLost, match="data order broken at step 3"):
         list(checked_batches(iter(batches[:3] + batches[4:]), feed.sampler, steps=STEPS, rank=0, workers=1))
     with pytest.raises(RuntimeError, match="data ended after step 8 of 9"):
         list(checked_batches(iter(batches[:-1]), feed.sampler, steps=STEPS, rank=0, workers=1))

@@ -1,6 +1,7 @@
 """Each check reports its fault with the fix, and reports nothing without the fault."""
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,6 +228,17 @@ def test_checkpoints_that_a_run_has_written_need_no_more_room(tmp_path: Path, mo
         sparse.truncate(3 * one)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2 * one))
     assert cluster_checks.disk(local, manifest()) == []
+
+
+def test_a_temporary_folder_without_room_for_a_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = checkpoint_bytes(config(), 3)
+    for free, level in ((2 * one, None), (2 * one - 1, "warning"), (one, "warning"), (one - 1, "error")):
+        monkeypatch.setattr(shutil, "disk_usage", {str(tmp_path): Usage(free)}.__getitem__)
+        found = cluster_checks.temporary(config(), manifest())
+        assert [finding.level for finding in found] == ([level] if level else [])
+    assert found[0].what.startswith(f"temporary folder {tmp_path}: ")
+    assert found[0].fix == "free some space, or set TMPDIR to another folder on every node"
 
 
 # Buckets

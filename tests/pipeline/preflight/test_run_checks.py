@@ -1,5 +1,7 @@
 """Checks whether a run may start or resume."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from pipeline.config.load import override, parse
 from pipeline.data.manifest import Manifest
 from pipeline.preflight import run_checks
 from pipeline.preflight.findings import Finding
+from pipeline.storage.lease import FREE, LEASE, Holder, held
 from pipeline.storage.store import Store
 from pipeline.tracking.provenance import environment
 from tests.support.checkpoints import saved
@@ -105,3 +108,19 @@ def test_other_code_than_before_is_a_warning_unless_the_run_is_finished(monkeypa
 def test_a_record_of_another_program_is_an_error() -> None:
     (found,) = run_checks.resume(config(), MANIFEST, STORE, {"step": 40})
     assert found.what == "/runs/t/: the checkpoint of step 40 lacks config and protocol: another program wrote it"
+
+
+def test_a_run_that_another_process_trains_is_an_error_and_one_that_cannot_be_looked_up_a_warning(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert run_checks.in_use(store) == []
+    with held(store):
+        (found,) = run_checks.in_use(store)
+    assert (found.level, found.fix) == ("error", FREE)
+    assert found.what.startswith(f"{tmp_path}: in use by process {os.getpid()} on host ")
+    assert run_checks.in_use(store) == []
+    store.write(LEASE, json.dumps(Holder("b", "gpu-2", 4711, "m", "9", "2026-11-29 05:00:00 UTC")._asdict()).encode())
+    (found,) = run_checks.in_use(store)
+    assert found.line == (
+        f"{tmp_path}: held by process 4711 on host gpu-2 since 2026-11-29 05:00:00 UTC, which cannot be looked up from here "
+        "(jobs.train waits up to 60 s for a sign of it)"
+    )

@@ -1,17 +1,67 @@
-"""Local checkpoint folders that killed workers left behind."""
+"""What a worker may store, and local checkpoint folders that killed workers left behind."""
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import ray.train
 
+from pipeline.checkpoints import checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.training.checkpointing import RunRecord, remove_leftovers
+from pipeline.fault_tolerance.failures import Fault, Kind, WorkerFault
+from pipeline.storage.lease import LEASE, Claim, Holder, held
+from pipeline.storage.store import Store
+from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_leftovers
+from pipeline.training.run import Run
+from tests.support.checkpoints import trained
+from tests.support.disks import small_disk
+from tests.support.own_data import config
+
+NAME = "step-000004"
+
+
+def store_checkpoint(folder: Path, store: Store, local: Path, claim: Claim) -> Fault | None:
+    """Stores a checkpoint as rank 0 does; returns the fault that the controller would receive."""
+    local.mkdir(exist_ok=True)
+    run = Run(config(folder), cast(Any, None), store, "", "", claim)
+    saver = CheckpointSaver(run, cast(Any, None), None)
+    try:
+        saver._store(checkpoint.snapshot(*trained(4)), {"step": 4}, ray.train.Checkpoint(str(local)), NAME)
+    except WorkerFault as error:
+        return error.fault
+    return None
+
+
+def test_a_checkpoint_of_a_driver_that_was_replaced_is_not_stored(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    with held(store) as claim:
+        assert store_checkpoint(tmp_path, store, tmp_path / "first", claim) is None
+        before = store.listing(NAME)
+        theirs = Holder.this_process()._replace(id="b", host="gpu-2", pid=4711)
+        store.write(LEASE, json.dumps(theirs._asdict()).encode())
+        fault = store_checkpoint(tmp_path, store, tmp_path / "second", claim)
+    assert fault
+    assert fault.kind == Kind.DETERMINISTIC
+    assert "run: taken over by process 4711 on host gpu-2 since " in fault.what
+    assert store.listing(NAME) == before
+
+
+def test_a_checkpoint_that_does_not_fit_into_the_temporary_folder_is_a_fault_of_the_infrastructure(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    with held(store) as claim, small_disk(tmp_path / "full") as full:
+        (full / "others").write_bytes(bytes(2**20 - 4096))
+        fault = store_checkpoint(tmp_path, store, full / "local", claim)
+    assert fault
+    assert (fault.kind, fault.raised) == (Kind.INFRASTRUCTURE, True)
+    assert re.search(rf"DiskError: {full}: the disk is full \([\d.]+ (bytes|KiB) needed, \S+ (bytes|KiB) free\)", fault.what)
+    assert not store.list(NAME)
 
 
 def test_what_killed_workers_of_this_host_left_is_removed_and_nothing_else(

@@ -25,8 +25,10 @@ def test_a_run_starts_with_the_checks(tmp_path: Path, local_ray: None, caplog: p
     )
     wrong = {"loss.class_weights": [1, 2], "train.cpus_per_worker": 1.0, "model.weights": f"{tmp_path}/no.pth"}
     prepare(clean)
-    with pytest.raises(ConfigError) as raised, caplog.at_level(logging.WARNING, "pipeline.preflight.findings"):
-        open_run(override(clean, wrong | {"loss.ohem": {}}))
+    refused = override(clean, wrong | {"loss.ohem": {}})
+    warnings = caplog.at_level(logging.WARNING, "pipeline.preflight.findings")
+    with pytest.raises(ConfigError) as raised, warnings, open_run(refused):
+        pass
     assert raised.value.mistakes == [
         "loss.class_weights has 2 values: g has 6 classes (give one for each class)",
         "train.workers = 2: 3 CPUs are needed (workers x 1 + 2 data tasks x 0.5), but the cluster has 2 "

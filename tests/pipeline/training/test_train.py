@@ -1,6 +1,9 @@
 """Parts of the training loop that can be tested alone."""
 
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,13 +12,34 @@ from pipeline.checkpoints import checkpoint
 from pipeline.config.load import override
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.metrics import Score
+from pipeline.storage.lease import LEASE, Claim, Holder, held
 from pipeline.storage.store import Store
 from pipeline.tracking import registry, runs
+from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.loop import replaced_in_all
 from pipeline.training.run import Run
-from pipeline.training.train import record_best
+from pipeline.training.train import STOPPED, end_run, record_best
 from tests.support.checkpoints import saved
 from tests.support.own_data import config
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+def test_a_run_that_was_asked_to_stop_says_so_in_mlflow_until_it_is_resumed(tmp_path: Path) -> None:
+    made = override(config(tmp_path), {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    uri, store = tracking_uri(made.tracking), Store(str(tmp_path / "run"))
+    run_id = runs.open_mlflow_run(made, environment={})
+    recorded = partial(connect(uri).get_run, run_id)
+    with held(store) as claim:
+        run = Run(made, cast(Any, None), store, uri, run_id, claim)
+        end_run(run, SystemExit(143), STOPPED)
+        assert (recorded().info.status, recorded().data.tags[runs.STOP_REASON]) == ("KILLED", STOPPED)
+        assert runs.open_mlflow_run(made, environment={}) == run_id
+        assert runs.STOP_REASON not in recorded().data.tags
+        theirs = Holder.this_process()._replace(id="b")
+        store.write(LEASE, json.dumps(theirs._asdict()).encode())
+        end_run(run, RuntimeError("taken over"))
+    assert recorded().info.status == "RUNNING", "the other process trains it now"
+
 
 CPU = torch.device("cpu")
 
@@ -34,7 +58,7 @@ def test_the_checkpoint_of_a_registered_version_is_not_pruned(tmp_path: Path) ->
     made = override(config(tmp_path), {"tracking.uri": uri, "tracking.register_as": "roads"})
     store = Store(str(tmp_path / "run"))
     manifest = Manifest("g", "generated", ("road", "car"), (), {}, {}, True, "")
-    run = Run(made, manifest, store, uri, runs.open_mlflow_run(made, environment={}))
+    run = Run(made, manifest, store, uri, runs.open_mlflow_run(made, environment={}), Claim(store, ""))
     saved(store, tmp_path, 10, 0.5)
     best = checkpoint.load_best(store)
     assert best is not None

@@ -64,13 +64,13 @@ def left(run: Run) -> Left:
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny: Config) -> Left:
+def stopped(tiny: Config) -> Iterator[Left]:
     """A run with background validation that is stopped on request after step 8."""
-    run = open_run(override(tiny, {"evaluate.background": True, "faults.look_every": 8}))
-    flag = cast(Any, StopFlag).remote()
-    ray.get(flag.request.remote(STOPPED))
-    assert run_to_end(run._replace(stop_flag=flag)) == STOPPED
-    return left(run)
+    with open_run(override(tiny, {"evaluate.background": True, "faults.look_every": 8})) as run:
+        flag = cast(Any, StopFlag).remote()
+        ray.get(flag.request.remote(STOPPED))
+        assert run_to_end(run._replace(stop_flag=flag)) == STOPPED
+        yield left(run)
 
 
 @pytest.fixture(scope="module")
