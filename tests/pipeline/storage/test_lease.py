@@ -132,8 +132,9 @@ def test_of_processes_that_take_a_free_folder_at_the_same_moment_one_keeps_it(
 
     def take() -> None:
         with held(store) as claim:
-            time.sleep(0.5)
+            met.wait()  # both have written their lease
             lost.append(claim.lost())
+            met.wait()  # both have looked before one of them leaves
 
     threads = [threading.Thread(target=take) for _ in range(2)]
     for thread in threads:
