@@ -34,9 +34,8 @@ def test_each_form_is_decoded_as_by_an_independent_decoder(name: str) -> None:
 
 
 def test_a_mutated_file_is_decoded_as_by_an_independent_decoder_or_is_a_fault() -> None:
-    """As many mutations as take a few seconds; 2,000 with other seeds give the same."""
     random, faults, names = np.random.default_rng(17), 0, list(FORMS)
-    for number in range(600):
+    for number in range(2000):
         kind, data = FORMS[names[number % len(names)]]
         data = pictures.mutated(data, random)
         try:
@@ -48,7 +47,7 @@ def test_a_mutated_file_is_decoded_as_by_an_independent_decoder_or_is_a_fault() 
         with warnings.catch_warnings(action="ignore"):
             theirs = (pictures.indices if kind == "label" else pictures.decoded)(data)
         assert np.array_equal(ours, theirs), (number, names[number % len(names)])
-    assert 250 < faults < 450  # appended bytes, and changes without a trace in formats without checksums, are no faults
+    assert 900 < faults < 1400  # appended bytes, and changes without a trace in formats without checksums, are no faults
 
 
 def damaged(data: bytes, start: float, length: int) -> bytes:
