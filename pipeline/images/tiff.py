@@ -7,16 +7,18 @@ from pipeline.images.deflate import inflated
 from pipeline.images.header import Header
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+TYPES = {3: "H", 4: "I", 13: "I", 16: "Q"}
 """Numbers of the whole-number types; other values are not read."""
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32773: "PackBits", 32946: "Deflate"}
 DEFLATE = (8, 32946)
 COLOURS = {(0, 1): "inverted grey", (1, 1): "grey", (1, 2): "grey and alpha", (2, 3): "RGB", (2, 4): "RGBA", (3, 1): "palette"}
 """(photometric interpretation, samples per pixel) -> its name."""
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANAR, EXTRA, FORMAT = (
-    256, 257, 258, 259, 262, 274, 277, 284, 338, 339,
+PALETTE_SIZES = {1: 6, 8: 768, 16: 196608}
+"""Bits of a pixel -> numbers in its palette."""
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANAR, PALETTE, EXTRA, FORMAT = SHAPE = (
+    256, 257, 258, 259, 262, 274, 277, 284, 320, 338, 339,
 )  # fmt: skip
-SUBFILE, FILL_ORDER, STRIPS, ROWS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = (
+SUBFILE, FILL_ORDER, STRIPS, ROWS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = PLACES = (
     254, 266, 273, 278, 279, 322, 323, 324, 325,
 )  # fmt: skip
 
@@ -25,6 +27,7 @@ class Directory(NamedTuple):
     """One directory of tags."""
 
     tags: dict[int, tuple[int, ...]]
+    """Values of each tag; none of one that does not hold whole numbers."""
     places: dict[int, tuple[int, str]]
     """Where in the file a tag's values start, and their type as struct names it."""
     following: int
@@ -51,7 +54,9 @@ def directory(data: bytes, place: int | None = None) -> Directory:
         for at in range(start, start + number * entry, entry):
             tag, kind = struct.unpack_from(order + "HH", data, at)
             (length,) = struct.unpack_from(order + offset, data, at + 4)
-            if kind in TYPES and tag not in tags:
+            if kind not in TYPES:
+                tags.setdefault(tag, ())
+            elif tag not in tags:
                 size = struct.calcsize(TYPES[kind]) * length
                 values = at + entry - room
                 if size > room:
@@ -83,6 +88,7 @@ def read_header(data: bytes) -> Header:
     tiled = bool(page.one(TILE_WIDTH))
     faults = [
         (pages(data, page) > 1, "of several pages: save each page as a file of its own"),
+        (() in [page.tags.get(tag) for tag in SHAPE + PLACES], "with tags that hold no numbers: save it again"),
         (compression not in COMPRESSIONS, f"with compression {compression}: save it with LZW or Deflate"),
         # OpenCV 5.0 refuses such tiles.
         (compression == 1 and tiled, "of tiles without compression: save it with LZW or Deflate"),
@@ -97,6 +103,10 @@ def read_header(data: bytes) -> Header:
             or (bits == {1} and samples > 1)
             or not set(page.tags.get(FORMAT, ())) <= {1},
             f"of {sorted(bits)} bits a channel, sample format {page.one(FORMAT, 1)}: save it as whole numbers of 8 bits",
+        ),
+        (
+            colour == 3 and len(page.tags.get(PALETTE, ())) != PALETTE_SIZES.get(page.one(BITS, 1)),
+            "without the colours of its palette: save it again",
         ),
         (page.one(FILL_ORDER, 1) != 1, "with reversed bits (fill order 2): save it with fill order 1"),
         (page.one(PLANAR, 1) not in (1, 2), f"with planar configuration {page.one(PLANAR)}: save it with 1"),

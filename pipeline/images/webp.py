@@ -26,8 +26,8 @@ def read_header(data: bytes) -> Header:
             packed = int.from_bytes(body[1:5], "little")
             size = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
         place = end + end % 2
-    if size is None:
-        raise ValueError("damaged WebP: without a picture")
+    if size is None or place < total:
+        raise ValueError("damaged WebP: without a picture, or with bytes that belong to no chunk")
     return Header("WebP", *size, "RGB", orientation=orientation)
 
 
