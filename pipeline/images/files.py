@@ -29,7 +29,7 @@ FOREIGN = tuple(
         (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", f"SVG: {CONVERT}"),
         (rb"(\xef\xbb\xbf)?\s*(<!DOCTYPE html|<html|<head|<body)", "an HTML page, often a refused download: download it again"),
         (rb"(\xef\xbb\xbf)?\s*<(\?xml|Error)", "an XML document, often a refused download: download it again"),
-        (rb"\0+$", "only zero bytes, as an interrupted copy leaves them: copy it again"),
+        (rb"\0+$", "zero bytes, as an interrupted copy leaves them: copy it again"),
         (rb"(\xef\xbb\xbf)?[\t\n\r\x20-\x7e]+$", f"text, not an image: {READ}"),
     )
 )

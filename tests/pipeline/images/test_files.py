@@ -34,7 +34,7 @@ from tests.support import pictures
         (b"\xff\x0a\x01", "JPEG XL: convert it"),
         (b"P6\n3 2\n255\n", "PNM: convert it"),
         (b"\0\x05\x16\x07\0\2\0\0", "a companion file of macOS, without an image: delete it"),
-        (bytes(4000), "only zero bytes, as an interrupted copy leaves them: copy it again"),
+        (bytes(4000), "zero bytes, as an interrupted copy leaves them: copy it again"),
         (b'{"message": "Not Found"}', "text, not an image"),
         (bytes(range(99, 160)), "no image that is known: PNG, JPEG, TIFF, BMP and WebP are read"),
     ],
