@@ -1,12 +1,15 @@
-"""Finds every fault of an image and its label: encodings, sizes, label ids."""
+"""Finds every fault of an image and its label: encodings, sizes, orientation, label ids."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.images import codec
-from pipeline.images.codec import PNG, check_encoding
+from pipeline.images.header import Header
+
+TURN = "turn the pixels (`exiftran -ai FILE` for JPEG, else `magick mogrify -auto-orient FILE`)"
 
 
 def inspect(
@@ -16,25 +19,53 @@ def inspect(
 
     The size is (0, 0) if the image cannot be decoded; the counts are 0 if the label cannot.
     """
-    pixels, ids, faults = None, None, []
-    try:
-        check_encoding(image)
+    pixels, ids, faults = None, None, list[str]()
+    with faults_of(image_url, faults):
+        image_header = codec.check_image(image)
         pixels = codec.decode_image(image)
-    except ValueError as error:
-        faults.append(f"{image_url}: {error}")
-    try:
-        check_encoding(label)
-        if not label.startswith(PNG):
-            raise ValueError("a label must be a PNG: JPEG changes the class ids")
+    with faults_of(label_url, faults):
+        label_header = codec.check_encoding(label)
         ids = codec.decode_label(label)
-    except ValueError as error:
-        faults.append(f"{label_url}: {error}")
-    if pixels is not None and ids is not None and pixels.shape[:2] != ids.shape:
-        (h, w), (height, width) = ids.shape, pixels.shape[:2]
-        faults.append(f"{label_url}: label is {w} x {h} pixels, its image {width} x {height} ({image_url})")
-    counts = np.bincount(ids.ravel(), minlength=256) if ids is not None else np.zeros(256, np.int64)
+    if pixels is not None and ids is not None:
+        faults += _mismatch(image_url, label_url, image_header, label_header)
+    counts = np.zeros(256, np.int64)
+    for rows in [] if ids is None else np.array_split(ids, -(-ids.size // 2**24)):  # bincount takes 8 bytes a pixel
+        counts += np.bincount(rows.ravel(), minlength=256)
     illegal = [int(i) for i in np.flatnonzero(counts) if int(i) not in label_map]
     if illegal:
         found = ", ".join(f"{i} ({counts[i]} pixels)" for i in illegal)
         faults.append(f"{label_url}: label ids outside the map: {found}; legal: {', '.join(map(str, sorted(label_map)))}")
     return (pixels.shape[0], pixels.shape[1]) if pixels is not None else (0, 0), counts, faults
+
+
+@contextmanager
+def faults_of(url: str, faults: list[str]) -> Iterator[None]:
+    """Appends what is raised inside as a fault of this file: one odd file must not hide the faults of the others."""
+    try:
+        yield
+    except ValueError as error:
+        faults.append(f"{url}: {error}")
+    except Exception as error:
+        faults.append(f"{url}: cannot be checked: {type(error).__name__}: {error}")
+
+
+def _mismatch(image_url: str, label_url: str, image: Header, label: Header) -> list[str]:
+    """The fault of a label that lies on other pixels than its image, or may do so because of an orientation tag.
+
+    Training reads the pixels as stored; viewers and annotation tools show them as the tag says. Only the sizes tell which of
+    the two the label was drawn on.
+    """
+    stored, drawn = (image.height, image.width), (label.height, label.width)
+    if label.orientation not in (1, image.orientation):
+        return [f"{label_url}: orientation tag {label.orientation}, but {image.orientation} in its image ({image_url}): {TURN}"]
+    if label.orientation == 1 and image.orientation != 1 and drawn == image.upright:
+        tag = f"{image_url}: orientation tag {image.orientation}: "
+        if drawn != stored:
+            return [f"{tag}its label was drawn on the turned view, training reads the pixels as stored: {TURN}"]
+        return [
+            f"{tag}viewers show it turned or mirrored, training reads the pixels as stored: {TURN} if its label was drawn in a "
+            "viewer, or delete the tag (`exiftool -Orientation= FILE`) if the label lies on the stored pixels"
+        ]
+    if drawn != stored:
+        return [f"{label_url}: label is {drawn[1]} x {drawn[0]} pixels, its image {stored[1]} x {stored[0]} ({image_url})"]
+    return []

@@ -31,9 +31,10 @@ from pipeline.data.layouts import Pair, find_splits
 from pipeline.data.manifest import VERSION, Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
 from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
-from pipeline.errors import ShardError, SourceError
+from pipeline.errors import ShardError, SourceError, StorageError
 from pipeline.images import codec
 from pipeline.storage.probe import check, check_readable
+from pipeline.storage.retry import Failed
 from pipeline.storage.store import Object, Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -250,11 +251,23 @@ def _load(item: Item, task: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[
         encoded = codec.encode_png(image), codec.encode_png(label)
         return Row(f"{task.split}-{item:06d}", *encoded, *label.shape), np.bincount(label.ravel(), minlength=256), []
     assert task.source is not None
-    try:
-        data = task.source.read(item.image), task.source.read(item.label)
-    except (OSError, ValueError) as error:
-        fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
-        return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
+    data, faults = [], list[str]()
+    for key in (item.image, item.label):
+        try:
+            data.append(task.source.read(key))
+        except Exception as error:  # of any type: one odd file must not hide the faults of the others
+            if isinstance(error.__cause__, Failed) and not error.__cause__.final:
+                raise  # the store is away: every other file would wait for it too
+            faults.append(_unread(task.source.url(key), error))
+    if faults:
+        return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), faults
     where = task.source.url(item.image), task.source.url(item.label)
-    size, counts, faults = inspect(*where, *data, task.label_map)
-    return Row(item.sample_id, *data, *size), counts, faults
+    size, counts, faults = inspect(*where, data[0], data[1], task.label_map)
+    return Row(item.sample_id, data[0], data[1], *size), counts, faults
+
+
+def _unread(url: str, error: Exception) -> str:
+    if isinstance(error, StorageError):
+        return str(error)  # names the file and the fix
+    reason = str(error) if isinstance(error, OSError) else f"{url}: {type(error).__name__}: {error}"
+    return f"{reason}: cannot be read: data.source must be readable from every Ray node"

@@ -1,4 +1,4 @@
-"""Decodes, encodes, resizes and augments images: the only wing that imports OpenCV.
+"""Checks, decodes, encodes, resizes and augments images: the only wing that imports OpenCV.
 
-Entry: `codec.decode_image`, `augment.augment`. Imports no other wing.
+Entry: `codec.check_image`, `codec.decode_image`, `augment.augment`. Imports no other wing.
 """

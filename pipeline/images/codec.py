@@ -1,20 +1,35 @@
 """Decodes image files to uint8 arrays, encodes arrays, and checks files for damage."""
 
-import struct
-import zlib
-from collections.abc import Iterator
+import os
+import re
+import threading
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.images import bmp, files, jpeg, png, tiff, webp
+from pipeline.images.header import Header
+
+# Our errors name the file; OpenCV's own lines on stderr do not.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 UInt8 = npt.NDArray[np.uint8]
 IGNORE = 255
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 """Endings of the names of image files, in lower or upper case."""
-PNG = b"\x89PNG\r\n\x1a\n"
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+"""Endings of the names of label files, in lower or upper case: formats that keep every value."""
 ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
-PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
+FEW_LEVELS = 32
+"""Grey levels of a channel; a 16-bit image that keeps fewer of its levels as 8 bits is refused."""
+LOST = re.compile(
+    r"(Corrupt JPEG data(?!: bad ICC).*|Premature end of JPEG.*|Inconsistent progression.*)|\[ERROR.* TIFF_Error (.*)"
+)
+"""The lines by which libjpeg (jerror.h) and libtiff say that they do not have every pixel."""
+OURS = re.compile(rf"{LOST.pattern}|\[ERROR:|>")
+"""These, and the other lines of OpenCV about an image that does not decode."""
+STDERR = threading.Lock()
 
 
 def decode_image(data: bytes) -> UInt8:
@@ -22,49 +37,115 @@ def decode_image(data: bytes) -> UInt8:
 
     An EXIF orientation is not applied, because labels have none and belong to the pixels as stored.
     """
+    if data.startswith(tiff.SIGNATURES):
+        data = tiff.without_alpha(data)
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_label(data: bytes) -> UInt8:
-    """uint8[H, W] from an image of one channel of at most 8 bits or a palette PNG: the stored values or indices, unchanged.
+    """uint8[H, W] from a PNG, TIFF or BMP of one channel of at most 8 bits or with a palette: the stored values or indices.
 
     Raises ValueError for any other image, or if it does not decode.
     """
-    depth = 8
-    if data.startswith(PNG):
-        data, depth = _grey_png(data)
-    label = _decode(data, cv2.IMREAD_UNCHANGED)
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise ValueError(f"{ONE_CHANNEL}, found {label.dtype} of shape {label.shape}")
+    header = files.read_header(data)
+    if header.format not in ("PNG", "TIFF", "BMP"):
+        raise ValueError(f"a label must be a PNG, TIFF or BMP: {header.format} changes the class ids")
+    if header.colours not in ("grey", "palette") or header.bits > 8:
+        raise ValueError(f"{ONE_CHANNEL}, found {header.colours} of {header.bits} bits a channel; store class ids instead")
+    if header.format == "BMP":
+        return bmp.indices(data)
+    label = _decode(png.as_grey(data) if header.format == "PNG" else tiff.as_grey(data), cv2.IMREAD_UNCHANGED)
     # OpenCV scales values of 1, 2 and 4 bits to 0..255; labels need the stored values.
-    return label if depth == 8 else label // np.uint8(255 // (2**depth - 1))
+    return label if header.bits == 8 else label // np.uint8(255 // (2**header.bits - 1))
 
 
-def _grey_png(data: bytes) -> tuple[bytes, int]:
-    """The PNG as a grey one, whose pixels are the indices of the palette, and its bit depth (1, 2, 4 or 8).
+def check_encoding(data: bytes) -> Header:
+    """The header of a sound image file. Raises ValueError that says what is wrong with the file and what to do.
 
-    OpenCV would turn the palette into colours. Only the header, the pixels and the end are kept (PNG specification, sections 5.3
-    and 11.2). Raises ValueError.
+    Decoders fill what is missing with grey and raise nothing, so lengths, checksums and the decoder's warnings are looked at.
+    JPEG, WebP, BMP and most TIFF files have no checksum: a changed byte that decodes without a warning is not seen.
     """
-    chunks: dict[str, list[bytes]] = {"IDAT": [], "IEND": []}
-    for kind, start, end in _png_chunks(data):
-        chunks.get(kind, []).append(data[start - 8 : end + 4])
-    # The header is changed below and gets a new checksum, so the old one is checked here; libpng checks the other chunks.
-    if not all(chunks.values()) or struct.pack(">I", zlib.crc32(data[12:29])) != data[29:33]:
-        raise ValueError(f"not a readable image (PNG of {len(data)} bytes with a broken header or without pixels)")
-    depth, colour = data[24], data[25]
-    if colour not in (0, 3) or depth > 8:
-        raise ValueError(
-            f"{ONE_CHANNEL}, found {PNG_COLOURS.get(colour, colour)} of {depth} bits a channel; store class ids instead"
-        )
-    # Only the colour type changes, to 0 (grey); size, depth, compression, filter and interlacing are kept.
-    header = data[12:25] + b"\0" + data[26:29]
-    header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"".join([PNG, header, *chunks["IDAT"], *chunks["IEND"]]), depth
+    header = files.read_header(data)
+    if header.format == "PNG":
+        png.check_pixels(data)
+    elif header.format == "TIFF":
+        tiff.check_pixels(data)
+        _check_warnings(data, "TIFF", cv2.IMREAD_COLOR)
+    elif header.format == "JPEG":
+        # Without metadata, because libjpeg prints its first warning alone. One pixel in 64 is computed, all bytes are decoded.
+        _check_warnings(jpeg.walk(data).picture, "JPEG", cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    elif header.format == "WebP":
+        _decode(webp.picture(data), cv2.IMREAD_COLOR)
+    return header
+
+
+def check_image(data: bytes) -> Header:
+    """Like `check_encoding`, for an image: refuses also 16 bits of which too little is left as 8."""
+    header = check_encoding(data)
+    if header.bits == 16:
+        stored, kept = _levels(_decode(data, cv2.IMREAD_UNCHANGED)), _levels(decode_image(data))
+        if len(kept) < min(FEW_LEVELS, len(stored)):
+            raise ValueError(
+                f"16-bit image with values {stored[0]} to {stored[-1]}: as 8 bits, {len(kept)} of its {len(stored)} levels are "
+                "left: scale the values of all images to 0..255 in the same way and save them as 8 bits"
+            )
+    return header
+
+
+def _levels(image: UInt8) -> npt.NDArray[np.int64]:
+    """The values that occur in any channel but alpha, sorted."""
+    seen = np.zeros(65536, np.bool_)
+    for row in image:
+        seen[row[..., :3] if image.ndim == 3 and image.shape[2] > 2 else row] = True
+    return np.flatnonzero(seen)
+
+
+def _check_warnings(data: bytes, name: str, flags: int) -> None:
+    """Raises ValueError if the decoder warns of lost data: it would give grey or black pixels for them."""
+    decoded, warnings = _decode_watched(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    lost = next((line for line in warnings if not _only_padding(line, data[:-2])), "" if decoded else "it does not decode")
+    if lost:
+        raise ValueError(f"damaged {name}: {lost}: copy it again, or save it again if a viewer shows it whole")
+
+
+def _only_padding(warning: str, picture: bytes) -> bool:
+    """Whether the warning is of bytes 00 or FF before a JPEG's end marker: some cameras fill their files so."""
+    found = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    return found is not None and set(picture[-int(found[1]) :]) <= {0, 255}
+
+
+def _decode_watched(data: bytes, flags: int) -> tuple[bool, list[str]]:
+    """Whether an image decodes, and the decoder's warnings of lost data.
+
+    libjpeg and libtiff write them to stderr and tell them in no other way. One call at a time, because stderr is the process's.
+    """
+    with STDERR, os.fdopen(os.memfd_create("stderr"), "w+b") as caught:
+        before = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            image = None
+        finally:
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            os.dup2(before, 2)
+            os.close(before)
+        caught.seek(0)
+        lines = caught.read().decode(errors="replace").splitlines(keepends=True)
+    found = [LOST.match(line) for line in lines]
+    others = [line for line in lines if line.strip() and not OURS.match(line)]
+    os.write(2, "".join(others).encode())  # what other threads wrote meanwhile
+    return image is not None, [(lost[1] or lost[2]).strip() for lost in found if lost]
 
 
 def _decode(data: bytes, flags: int) -> UInt8:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if len(data) else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if len(data) else None
+    except cv2.error as error:
+        raise ValueError(f"not a readable image ({len(data)} bytes): OpenCV: {error.err}") from error
+    except MemoryError as error:
+        raise ValueError(f"not enough memory to decode it ({len(data)} bytes)") from error
     if image is None:
         raise ValueError(f"not a readable image ({len(data)} bytes)")
     return as_uint8(image)
@@ -89,31 +170,3 @@ def encode_jpeg(image: UInt8, quality: int = 95) -> bytes:
     if not done:
         raise ValueError(f"cannot encode an image of shape {image.shape} as JPEG")
     return data.tobytes()
-
-
-def check_encoding(data: bytes) -> None:
-    """Raises ValueError for anything but a complete PNG or JPEG: some decoders fill missing parts with grey and raise nothing."""
-    if not data:
-        raise ValueError("empty file")
-    if data.startswith(PNG):
-        for kind, start, end in _png_chunks(data):
-            if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise ValueError(f"damaged PNG: chunk {kind!r} at byte {start - 8} fails its checksum")
-    elif data.startswith(b"\xff\xd8"):
-        if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise ValueError(f"truncated JPEG: no end marker after {len(data)} bytes")
-    else:
-        raise ValueError("neither PNG nor JPEG")
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """(type, start, end) of each chunk's content, up to IEND."""
-    place, kind = len(PNG), ""
-    while kind != "IEND":
-        start = place + 8
-        end = start + int.from_bytes(data[place : place + 4], "big")
-        kind = data[place + 4 : start].decode("latin-1")
-        if end + 4 > len(data):
-            raise ValueError(f"truncated PNG: ends after {len(data)} bytes, before its IEND")
-        yield kind, start, end
-        place = end + 4

@@ -138,5 +138,6 @@ def decode(row: Row) -> tuple[codec.UInt8, codec.UInt8]:
     """Image uint8[H, W, 3] and label uint8[H, W] with the ids as stored. Raises SampleError naming the sample."""
     try:
         return codec.decode_image(row.image), codec.decode_label(row.label)
-    except ValueError as error:
-        raise SampleError(f"sample {row.sample_id}: {error}; run python -m jobs.prepare CONFIG again") from error
+    except Exception as error:  # of any type: one odd file must be named, and may be replaced
+        reason = error if isinstance(error, ValueError) else f"cannot be decoded: {type(error).__name__}: {error}"
+        raise SampleError(f"sample {row.sample_id}: {reason}; run python -m jobs.prepare CONFIG again") from error

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.data.classes import CAMVID
-from pipeline.data.inspection import inspect
+from pipeline.data.inspection import faults_of, inspect
 from pipeline.images import codec
 from pipeline.images.codec import check_encoding
+from tests.support.pictures import saved
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -50,19 +51,19 @@ SMALL = flat(2, 2, 7)
         (IMAGE[:300] + b"\0\0" + IMAGE[302:], LABEL, "train/a.png: damaged PNG: chunk 'IDAT'"),
         (IMAGE[:17] + b"\1" + IMAGE[18:], LABEL, "train/a.png: damaged PNG: chunk 'IHDR' at byte 8 fails its checksum"),
         (b"", LABEL, "train/a.png: empty file"),
-        (b"GIF89a", LABEL, "train/a.png: neither PNG nor JPEG"),
+        (b"GIF89a", LABEL, "train/a.png: GIF: convert it to PNG or JPEG"),
         (jpeg(PIXELS)[:-2], LABEL, "train/a.png: truncated JPEG: no end marker"),
-        (b"\xff\xd8 no image \xff\xd9", LABEL, "train/a.png: not a readable image"),
+        (b"\xff\xd8 no image \xff\xd9", LABEL, "train/a.png: damaged JPEG: no marker at byte 2"),
         (IMAGE, LABEL[:-1], "trainannot/a.png: truncated PNG"),
         (IMAGE, b"", "trainannot/a.png: empty file"),
         (IMAGE, flat(32, 24, 0), "trainannot/a.png: label is 24 x 32 pixels, its image 32 x 24 (train/a.png)"),
         (IMAGE, flat(24, 32, 17), "trainannot/a.png: label ids outside the map: 17 (768 pixels); legal: 0, 1, 2, 3"),
-        (IMAGE, jpeg(IDS), "trainannot/a.png: a label must be a PNG: JPEG changes the class ids"),
+        (IMAGE, jpeg(IDS), "trainannot/a.png: a label must be a PNG, TIFF or BMP: JPEG changes the class ids"),
         (IMAGE, IMAGE, "trainannot/a.png: a label is an 8-bit image of one channel or a palette PNG, found RGB of 8 bits"),
         (SMALL, png(8, 6, bytes(18)), "trainannot/a.png: a label is an 8-bit image of one channel or a palette PNG, found RGBA"),
         (SMALL, png(16, 0, b"\0\0\1\0\2\0\0\1\0\2"), "trainannot/a.png: a label is an 8-bit image of one channel"),
-        (SMALL, png(8, 3, b"\0\1\2\0"), "trainannot/a.png: not a readable image"),  # valid checksums, but a row is missing
-        (png(8, 2, b"\0\1\2\3\4\5\6"), SMALL, "train/a.png: not a readable image"),
+        (SMALL, png(8, 3, b"\0\1\2\0"), "trainannot/a.png: damaged PNG: its pixels are 4 bytes uncompressed, its header needs 6"),
+        (png(8, 2, b"\0\1\2\3\4\5\6"), SMALL, "train/a.png: damaged PNG: its pixels are 7 bytes"),
     ],
 )  # fmt: skip
 def test_each_fault_of_a_pair_names_the_file(image: bytes, label: bytes, fault: str) -> None:
@@ -74,7 +75,7 @@ def test_each_fault_of_a_pair_names_the_file(image: bytes, label: bytes, fault: 
 def test_every_length_that_a_file_is_cut_to_is_found() -> None:
     for whole in (LABEL, jpeg(PIXELS)):
         for length in range(len(whole)):
-            with pytest.raises(ValueError, match=r"empty file|truncated|damaged|neither"):
+            with pytest.raises(ValueError, match=r"empty file|truncated|damaged|no image"):
                 check_encoding(whole[:length])
 
 
@@ -85,6 +86,55 @@ def test_faults_of_both_files_are_reported_together() -> None:
     first, second = inspect(*URLS, IMAGE, flat(3, 4, 200), CAMVID.label_map)[2]
     assert "label is 4 x 3 pixels" in first
     assert "outside the map: 200 (12 pixels)" in second
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "fault"),
+    [
+        ((24, 32), 6, None),  # the sizes tell that the label lies on the stored pixels
+        ((24, 32), 1, None),
+        (
+            (32, 24),
+            6,
+            "train/a.jpg: orientation tag 6: its label was drawn on the turned view, training reads the pixels as stored",
+        ),
+        ((32, 24), 3, "trainannot/a.png: label is 24 x 32 pixels, its image 32 x 24 (train/a.jpg)"),
+        ((32, 24), 1, "trainannot/a.png: label is 24 x 32 pixels, its image 32 x 24 (train/a.jpg)"),
+        ((24, 32), 3, "train/a.jpg: orientation tag 3: viewers show it turned or mirrored, training reads the pixels as stored"),
+        ((24, 32), 2, "train/a.jpg: orientation tag 2: viewers show it turned or mirrored"),
+    ],
+)
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_a_label_that_may_lie_on_the_turned_view_is_a_fault(
+    size: tuple[int, int], orientation: int, fault: str | None, form: str
+) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    found = inspect("train/a.jpg", URLS[1], saved(PIXELS, form, exif=tags), flat(*size, 0), CAMVID.label_map)[2]
+    assert [one[: len(fault or "")] for one in found] == ([fault] if fault else [])
+    if fault and "orientation" in fault:
+        assert "turn the pixels (`exiftran -ai FILE` for JPEG, else `magick mogrify -auto-orient FILE`)" in found[0]
+
+
+def test_a_square_image_with_a_tag_is_a_fault_unless_its_label_has_the_same_tag() -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    image, square = saved(PIXELS[:24, :24], "jpeg", exif=tags), np.zeros((24, 24), np.uint8)
+    (fault,) = inspect(*URLS, image, saved(square, "png"), CAMVID.label_map)[2]
+    assert fault.startswith("train/a.png: orientation tag 6: viewers show it turned")
+    assert fault.endswith("or delete the tag (`exiftool -Orientation= FILE`) if the label lies on the stored pixels")
+    assert inspect(*URLS, image, saved(square, "png", exif=tags), CAMVID.label_map)[2] == []
+    tags[0x0112] = 8
+    (fault,) = inspect(*URLS, image, saved(square, "png", exif=tags), CAMVID.label_map)[2]
+    assert fault.startswith("trainannot/a.png: orientation tag 8, but 6 in its image (train/a.png): turn the pixels")
+
+
+@pytest.mark.parametrize("kind", [KeyError("x"), MemoryError(), OverflowError("too large")])
+def test_an_exception_of_any_type_is_the_fault_of_its_file(kind: Exception) -> None:
+    faults: list[str] = []
+    with faults_of("train/a.png", faults):
+        raise kind
+    assert faults == [f"train/a.png: cannot be checked: {type(kind).__name__}: {kind}"]
 
 
 @pytest.mark.parametrize("image", [IMAGE, jpeg(PIXELS), jpeg(PIXELS) + b"\0\0", flat(24, 32, 9)])

@@ -10,7 +10,7 @@ from pipeline.config.base import Storage
 from pipeline.data.classes import GENERATED, classes
 from pipeline.data.layouts import Pair, find_splits
 from pipeline.errors import SourceError, StorageError
-from pipeline.images.codec import IGNORE
+from pipeline.images.codec import IGNORE, SUFFIXES
 from pipeline.storage.store import Store, open_store
 from tests.support.sources import ADE, faults, make, object_info, voc
 
@@ -42,7 +42,10 @@ def test_a_source_one_folder_too_high_is_named(tmp_path: Path) -> None:
     make(tmp_path / "CamVid", *VAL, "train/a.png", "trainannot/a.png")
     with pytest.raises(SourceError) as caught:
         find_splits("camvid", Store(str(tmp_path)), {})
-    assert caught.value.faults[0] == f"{tmp_path}/train: no files *.png|.jpg|.jpeg: set data.source={tmp_path}/CamVid"
+    assert (
+        caught.value.faults[0]
+        == f"{tmp_path}/train: no files *.png|.jpg|.jpeg|.jfif|.tif|.tiff|.bmp|.webp: set data.source={tmp_path}/CamVid"
+    )
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_faults_of_flat_folders(tmp_path: Path) -> None:
     source = make(tmp_path, "images/a.png", "images/a.jpg", "masks/a.png", train__txt="a\nb.png\n", val__txt=" \n")
     assert faults("folders", source) == [
         "images/a.png: same name as a.jpg: a sample has one file",
-        "train.txt: line 2: `b.png`: no image images/b.png.png|.jpg|.jpeg: add it, or correct the line",
+        f"train.txt: line 2: `b.png`: no image images/b.png{'|'.join(SUFFIXES)}: add it, or correct the line",
         "train.txt: line 2: `b.png`: no label masks/b.png.png: add it, or correct the line",
         "val.txt: lists no sample: write one sample id (image name without suffix) per line",
     ]

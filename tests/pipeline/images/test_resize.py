@@ -55,7 +55,7 @@ def test_an_image_survives_encoding() -> None:
 def test_what_does_not_decode_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a readable image"):
         codec.decode_image(data)
-    with pytest.raises(ValueError, match="not a readable image"):
+    with pytest.raises(ValueError, match=r"empty file|text, not an image"):
         codec.decode_label(data)
 
 
@@ -99,6 +99,7 @@ def test_an_interlaced_png_decodes_to_its_values(depth: int, colour: int, width:
     data = interlaced(stored, depth, colour)
     if depth == 8 or colour == 3:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), stored)  # pillow can read our PNG
+    codec.check_encoding(data)
     assert np.array_equal(codec.decode_label(data), stored)
 
 
@@ -123,7 +124,7 @@ def test_another_label_is_refused_by_what_it_is(picture: Image.Image, found: str
 
 
 def test_a_colour_label_of_another_format_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one channel.*uint8 of shape \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"one channel.*found RGB of 8 bits"):
         codec.decode_label(encoded(Image.fromarray(IMAGE[:4, :4]), "bmp"))
 
 
@@ -131,10 +132,10 @@ def test_a_damaged_label_is_refused_wherever_it_is_cut_or_changed() -> None:
     picture = Image.fromarray(IMAGE[:20, :30, 0] % 16).convert("P")
     data = encoded(picture)
     for end in range(0, len(data), 5):
-        with pytest.raises(ValueError, match=r"not a readable image|truncated PNG"):
+        with pytest.raises(ValueError, match=r"empty file|no image|truncated PNG"):
             codec.decode_label(data[:end])
     for place in (18, 24, 25, 28):  # width, depth, colour type, interlacing
-        with pytest.raises(ValueError, match="broken header"):
+        with pytest.raises(ValueError, match="chunk 'IHDR' at byte 8 fails its checksum"):
             codec.decode_label(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 

@@ -15,19 +15,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.manifest import open_data
 from pipeline.data.prepare import prepare
+from pipeline.data.shards import Row
 from pipeline.data.synthetic import NAMES
 from pipeline.errors import SampleError, StorageError
 from pipeline.fault_tolerance.failures import RowsLost
-from pipeline.images.codec import decode_label
+from pipeline.images.codec import decode_label, encode_png
 from pipeline.loading.batches import checked_batches, training_batches
-from pipeline.loading.feed import Batch, Feed
+from pipeline.loading.feed import Batch, Feed, decode
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from pipeline.loading.samples import open_samples
 from pipeline.storage import store as storage
 from tests.support.faulty_store import FAULTS, FaultyStore
 from tests.support.own_data import GLOBAL_BATCH, NUM_TRAIN, STEPS, by_step, config, feed_of, make_source
+from tests.support.pictures import with_checksums
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
+
+IDS = np.zeros((4, 4), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,20 @@ def test_a_corrupt_sample_stops_the_feed_and_is_named_or_is_replaced_and_reporte
     assert "007.png" in caplog.text
     bad.unlink()
     assert patient.crops(every)[2].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (b"", r"not a readable image \(0 bytes\)"),
+        (with_checksums(encode_png(IDS)[:16] + b"\0\0\x9c\x40\0\0\x75\x30" + encode_png(IDS)[24:]), "not a readable image"),
+        (None, "cannot be decoded: AttributeError"),
+    ],
+)
+def test_whatever_a_sample_raises_names_the_sample(image: bytes, reason: str) -> None:
+    """The second is a picture of 1.2 gigapixels, which OpenCV refuses by an exception of its own."""
+    with pytest.raises(SampleError, match=f"sample street/3: {reason}.*; run python -m jobs.prepare CONFIG again"):
+        decode(Row("street/3", image, encode_png(IDS), 4, 4))
 
 
 def test_tasks_import_neither_torch_nor_ray() -> None:
