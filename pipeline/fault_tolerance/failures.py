@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 
-from pipeline.errors import RunFailed
+from pipeline.errors import PipelineError, RunFailed
 
 MESSAGE_CHARS = 300
 """Characters of an exception's message that are shown."""
@@ -42,8 +42,8 @@ class NotFinite(RuntimeError):
     """Too many steps in a row had no finite loss and gradient; the message is the diagnosis."""
 
 
-class OutOfMemory(RuntimeError):
-    """A pass does not fit into the device's memory; `smaller`: the next attempt takes smaller passes."""
+class OutOfMemory(PipelineError):
+    """A pass or an image does not fit into the device's memory; `smaller`: the next attempt takes smaller passes."""
 
     def __init__(self, what: str, smaller: bool = False) -> None:
         super().__init__(what)
