@@ -20,7 +20,7 @@ def run(config: "Config") -> int:
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
-        print(f"{len(faults)} images not predicted, named above", file=sys.stderr)
+        print(f"images not predicted, named above: {len(faults)}", file=sys.stderr)
     return 1 if faults else 0
 
 

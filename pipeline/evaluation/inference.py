@@ -34,11 +34,11 @@ def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch
 
 @contextmanager
 def fits_into_memory(what: str, options: Evaluate) -> Iterator[None]:
-    """Wraps the prediction of an image: raises OutOfMemory, which names the image and the fix, if torch finds no memory."""
+    """Wraps the prediction of an image: raises OutOfMemory, which names the image and the fix, if there is no memory."""
     try:
         yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
             raise
         # Training validates whole images, whatever evaluate.window is.
         fix = "" if options is WHOLE_IMAGE else "lower evaluate.window or " if options.window else "set evaluate.window=769, or "

@@ -83,9 +83,9 @@ def _of_folder(config: Config, output: Store) -> tuple[Store, list[Input]]:
     left_out = [key for key in keys if is_litter(key) or not key.lower().endswith(SUFFIXES)]
     found = [Input(key, number, source.url(key), posixpath.splitext(key)[0])
              for number, key in enumerate(sorted({*keys} - {*left_out}))]  # fmt: skip
-    text = f"left out {_counted(left_out)}" if left_out else ""
+    text = f"files left out: {_counted(left_out)}" if left_out else ""
     if not found:
-        raise ConfigError([f"predict.images = {address}: no image found{text and ', '}{text}; {', '.join(SUFFIXES)} are read"])
+        raise ConfigError([f"predict.images = {address}: no image found{text and '; '}{text}; {', '.join(SUFFIXES)} are read"])
     if text:
         logger.warning("predict.images = %s: %s", address, text)
     if source.root == open_store(address, config.storage).root:
@@ -112,11 +112,11 @@ def _listed(address: str, config: Config) -> tuple[Store, list[str]]:
 
 
 def _counted(keys: Iterable[str]) -> str:
-    """`2 hidden files (first: ._a.jpg), 1 *.txt (first: b.txt)`."""
+    """`2 hidden (first: ._a.jpg), 1 *.txt (first: b.txt)`."""
     kinds: dict[str, list[str]] = {}
     for key in keys:
         ending = posixpath.splitext(key)[1].lower()
-        kinds.setdefault("hidden files" if is_litter(key) else f"*{ending}" if ending else "without an ending", []).append(key)
+        kinds.setdefault("hidden" if is_litter(key) else f"*{ending}" if ending else "without an ending", []).append(key)
     return ", ".join(f"{len(found)} {kind} (first: {found[0]})" for kind, found in kinds.items())
 
 

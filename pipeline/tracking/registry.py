@@ -20,6 +20,7 @@ CHECKPOINT_URL = "ccnet.checkpoint_url"
 CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
 MIOU = "ccnet.miou"
 PROTOCOL = "ccnet.protocol"
+FLAW = "ccnet.flaw"
 ALIAS = "best"
 
 
@@ -88,7 +89,7 @@ def register(
     if version is None:
         remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        version = client.create_model_version(name, source, run_id, tags=tags)
+        version = client.create_model_version(name, source, run_id, tags=tags | ({FLAW: flaw} if flaw else {}))
     holder = next((v for v in versions if ALIAS in client.get_model_version(name, v.version).aliases), None)
     if flaw or math.isnan(miou):
         reason = flaw or "its mIoU is not a number"

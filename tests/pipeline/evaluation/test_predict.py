@@ -90,7 +90,7 @@ def test_files_that_are_no_images_are_left_out_and_counted(
     with caplog.at_level(logging.WARNING, "pipeline"):
         done = predict(asked(config, images, tmp_path / "out"))
     assert (names(done), done.faults) == (["a.png"], [])
-    text = "left out 3 hidden files (first: ._a.JPG), 1 without an ending (first: README), 1 *.mp4 (first: clip.mp4), 1 *.txt"
+    text = "files left out: 3 hidden (first: ._a.JPG), 1 without an ending (first: README), 1 *.mp4 (first: clip.mp4), 1 *.txt"
     assert text in caplog.text
 
 
@@ -105,7 +105,7 @@ def test_a_bad_image_is_named_and_the_others_are_predicted(
     cut, empty, last = printed.err.splitlines()[-3:]
     assert cut.startswith(f"{images}/cut.png: truncated PNG")
     assert empty == f"{images}/empty.jpg: empty file"
-    assert last == "2 images not predicted, named above"
+    assert last == "images not predicted, named above: 2"
 
 
 def test_a_rerun_replaces_its_own_results_and_nothing_else(config: Config, tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_the_same_image_has_the_same_result_alone_and_in_its_folder(config: Conf
 
 def test_an_address_without_images_is_an_error_that_says_what_lies_there(config: Config, tmp_path: Path) -> None:
     videos = folder(tmp_path / "videos", a__mp4=b"x", b__mp4=b"x", notes__txt=b"x")
-    expected = r"videos: no image found, left out 2 \*\.mp4 \(first: a\.mp4\), 1 \*\.txt .*; \.png, \.jpg, .* are read"
+    expected = r"videos: no image found; files left out: 2 \*\.mp4 \(first: a\.mp4\), 1 \*\.txt .*; \.png, \.jpg, .* are read"
     with pytest.raises(ConfigError, match=expected):
         predict(asked(config, videos, tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"notes\.txt: no image found, left out 1 \*\.txt"):
+    with pytest.raises(ConfigError, match=r"notes\.txt: no image found; files left out: 1 \*\.txt"):
         predict(asked(config, videos / "notes.txt", tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(StorageError, match=r"no files found: correct predict\.images"):
@@ -174,6 +174,15 @@ def test_samples_of_a_split_with_one_result_are_faults(config: Config, tmp_path:
     done = predict(override(made, {"predict.output": str(tmp_path / "out")}))
     assert names(done) == ["b.png"]
     assert done.faults[0] == "ten val a: its result would be that of ten val a_overlay too: rename one of the two"
+
+
+def test_names_are_text(config: Config, tmp_path: Path) -> None:
+    odd = ["a[1]", "a*", "a?", "b {x,y}", "c#1 %20+&'", "d.e.f", "道路", "{}", "-x", "sub/[!a]"]
+    images = folder(tmp_path / "in [1]*", **{f"{name}.jpg": JPEG for name in odd})
+    done = predict(asked(config, images, tmp_path / "out {}#1"))
+    assert done.faults == []
+    assert set(held(tmp_path / "out {}#1")) == {f"{name}{end}" for name in odd for end in (".png", "_overlay.png")}
+    assert len(held(images)) == len(odd)
 
 
 def test_a_name_that_is_no_text_is_predicted(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

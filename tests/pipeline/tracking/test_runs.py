@@ -184,6 +184,7 @@ def test_no_alias_moves_to_a_score_that_recommends_nothing(mlflow_server: Mlflow
         facts = {"checkpoint_url": f"s3://ccnet/{sha256}", "sha256": sha256, "miou": miou, "protocol": PROTOCOL}
         registry.register(uri, run_id, "flaws", **facts, flaw=found)
     assert registry.find_checkpoint(uri, "models:/flaws@best") == ("s3://ccnet/3", "3")
+    assert connect(uri).get_model_version("flaws", "1").tags["ccnet.flaw"] == flaw
     assert caplog.messages == [
         f"models:/flaws@best does not move to version 1: {flaw}",
         "models:/flaws@best does not move to version 2: its mIoU is not a number",
