@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from pipeline.storage import disk
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     """Runs the verb. Returns its exit code, 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; the log's stream does this itself
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     show_own_lines()
     atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second

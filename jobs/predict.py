@@ -10,14 +10,18 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints the address of each mask and overlay."""
+    """Prints the address of each mask and overlay, then what is wrong with each image that was not predicted."""
     from pipeline.evaluation.predict import predict
 
-    done = predict(config)
+    done, faults = predict(config)
     for prediction in done:
         print(f"{prediction.mask_url}  {prediction.overlay_url}")
-    print(f"{len(done)} images predicted")
-    return 0
+    print(f"{len(done)} images predicted", flush=True)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        print(f"images not predicted, named above: {len(faults)}", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

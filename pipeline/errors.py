@@ -11,6 +11,7 @@ PipelineError
         SampleError    a sample that is missing or damaged
     CheckpointError    a checkpoint that is missing or damaged
     ExportFailed       an exported model that was not delivered
+    TaskDied           a Ray task whose process or node died
     TrackingError      an MLflow server or database that cannot be used
     RunFailed          a run that ended and is not restarted
 """
@@ -78,6 +79,10 @@ class CheckpointError(PipelineError):
 
 class ExportFailed(PipelineError):
     """A model that could not be exported, or whose exported file gives other results than torch; nothing was written."""
+
+
+class TaskDied(PipelineError):
+    """A Ray task that ended without a result or an exception: its process was killed or its node was lost."""
 
 
 class TrackingError(PipelineError):

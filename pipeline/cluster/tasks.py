@@ -1,4 +1,7 @@
-"""Spreads images over Ray tasks, or processes them here if there is no cluster, and yields each result as it arrives."""
+"""Spreads images over Ray tasks, or processes them here if there is no cluster, and yields each result as it arrives.
+
+An exception of a task reaches the caller as the task raised it, with or without a cluster (`task_errors`).
+"""
 
 import logging
 import time
@@ -10,6 +13,7 @@ import torch
 
 from ccnet import distributed
 from pipeline.cluster import connect
+from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 
 logger = logging.getLogger(__name__)
@@ -18,6 +22,8 @@ T = TypeVar("T")
 Work = Callable[[list[int], torch.device], Iterator[T]]
 """Yields one result for each image number that it is given, computed on the device."""
 SECONDS_BETWEEN_LINES = 10.0
+LESS_MEMORY = "set evaluate.window=769, or lower evaluate.scale or train.workers"
+"""How the tasks of `map_images` need less memory."""
 
 
 def map_images(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
@@ -26,7 +32,8 @@ def map_images(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     Without a cluster, and with at most one GPU on this machine, this process does all the work, because a cluster takes seconds
     to start. Otherwise there are `train.workers` Ray tasks: of [min, max], the number of GPUs in the cluster if it is in that
     range, else max. Each task gets a GPU if there are enough for all. Of n tasks, task r has the images r, r + n, ...
-    A task whose process dies is restarted; results that have already arrived are not yielded twice.
+    A task whose process dies is restarted; results that have already arrived are not yielded twice. Raises what `work` raises, or
+    TaskDied.
     """
     here = not connect.joined() and torch.cuda.device_count() <= 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,14 +55,15 @@ def _in_tasks(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     unfinished: list[Any] = [
         task.remote(shared, list(range(rank, num_images, num_tasks)), num_tasks) for rank in range(num_tasks)
     ]
-    while unfinished:
-        ready: Any = ray.wait(unfinished)[0][0]
-        try:
-            result: T = ray.get(next(ready))
-        except StopIteration:
-            unfinished = [generator for generator in unfinished if generator is not ready]
-            continue
-        yield result
+    with task_errors(LESS_MEMORY):
+        while unfinished:
+            ready: Any = ray.wait(unfinished)[0][0]
+            try:
+                result: T = ray.get(next(ready))
+            except StopIteration:
+                unfinished = [generator for generator in unfinished if generator is not ready]
+                continue
+            yield result
 
 
 def _num_workers(config: Config) -> int:

@@ -78,7 +78,7 @@ class Listing:
         for key in self.below(folder):
             name = key[len(folder) + 1 :]
             end = next((e for e in ends if name.lower().endswith(e.lower())), None)
-            if end and not any(part.startswith(".") for part in name.split("/")):
+            if end and not is_litter(name):
                 found.setdefault(name[: -len(end)], []).append(key)
         return Files(folder, "|".join(ends), found)
 
@@ -100,6 +100,11 @@ class Listing:
         near = next((k for k in same if key.endswith(f"/{k}") or k.endswith(f"/{key}")), None)
         fix = f"the source has {near}, write that" if near else "add it, or correct the line"
         return f"{self.source.url(key)}: no such file: {fix} (paths are relative to data.source)"
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file, or a folder above it, is hidden: desktops and disks leave such files behind, even under images' names."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:

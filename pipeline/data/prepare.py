@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cluster import connect, shared
+from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.classes import Classes, classes
@@ -208,13 +209,21 @@ def _by_ray_data(tasks: list[PackTask], config: Config) -> Iterator[tuple[int, P
     ray.data.DataContext.get_current().print_on_execution_start = False
     rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_task, num_cpus=config.data.cpus_per_task)
-    for row in results.iter_rows():
-        yield row["number"], pickle.loads(row["done"])
+    with task_errors("lower data.shard_rows, or raise data.cpus_per_task"):
+        for row in results.iter_rows():
+            done = pickle.loads(row["done"])
+            if isinstance(done, Exception):
+                raise done
+            yield row["number"], done
 
 
 def _task(row: dict[str, object]) -> dict[str, object]:
     task = pickle.loads(row["task"])  # type: ignore[arg-type]
-    return {"number": row["number"], "done": pickle.dumps(pack(task))}
+    try:
+        done: PackResult | Exception = pack(task)
+    except Exception as error:  # a value, because Ray Data sends an exception as the text of its traceback
+        done = error
+    return {"number": row["number"], "done": pickle.dumps(done)}
 
 
 def pack(task: PackTask) -> PackResult:

@@ -13,7 +13,7 @@ from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest, open_data
-from pipeline.evaluation.inference import known_split, load_network, predict_image
+from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, predict_image
 from pipeline.evaluation.metrics import Counts, Score
 from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, inference_settings, validation_protocol
 from pipeline.loading.batches import Sample, evaluation_samples
@@ -33,7 +33,9 @@ def count_each(
 ) -> Iterator[tuple[int, Counts]]:
     """(number in the split, counts) of each sample."""
     for sample in samples:
-        prediction = predict_image(net, sample.image, sample.label.shape, device, options)
+        height, width = sample.label.shape
+        with fits_into_memory(f"sample {sample.sample_id} of {width} x {height} pixels", options):
+            prediction = predict_image(net, sample.image, sample.label.shape, device, options)
         label = torch.from_numpy(sample.label)[None].to(device)  # [1, H, W]
         yield sample.number, Counts.none(num_classes).add(prediction, label)
 

@@ -1,5 +1,8 @@
 """Loads a checkpoint's network and predicts the classes of an image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ccnet import CCNet, build_ccnet
@@ -9,7 +12,8 @@ from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluation.protocol import window_and_stride
+from pipeline.evaluation.protocol import WHOLE_IMAGE, window_and_stride
+from pipeline.fault_tolerance.failures import OutOfMemory, is_out_of_memory
 from pipeline.images.codec import UInt8
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
@@ -28,6 +32,19 @@ def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch
     )
 
 
+@contextmanager
+def fits_into_memory(what: str, options: Evaluate) -> Iterator[None]:
+    """Wraps the prediction of an image: raises OutOfMemory, which names the image and the fix, if there is no memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+            raise
+        # Training validates whole images, whatever evaluate.window is.
+        fix = "" if options is WHOLE_IMAGE else "lower evaluate.window or " if options.window else "set evaluate.window=769, or "
+        raise OutOfMemory(f"{what} does not fit into memory: {fix}lower evaluate.scale ({error})") from error
+
+
 def as_batch(image: UInt8, device: torch.device) -> torch.Tensor:
     """uint8[1, 3, h, w] on the device from uint8[h, w, 3]."""
     return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)  # [1, 3, h, w]
@@ -37,8 +54,8 @@ def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.
     """The network of `evaluate.checkpoint`, or of the best checkpoint of this configuration's run, on the CPU.
 
     It runs at `evaluate.recurrence` if that is set, otherwise at the R of its training. Raises CheckpointError when there is no
-    checkpoint, when it was trained for other classes, or when it was trained at another R than `model.recurrence` and
-    `evaluate.recurrence` is not set.
+    checkpoint, when it holds other weights than MLflow recorded, when it was trained for other classes, or when it was trained at
+    another R than `model.recurrence` and `evaluate.recurrence` is not set.
     """
     found = _find(config)
     model = found.progress["model"]
@@ -61,16 +78,28 @@ def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.
 
 
 def _find(config: Config) -> checkpoint.Checkpoint:
-    if reference := config.evaluate.checkpoint:
-        is_folder = "/" in reference and not reference.startswith("models:/")
-        url = reference if is_folder else registry.find_checkpoint(tracking_uri(config.tracking), reference)
-        parent, _, name = url.rstrip("/").rpartition("/")
-        return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
+    reference = config.evaluate.checkpoint
+    if reference and "/" in reference and not reference.startswith("models:/"):
+        return _load(config, reference)
+    if reference:
+        recorded = registry.find_checkpoint(tracking_uri(config.tracking), reference)
+        found = _load(config, recorded.url)
+        if found.sha256 != recorded.sha256:
+            raise CheckpointError(
+                f"{found.url}: holds other weights (sha256 {found.sha256[:16]}) than those that MLflow recorded for {reference} "
+                f"({recorded.sha256[:16]}): put those back, or set evaluate.checkpoint={found.url} to use what is there now"
+            )
+        return found
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
     best = checkpoint.load_best(runs)
     if best is None:
         raise CheckpointError(f"{runs.url('')}: no checkpoint; run jobs.train first, or set evaluate.checkpoint")
     return best
+
+
+def _load(config: Config, url: str) -> checkpoint.Checkpoint:
+    parent, _, name = url.rstrip("/").rpartition("/")
+    return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
 
 
 def known_split(config: Config, manifest: Manifest) -> str:

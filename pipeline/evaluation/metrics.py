@@ -66,6 +66,30 @@ class Score(NamedTuple):
         return self.matrix.miou()
 
     @property
+    def num_labelled(self) -> int:
+        """Number of classes that have a pixel in the labels."""
+        return int(torch.tensor(self.counts).sum(1).count_nonzero())
+
+    @property
+    def coverage(self) -> str:
+        """`over 1 of 2 classes` if the labels lack a class, to be shown next to the mIoU; empty if they have every class."""
+        averaged, labelled, known = int(self.matrix.iou().isfinite().sum()), self.num_labelled, len(self.class_names)
+        if labelled == known:
+            return ""
+        only_predicted = f", {averaged - labelled} of them without a label" if averaged > labelled else ""
+        return f"over {averaged} of {known} classes{only_predicted}"
+
+    @property
+    def flaw(self) -> str | None:
+        """Why this score is no reason to recommend its checkpoint; None if it is one."""
+        if self.num_labelled < len(self.class_names):
+            return f"its score covers {self.num_labelled} of {len(self.class_names)} classes"
+        if not self.miou > self.majority_miou:
+            figures = f"its mIoU {self.miou:.4f} is not above {self.majority_miou:.4f}"
+            return f"{figures}, that of always predicting the most frequent class"
+        return None
+
+    @property
     def majority_miou(self) -> float:
         """mIoU of a predictor that always predicts the most frequent class of these labels."""
         pixels = torch.tensor(self.counts).sum(1)
@@ -74,10 +98,14 @@ class Score(NamedTuple):
         return _matrix(majority).miou()
 
     def metrics(self) -> dict[str, float]:
-        """Metric points val/<figure>, and val/iou/<class> of every class that occurs."""
+        """Metric points val/<figure>, and val/iou/<class> of every class that occurs.
+
+        `val/num_classes` is the number of classes that the labels have.
+        """
         matrix = self.matrix
         points = {
             "val/miou": self.miou,
+            "val/num_classes": float(self.num_labelled),
             "val/pixel_accuracy": matrix.pixel_accuracy(),
             "val/mean_accuracy": matrix.mean_accuracy(),
             "val/frequency_weighted_iou": matrix.frequency_weighted_iou(),
@@ -101,7 +129,7 @@ class Score(NamedTuple):
 
     def _summary(self) -> list[tuple[str, float, str]]:
         """(name, value, note) of each figure over all classes."""
-        matrix, note = self.matrix, f"{self.num_images} images"
+        matrix, note = self.matrix, ", ".join(filter(None, [self.coverage, f"{self.num_images} images"]))
         if self.interval:
             low, high = self.interval
             note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"

@@ -7,7 +7,8 @@ from ccnet.inference import predict_classes
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import figures
-from pipeline.evaluation.inference import as_batch
+from pipeline.evaluation.inference import as_batch, fits_into_memory
+from pipeline.evaluation.protocol import WHOLE_IMAGE
 from pipeline.images.codec import UInt8
 from pipeline.images.resize import resize_to
 from pipeline.loading.batches import evaluation_samples
@@ -25,11 +26,12 @@ def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.
     samples = evaluation_samples(config, manifest, "val", indices, config.evaluate.scale)
     for rank, sample in enumerate(samples):
         batch, size = as_batch(sample.image, device), (sample.label.shape[0], sample.label.shape[1])
-        prediction = predict_classes(net, batch, size)[0].cpu().numpy()
-        predicted.append((resize_to(sample.image, size), sample.label, prediction))
-        if net.head.recurrence:
-            # The rarest class in the first image, a more frequent one in each further image.
-            attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
+        with fits_into_memory(f"the picture of sample {sample.sample_id}, {size[1]} x {size[0]} pixels,", WHOLE_IMAGE):
+            prediction = predict_classes(net, batch, size)[0].cpu().numpy()
+            predicted.append((resize_to(sample.image, size), sample.label, prediction))
+            if net.head.recurrence:
+                # The rarest class in the first image, a more frequent one in each further image.
+                attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
     return pictures | ({"attention": figures.attention_panel(attended)} if attended else {})
 

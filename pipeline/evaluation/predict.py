@@ -1,6 +1,9 @@
-"""Predicts images and writes their masks and overlays to storage."""
+"""Predicts images and writes their masks and overlays to storage.
 
-from collections.abc import Iterator
+What is wrong with one image is that image's fault: it is named at the end, and the others are predicted.
+"""
+
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,12 +14,16 @@ from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
-from pipeline.errors import ConfigError
+from pipeline.errors import SampleError, StorageError
 from pipeline.evaluation import figures
-from pipeline.evaluation.inference import known_split, load_network, predict_image
+from pipeline.evaluation.inference import fits_into_memory, load_network, predict_image
+from pipeline.evaluation.inputs import Input, Inputs, find_inputs
+from pipeline.evaluation.results import write_results
+from pipeline.fault_tolerance.failures import OutOfMemory
 from pipeline.images import codec, resize
-from pipeline.loading.batches import evaluation_samples
+from pipeline.loading.samples import open_samples
 from pipeline.storage.probe import check
+from pipeline.storage.retry import Failed, outcome
 from pipeline.storage.store import Store, open_store
 
 
@@ -29,32 +36,33 @@ class Prediction(NamedTuple):
     """The image with the class colours over it."""
 
 
-def predict(config: Config) -> list[Prediction]:
+class Predicted(NamedTuple):
+    """What became of the images."""
+
+    done: list[Prediction]
+    faults: list[str]
+    """A sentence for each image that was not predicted; it names the image."""
+
+
+def predict(config: Config) -> Predicted:
     """Predicts `predict.images`, or `evaluate.split` if that is not set, with the inference of `config.evaluate`.
 
-    On a cluster it runs in `train.workers` Ray tasks.
+    A file of `predict.images` is predicted upright, as viewers show it and as training saw its images; a sample of a split as it
+    is stored, like its label. Only an unchanged result of the same image is replaced. On a cluster it runs in `train.workers` Ray
+    tasks.
 
-    Raises ConfigError when there is no image, CheckpointError when there is no network.
+    Raises ConfigError when there is no image or results would lie among images, CheckpointError when there is no network.
     """
     shared.refuse([*shared.of_data(config), *shared.of_predictions(config)])
     manifest = open_data(config)
-    net, _ = load_network(config, manifest)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
+    inputs = find_inputs(config, manifest, output)
+    net, _ = load_network(config, manifest)
     check(output)
-    names = _names(config, manifest)[: config.predict.limit]
-    return sorted(map_images(partial(_predict_share, net, config, manifest, output, names), len(names), config))
-
-
-def _names(config: Config, manifest: Manifest) -> list[str]:
-    """Keys below `predict.images`, or the positions of `evaluate.split` as text."""
-    folder = config.predict.images
-    if folder is None:
-        known_split(config, manifest)
-        return [str(index) for index in range(manifest.num_images(config.evaluate.split))]
-    names = [key for key in open_store(folder, config.storage).list() if key.lower().endswith(codec.SUFFIXES)]
-    if not names:
-        raise ConfigError([f"predict.images = {folder!r}: no image found; {', '.join(codec.SUFFIXES)} are read"])
-    return names
+    work = partial(_predict_share, net, config, manifest, output, inputs)
+    results = list(map_images(work, len(inputs.images), config))
+    done = sorted(result for result in results if isinstance(result, Prediction))
+    return Predicted(done, sorted([*inputs.faults, *(result for result in results if isinstance(result, str))]))
 
 
 def _predict_share(
@@ -62,28 +70,55 @@ def _predict_share(
     config: Config,
     manifest: Manifest,
     output: Store,
-    names: list[str],
+    inputs: Inputs,
     numbers: list[int],
     device: torch.device,
-) -> Iterator[Prediction]:
+) -> Iterator[Prediction | str]:
+    """For each image the addresses of its results, or what is wrong with it. Raises StorageError if a store is gone."""
     net = net.to(device)
-    for name, image in _images(config, manifest, [names[number] for number in numbers]):
-        scaled = resize.resize_image(image, config.evaluate.scale)
-        mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
-        output.write(f"{name}.png", codec.encode_png(mask))
-        output.write(f"{name}_overlay.png", codec.encode_png(figures.overlay(image, mask, manifest.colors)))
-        yield Prediction(output.url(f"{name}.png"), output.url(f"{name}_overlay.png"))
-
-
-def _images(config: Config, manifest: Manifest, names: list[str]) -> Iterator[tuple[str, codec.UInt8]]:
-    """(name without suffix, image uint8[H, W, 3]) of each. Raises ValueError naming an image that does not decode."""
-    if config.predict.images is None:
-        for sample in evaluation_samples(config, manifest, config.evaluate.split, [int(n) for n in names], scale=1.0):
-            yield sample.sample_id, sample.image
-        return
-    source = open_store(config.predict.images, config.storage)
-    for name in names:
+    images = [inputs.images[number] for number in numbers]
+    for each, image in zip(images, _decoded(config, manifest, inputs.source, images), strict=True):
         try:
-            yield name.rsplit(".", 1)[0], codec.decode_image(source.read(name))
-        except ValueError as error:
-            raise ValueError(f"{source.url(name)}: {error}") from error
+            if isinstance(image, Exception):
+                raise image
+            with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
+                scaled = resize.resize_image(image, config.evaluate.scale)
+                mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
+            overlay = figures.overlay(image, mask, manifest.colors)
+            files = {each.mask: codec.encode_png(mask), each.overlay: codec.encode_png(overlay)}
+            write_results(output, files, each.address)
+            result: Prediction | str = Prediction(output.url(each.mask), output.url(each.overlay))
+        except Exception as error:
+            if isinstance(error.__cause__, Failed) and not error.__cause__.final:  # the store is gone, for all images
+                raise
+            result = _fault(each, error)
+        yield result
+
+
+def _decoded(
+    config: Config, manifest: Manifest, source: Store | None, images: Sequence[Input]
+) -> Iterator[codec.UInt8 | Exception]:
+    """uint8[H, W, 3] of each image, or what is wrong with it."""
+    if source:
+        yield from (outcome(partial(_upright, source, each.key)) for each in images)
+        return
+    for row in open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images]):
+        yield row if isinstance(row, SampleError) else outcome(partial(codec.decode_image, row.image))
+
+
+def _upright(source: Store, key: str) -> codec.UInt8:
+    data = source.read(key)
+    codec.check_encoding(data)
+    return codec.decode_upright(data)
+
+
+def _fault(image: Input, error: Exception) -> str:
+    """The sentence about an image that was not predicted."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SampleError | StorageError):  # these name the file
+        return text
+    if isinstance(error, FileNotFoundError):
+        text = "no such file: it is a link to nothing, or was deleted since it was listed"
+    elif not isinstance(error, ValueError | FileExistsError | OutOfMemory):
+        text = f"{type(error).__name__}: {text}"
+    return f"{image.address}: {text}"

@@ -47,8 +47,8 @@ class RowsLost(RuntimeError):
     """Ray Data delivered other rows than the sampler's; that is not known to repeat, so the workers restart."""
 
 
-class OutOfMemory(RuntimeError):
-    """A pass does not fit into the device's memory; `smaller`: the next attempt takes smaller passes."""
+class OutOfMemory(PipelineError):
+    """A pass or an image does not fit into the device's memory; `smaller`: the next attempt takes smaller passes."""
 
     def __init__(self, what: str, smaller: bool = False) -> None:
         super().__init__(what)

@@ -42,6 +42,11 @@ def decode_image(data: bytes) -> UInt8:
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
+def decode_upright(data: bytes) -> UInt8:
+    """Like `decode_image`, but turned as the file's EXIF orientation says: the image as viewers show it."""
+    return _decode(data, cv2.IMREAD_COLOR_RGB)
+
+
 def decode_label(data: bytes) -> UInt8:
     """uint8[H, W] from a PNG, TIFF or BMP of one channel of at most 8 bits or with a palette: the stored values or indices.
 

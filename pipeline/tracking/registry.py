@@ -5,10 +5,11 @@ MLflow holds the URL, the SHA-256 and the protocol of the mIoU, never the weight
 
 import json
 import logging
+import math
 import re
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect
@@ -19,7 +20,15 @@ CHECKPOINT_URL = "ccnet.checkpoint_url"
 CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
 MIOU = "ccnet.miou"
 PROTOCOL = "ccnet.protocol"
+FLAW = "ccnet.flaw"
 ALIAS = "best"
+
+
+class Reference(NamedTuple):
+    """A checkpoint that MLflow refers to."""
+
+    url: str
+    sha256: str
 
 
 def log_best(
@@ -57,12 +66,14 @@ def register(
     sha256: str,
     miou: float,
     protocol: Mapping[str, Any],
+    flaw: str | None = None,
 ) -> str:
     """Registers this checkpoint as a version of model `name` and returns the version. Repeated calls return the same one.
 
     The version's source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
     checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
-    The alias `best` moves to it if its mIoU is higher than the current holder's under the same protocol.
+    The alias `best` moves to it if its mIoU is higher than the current holder's under the same protocol and there is no `flaw`,
+    which is a reason not to trust the score, such as a class without a label. The log says why the alias does not move.
     """
     from mlflow.exceptions import MlflowException
 
@@ -78,17 +89,20 @@ def register(
     if version is None:
         remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        version = client.create_model_version(name, source, run_id, tags=tags)
+        version = client.create_model_version(name, source, run_id, tags=tags | ({FLAW: flaw} if flaw else {}))
     holder = next((v for v in versions if ALIAS in client.get_model_version(name, v.version).aliases), None)
-    if holder is None or (holder.tags.get(PROTOCOL) == tags[PROTOCOL] and miou > float(holder.tags[MIOU])):
+    if flaw or math.isnan(miou):
+        reason = flaw or "its mIoU is not a number"
+        log.warning("models:/%s@%s does not move to version %s: %s", name, ALIAS, version.version, reason)
+    elif holder is None or (holder.tags.get(PROTOCOL) == tags[PROTOCOL] and miou > float(holder.tags[MIOU])):
         client.set_registered_model_alias(name, ALIAS, version.version)
     elif holder.tags.get(PROTOCOL) != tags[PROTOCOL]:
         log.warning("models:/%s@%s stays at version %s: its mIoU has another protocol", name, ALIAS, holder.version)
     return str(version.version)
 
 
-def find_checkpoint(uri: str, reference: str) -> str:
-    """URL of the checkpoint of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+def find_checkpoint(uri: str, reference: str) -> Reference:
+    """The checkpoint of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
@@ -107,4 +121,4 @@ def find_checkpoint(uri: str, reference: str) -> str:
         raise TrackingError(
             f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"
         )
-    return str(tags[CHECKPOINT_URL])
+    return Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256])

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
+from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, RunFailed
 from pipeline.evaluation.metrics import Score
@@ -30,7 +31,7 @@ from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
 from pipeline.training.run import Run, open_run
-from pipeline.training.validation import background_validation, pending_validations, validation_task
+from pipeline.training.validation import LESS_MEMORY, background_validation, pending_validations, validation_task
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,8 @@ def validate_pending(run: Run) -> None:
     """Validates the newest checkpoint, and those of validation steps, if their score is missing."""
     newest = checkpoint.newest_progress(run.checkpoints)
     if newest and pending_validations(run, newest["step"]):
-        ray.get(validation_task(run, newest["step"]))
+        with task_errors(LESS_MEMORY):
+            ray.get(validation_task(run, newest["step"]))
 
 
 @contextmanager
@@ -217,7 +219,7 @@ def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
     registry.log_best(run.tracking_uri, run.run_id, **facts)
     if run.config.tracking.register_as:
         del facts["step"]
-        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
+        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts, flaw=score.flaw)
 
 
 def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:

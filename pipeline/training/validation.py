@@ -16,6 +16,7 @@ from ray.train import Checkpoint, ValidationConfig
 
 from ccnet import CCNet, build_ccnet, distributed
 from pipeline.checkpoints import checkpoint
+from pipeline.cluster.task_errors import task_errors
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import evaluate, figures, panels
 from pipeline.evaluation.metrics import Score
@@ -32,6 +33,8 @@ from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
+LESS_MEMORY = "lower evaluate.scale, or validate in the workers (evaluate.background=false)"
+"""How the task of a validation needs less memory."""
 POLL_S = 2.0
 """Seconds between two checks whether a stop was requested."""
 
@@ -61,7 +64,8 @@ def validate(
         log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
         for name, picture in panels.of_validation(run.config, run.manifest, net, device).items():
             log.picture(name, step, picture)
-        logger.info("step %d/%d  val mIoU %.4f on %d images  (%.1f s)", step, run.config.train.steps, score.miou,
+        note = f"{score.coverage}, " if score.coverage else ""
+        logger.info("step %d/%d  val mIoU %.4f %son %d images  (%.1f s)", step, run.config.train.steps, score.miou, note,
                     score.num_images, time.monotonic() - started)  # fmt: skip
     return score
 
@@ -96,7 +100,8 @@ def _validate_reported(run: Run, reported: Checkpoint) -> dict[str, Any]:
             if stop_requested(run.stop_flag):
                 ray.cancel(task, force=True)
                 return {}
-        ray.get(task)
+        with task_errors(LESS_MEMORY):
+            ray.get(task)
     except Exception as error:
         logger.warning("%s is not validated yet, training continues: %s", reported.path, root_cause(error))
     return {}

@@ -98,7 +98,7 @@ def end_trial(parent: Run, key: str, result: Any) -> Trial:
     if checkpoint.best(run.checkpoints):
         best, score = best_of(run)
         registry.log_best(run.tracking_uri, run_id, **checkpoint_summary(best, score))
-        miou = max(miou, score.miou)
+        miou = score.miou if math.isnan(miou) else max(miou, score.miou)
     runs.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
     return Trial(number, dict(result.config), miou, step, stopped_early, run_id)
 

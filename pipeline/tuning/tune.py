@@ -5,6 +5,7 @@ import logging
 import shlex
 import time
 from functools import partial
+from math import isnan
 from typing import NamedTuple
 
 import ray
@@ -49,7 +50,7 @@ class SearchResult(NamedTuple):
             ]
             for trial in self.trials
         ]
-        lines = table(["trial", *keys, "mIoU", "step", "ended"], rows)
+        lines = table(["trial", *keys, f"mIoU {self.score.coverage}".rstrip(), "step", "ended"], rows)
         winner = shlex.join(f"{key}={json.dumps(value)}" for key, value in self.trials[0].overrides.items())
         return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"
 
@@ -67,7 +68,7 @@ def _search(parent: Run, key: str) -> SearchResult:
     try:
         grid = _run_trials(parent, key)
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
-        trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: -trial.miou)
+        trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: (isnan(trial.miou), -trial.miou))
         score = _register_best(parent, key, trials)
     except BaseException as error:
         end_run(parent, error)

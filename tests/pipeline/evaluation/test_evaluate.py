@@ -1,6 +1,8 @@
 """Evaluation and prediction of a small data set, as configured, with and without Ray."""
 
 import logging
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,70 +12,36 @@ import pytest
 import ray
 import torch
 
-from ccnet import ConfusionMatrix, build_ccnet
+from ccnet import ConfusionMatrix
 from ccnet.inference import predict_classes
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import tasks
 from pipeline.config.config import Config
-from pipeline.config.load import override, parse
+from pipeline.config.load import override
 from pipeline.data import synthetic
-from pipeline.data.index import content, write_index
-from pipeline.data.manifest import Manifest, Split, read_manifest, write_manifest
-from pipeline.data.shards import Row, write_shard
-from pipeline.errors import CheckpointError, SampleError
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.errors import CheckpointError, ConfigError, SampleError, TaskDied
 from pipeline.evaluation import evaluate, inference
-from pipeline.evaluation.metrics import Counts, Score
+from pipeline.evaluation.metrics import Counts
 from pipeline.evaluation.predict import predict
-from pipeline.evaluation.protocol import validation_protocol
+from pipeline.evaluation.protocol import WHOLE_IMAGE, validation_protocol
+from pipeline.fault_tolerance.failures import Kind, OutOfMemory, WorkerFault, as_worker_fault
 from pipeline.images import codec
 from pipeline.loading.batches import evaluation_samples
 from pipeline.loading.sampler import evaluation_share
 from pipeline.storage.store import open_store
+from pipeline.tracking import registry, runs
+from tests.support import untrained
+from tests.support.mlflow_server import MlflowServer
+from tests.support.untrained import NUM_IMAGES, SIZE
 
-NUM_IMAGES, SIZE = 10, 49
 CPU = torch.device("cpu")
-MODEL = {"backbone": "resnet18", "num_classes": len(synthetic.NAMES), "recurrence": 2}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A packed data set of ten validation images and a checkpoint of a network with random weights."""
-    made = parse(
-        {
-            "name": "t",
-            "storage": {"path": str(tmp_path_factory.mktemp("storage"))},
-            "data": {"name": "ten", "layout": "generated", "crop_size": 33},
-            "model": {"backbone": "resnet18", "recurrence": 2},
-        }
-    )
-    pack(made)
-    torch.manual_seed(0)
-    net = build_ccnet(**MODEL)
-    with torch.no_grad():
-        net.head.attention.gamma.fill_(1.0)  # at its initial 0 every R gives the same result
-    score = Score([[0]], synthetic.NAMES, 0, {}, [[0], [0]])
-    folder = tmp_path_factory.mktemp("checkpoint")
-    checkpoint.save(
-        folder,
-        checkpoint.snapshot(net, torch.optim.SGD(net.parameters(), lr=0.1)),
-        {"step": 1, "metrics": {"miou": 0.5}, "model": MODEL, "class_names": synthetic.NAMES, "score": score._asdict()},
-    )
-    checkpoint.upload(folder, open_store(f"{made.runs_url}/{made.run_key}", made.storage), checkpoint.folder_name(1))
-    return made
-
-
-def pack(config: Config) -> None:
-    store = open_store(config.data_url, config.storage)
-    rows = []
-    for position in range(NUM_IMAGES):
-        pair = synthetic.sample(synthetic.split_index("val", position), 0, SIZE)
-        rows.append(Row(f"val-{position}", *map(codec.encode_png, pair), SIZE, SIZE))
-    entries = write_shard(store, "val-0.parquet", rows)
-    write_index(store, "index-val", entries, [])
-    pixels, size = (0,) * len(synthetic.NAMES), (SIZE, SIZE)
-    split = Split(NUM_IMAGES, "index-val", content(entries), 1, pixels, pixels, 0, size, size)
-    ids = {k: k for k in range(len(synthetic.NAMES))}
-    write_manifest(store, Manifest("ten", "generated", synthetic.NAMES, synthetic.COLORS, ids, {"val": split}, True, "source"))
+    return untrained.make(tmp_path_factory.mktemp("storage"), tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +148,7 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
     truth = np.concatenate([sample.label.ravel() for sample in samples(config, manifest, range(NUM_IMAGES))])
     assert score.num_images == NUM_IMAGES
     assert np.sum(score.counts, axis=1).tolist() == np.bincount(truth, minlength=len(manifest.class_names)).tolist()
-    assert len(predict(override(config, {"predict.output": str(tmp_path), "predict.limit": 2}))) == 2
+    assert len(predict(override(config, {"predict.output": str(tmp_path), "predict.limit": 2})).done) == 2
     assert len(list(tmp_path.glob("*.png"))) == 4
     assert not ray.is_initialized()
 
@@ -216,7 +184,7 @@ def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Conf
 @pytest.mark.slow
 def test_predicting_uses_the_configured_inference(config: Config, manifest: Manifest, local_ray: None, tmp_path: Path) -> None:
     made = override(config, {"predict.output": str(tmp_path), "predict.limit": 2, **OPTIONS})
-    assert len(predict(made)) == 2
+    assert len(predict(made).done) == 2
     net, _ = inference.load_network(made, manifest)
     (sample,) = samples(made, manifest, [1])
     image = inference.as_batch(sample.image, CPU)
@@ -241,10 +209,62 @@ def test_shared_out_every_number_comes_back_once_and_progress_is_logged(
 
 
 @pytest.mark.slow
-def test_a_share_that_fails_is_not_passed_over(config: Config, local_ray: None) -> None:
+@pytest.mark.parametrize("error", [ConfigError(["seed = x: must be a number"]), SampleError("a.png: corrupt"), ValueError("bug")])
+def test_an_exception_of_a_task_arrives_as_it_was_raised(config: Config, local_ray: None, error: Exception) -> None:
     def broken(numbers: list[int], device: torch.device) -> Iterator[int]:
         yield from numbers[:1]
-        raise ValueError("sample val-2: not a readable image")
+        raise error
 
-    with pytest.raises(ValueError, match="sample val-2"):
+    with pytest.raises(type(error)) as caught:
         list(tasks.map_images(broken, 5, config))
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)  # for Ray's own exception it is the traceback
+
+
+@pytest.mark.slow
+def test_a_task_whose_process_dies_is_one_sentence_with_the_fix(config: Config, local_ray: None) -> None:
+    def killed(numbers: list[int], device: torch.device) -> Iterator[int]:
+        yield from numbers[:1]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TaskDied, match=r"^a Ray task died \(.*\): run the command again.*lower evaluate\.scale") as caught:
+        list(tasks.map_images(killed, 5, config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({}, "set evaluate.window=769, or lower evaluate.scale"),
+        ({"evaluate.window": 33}, "lower evaluate.window or lower evaluate.scale"),
+    ],
+)
+def test_an_image_that_does_not_fit_into_memory_is_named_with_the_fix(config: Config, options: dict[str, Any], fix: str) -> None:
+    with (
+        pytest.raises(OutOfMemory, match=rf"^sample a does not fit into memory: {fix} \(.*alloc"),
+        inference.fits_into_memory("sample a", override(config, options).evaluate),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_a_validation_that_does_not_fit_into_memory_ends_the_run_with_the_fix() -> None:
+    with pytest.raises(WorkerFault) as caught, as_worker_fault(), inference.fits_into_memory("sample a", WHOLE_IMAGE):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert caught.value.fault.kind is Kind.MEMORY
+    assert caught.value.fault.what.startswith("sample a does not fit into memory: lower evaluate.scale (")
+
+
+@pytest.mark.slow
+def test_other_weights_than_mlflow_recorded_are_refused(config: Config, manifest: Manifest, mlflow_server: MlflowServer) -> None:
+    made = override(config, {"tracking.uri": mlflow_server.uri})
+    _, found = inference.load_network(config, manifest)
+    run_id = runs.open_mlflow_run(made, environment={})
+    made = override(made, {"evaluate.checkpoint": run_id})
+    recorded = {"checkpoint_url": found.url, "step": 1, "miou": 0.5, "protocol": {}}
+    registry.log_best(mlflow_server.uri, run_id, sha256="0" * 64, **recorded)
+    with pytest.raises(CheckpointError) as caught:
+        inference.load_network(made, manifest)
+    assert f"{found.url}: holds other weights (sha256 {found.sha256[:16]}) than those that MLflow recorded" in str(caught.value)
+    assert f"set evaluate.checkpoint={found.url} to use what is there now" in str(caught.value)
+    registry.log_best(mlflow_server.uri, run_id, sha256=found.sha256, **recorded)
+    assert inference.load_network(made, manifest)[1].sha256 == found.sha256

@@ -24,7 +24,7 @@ def test_the_table_of_an_evaluation() -> None:
         "road                    0.8889    0.8889        0.6000   90.0%",
         "car                     0.5000    1.0000        0.3000   10.0%",
         "sky                     absent    absent        absent    0.0%",
-        "mIoU                    0.6944  4 images, 95 % interval over images 0.6100 to 0.7400",
+        "mIoU                    0.6944  over 2 of 3 classes, 4 images, 95 % interval over images 0.6100 to 0.7400",
         "all-classes mIoU        0.4630  over all 3 classes, absent ones counting 0: the published code's figure",
         "pixel accuracy          0.9000",
         "mean accuracy           0.9444",
@@ -42,6 +42,7 @@ def test_metric_points_are_the_figures_and_the_classes_that_occur() -> None:
     assert TRAINED.metrics() == pytest.approx(
         {
             "val/miou": 25 / 36,
+            "val/num_classes": 2,
             "val/pixel_accuracy": 0.9,
             "val/mean_accuracy": 17 / 18,
             "val/frequency_weighted_iou": 0.85,
@@ -50,6 +51,28 @@ def test_metric_points_are_the_figures_and_the_classes_that_occur() -> None:
             "val/iou/car": 0.5,
         }
     )
+
+
+def scored(*counts: list[int]) -> Score:
+    return TRAINED._replace(counts=list(counts), class_names=("background", "crack"), boundary_counts=[[0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("score", "coverage", "flaw"),
+    [
+        (scored([9, 1], [1, 9]), "", None),
+        (scored([9, 0], [0, 0]), "over 1 of 2 classes", "its score covers 1 of 2 classes"),
+        (scored([8, 1], [0, 0]), "over 2 of 2 classes, 1 of them without a label", "its score covers 1 of 2 classes"),
+        (scored([0, 0], [0, 0]), "over 0 of 2 classes", "its score covers 0 of 2 classes"),
+        (scored([8, 0], [2, 0]), "", "its mIoU 0.4000 is not above 0.4000, that of always predicting the most frequent class"),
+    ],
+)
+def test_a_score_says_in_its_own_line_what_it_covers_and_why_it_recommends_nothing(
+    score: Score, coverage: str, flaw: str | None
+) -> None:
+    assert (score.coverage, score.flaw) == (coverage, flaw)
+    (line,) = [line for line in score.table().splitlines() if line.startswith("mIoU")]
+    assert (f"{coverage}, 4 images" if coverage else "  4 images") in line
 
 
 @pytest.mark.parametrize("score", [EVALUATED, TRAINED])
