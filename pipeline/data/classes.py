@@ -185,8 +185,8 @@ def _from_entries(entries: list[object], where: str) -> Classes:
         faults.append(_too_many(len(names), where))
     if not faults and len(names) < 2:
         fix = "name also what the other pixels are, such as {id: 0, name: background}"
-        number = "1 class that is" if names else "0 classes that are"
-        faults.append(f"{where}: {number} not ignored: at least 2, because with fewer there is nothing to learn: {fix}")
+        state = "1 class that is" if names else "0 classes that are"
+        faults.append(f"{where}: {state} not ignored: at least 2, because with fewer there is nothing to learn: {fix}")
     if faults:
         raise SourceError(faults)
     label_map = {i: IGNORE if entry.get("ignore", False) else names.index(entry["name"]) for i, entry in table.items()}

@@ -2,8 +2,9 @@
 
 On a cluster, Ray Data does the work. Without a cluster, threads do it, because starting a cluster takes longer.
 
-Packed, the bytes are copied into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
-checked, then an index, a record of the source and a manifest are written. Labels in colours are packed as labels of ids. All faults are collected; if there is any, everything written is deleted.
+Packed, the bytes are copied into Parquet shards (labels in colours as labels of ids); in place, they stay where they are. Either
+way every file is read, decoded and checked, then an index, a record of the source and a manifest are written. All faults are
+collected; if there is any, everything written is deleted.
 """
 
 import logging
@@ -137,7 +138,7 @@ def find_source(config: Config) -> Source:
 
 def source_identity(config: Config, source: Source) -> str:
     """sha256 of all that decides what preparation writes: files and settings."""
-    return identity(config, source.store and source.store.root, source.known, source.splits, source.listing)
+    return identity(config, source.store.root if source.store else None, source.known, source.splits, source.listing)
 
 
 def _record(store: Store, key: str, source: Source) -> None:
@@ -265,11 +266,11 @@ def _load(item: Item, task: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[
         fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
         return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
     where = task.source.url(item.image), task.source.url(item.label)
-    label, colored = _with_ids(data[1], task)
-    size, counts, faults = inspect(*where, data[0], label, task.known.label_map)
+    ids, colored = _with_ids(data[1], task)
+    size, counts, faults = inspect(*where, data[0], ids, task.known.label_map)
     if colored:
         faults = [*(fault for fault in faults if not fault.startswith(f"{where[1]}: ")), f"{where[1]}: {colored}"]
-    return Row(item.sample_id, data[0], label, *size), counts, faults
+    return Row(item.sample_id, data[0], ids, *size), counts, faults
 
 
 def _with_ids(label: bytes, task: PackTask) -> tuple[bytes, str]:

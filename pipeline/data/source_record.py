@@ -51,9 +51,13 @@ def identity(config: Config, root: str | None, known: Classes, splits: Splits, l
 
 
 def samples_of(splits: Splits, listing: Mapping[str, Object]) -> Samples:
-    """The files of each sample; none for `generated`."""
+    """The files of each sample; none for `generated`. A file that has gone since it was paired has no bytes and no version."""
+
+    def found(key: str) -> Object:
+        return listing.get(key, Object(key, 0, ""))
+
     return {
-        split: {p.sample_id: (listing[p.image], listing[p.label]) for p in pairs if isinstance(p, Pair)}
+        split: {p.sample_id: (found(p.image), found(p.label)) for p in pairs if isinstance(p, Pair)}
         for split, pairs in splits.items()
     }
 
