@@ -25,16 +25,14 @@ from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.classes import Classes, classes
 from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
-from pipeline.data.inspection import inspect
+from pipeline.data.labels import inspect_pair, misnumbered, unteachable
 from pipeline.data.layouts import Pair, find_splits
 from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
 from pipeline.data.source_record import identity, record_in, record_key, samples_of, write_record
-from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, misnumbered, of_split, unteachable
+from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError
 from pipeline.images import codec
-from pipeline.images.codec import check_encoding
-from pipeline.images.colored_labels import has_colors, with_ids
 from pipeline.storage.probe import check, check_readable
 from pipeline.storage.store import Object, Store, open_store
 
@@ -266,23 +264,5 @@ def _load(item: Item, task: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[
         fault = f"{error}: cannot be read: data.source must be readable from every Ray node"
         return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), [fault]
     where = task.source.url(item.image), task.source.url(item.label)
-    ids, colored = _with_ids(data[1], task)
-    size, counts, faults = inspect(*where, data[0], ids, task.known.label_map)
-    if colored:
-        faults = [*(fault for fault in faults if not fault.startswith(f"{where[1]}: ")), f"{where[1]}: {colored}"]
+    ids, (size, counts, faults) = inspect_pair(where, *data, task.known, task.packed)
     return Row(item.sample_id, data[0], ids, *size), counts, faults
-
-
-def _with_ids(label: bytes, task: PackTask) -> tuple[bytes, str]:
-    """A label in colours as one of ids, and its fault, empty if there is none; any other label unchanged."""
-    known = task.known
-    if not known.color_ids or not has_colors(label):
-        return label, ""
-    try:
-        check_encoding(label)
-        found = with_ids(label, known.color_ids, known.label_map)
-    except ValueError as error:
-        return label, str(error)
-    if found != label and not task.packed:
-        return label, "its classes are stored as colours, which only packing turns into ids: set data.packed=true"
-    return found, ""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.config.config import Config
+from pipeline.data.labels import unteachable
 from pipeline.data.manifest import Manifest, Split
-from pipeline.data.statistics import unteachable
 from pipeline.formatting import percent
 from pipeline.loading.feed import Feed
 from pipeline.preflight.findings import Finding

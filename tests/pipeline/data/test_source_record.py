@@ -11,7 +11,7 @@ from pipeline.data.classes import Classes
 from pipeline.data.layouts import Pair
 from pipeline.data.source_record import Samples, differences, identity, read_record, record_key, samples_of, write_record
 from pipeline.storage.store import Object, Store
-from tests.pipeline.data.test_statistics import manifest, split
+from tests.pipeline.data.test_labels import manifest, split
 
 PAIRS = {
     "train": [Pair("a", "images/train/a.png", "masks/train/a.png")],

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pipeline.data.classes import Classes, palette
+from pipeline.data.labels import class_lines, misnumbered, unteachable
 from pipeline.data.manifest import Manifest, Split
-from pipeline.data.statistics import class_lines, misnumbered, unteachable
 
 NAMES = ("road", "car", "tree")
 
