@@ -11,7 +11,7 @@ from pipeline.data.inspection import inspect
 from pipeline.data.manifest import Manifest
 from pipeline.formatting import percent
 from pipeline.images.codec import IGNORE, check_encoding
-from pipeline.images.colored_labels import has_colors, with_ids
+from pipeline.images.colored_labels import has_palette, is_rgb, with_ids
 
 Inspected = tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]
 """(height, width), the pixels by stored label id int64[256], and the faults, as `inspect` returns them."""
@@ -22,7 +22,7 @@ def inspect_pair(urls: tuple[str, str], image: bytes, label: bytes, known: Class
 
     `urls`: the addresses of image and label, for the faults. Only a packed data set can hold what is not in the source's file.
     """
-    if not known.color_ids or not has_colors(label):
+    if not is_rgb(label) and not (known.color_ids and has_palette(label)):
         return label, inspect(*urls, image, label, known.label_map)
     try:
         check_encoding(label)

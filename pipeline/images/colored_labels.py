@@ -12,21 +12,26 @@ SHOWN = 5
 """Colours that one message lists."""
 
 
-def has_colors(data: bytes) -> bool:
-    """Whether a label is a PNG in RGB or RGBA of 8 bits a channel, or has a palette."""
-    return data[1:4] == b"PNG" and data[25:26] in (b"\2", b"\3", b"\6") and data[24] <= 8
+def is_rgb(data: bytes) -> bool:
+    """Whether a file is a PNG in RGB or RGBA of 8 bits a channel."""
+    return data[1:4] == b"PNG" and data[24:26] in (b"\x08\2", b"\x08\6")
+
+
+def has_palette(data: bytes) -> bool:
+    """Whether a file is a PNG with a palette."""
+    return data[1:4] == b"PNG" and data[25:26] == b"\3"
 
 
 def with_ids(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[int, int]) -> bytes:
     """The label as a grey PNG of stored ids if its colours tell the classes; the unchanged `data` if its indices do.
 
-    Takes a sound PNG for which `has_colors` is true, the stored id of each colour, and stored id -> class or 255. In RGB and
+    Takes a sound PNG in RGB or with a palette, the stored id of each colour, and stored id -> class or 255. In RGB and
     RGBA, colours tell the classes, whatever alpha is. The indices of a palette do, as in PASCAL VOC, unless one of them is no
     legal id and all their colours are known.
 
     Raises ValueError for colours without an id, and for a palette that gives legal ids the colours of other classes.
     """
-    if data[25] == 3:
+    if has_palette(data):
         return _by_palette(data, color_ids, label_map)
     pixels = decode_image(data)
     codes, places, counts = np.unique(
@@ -38,8 +43,8 @@ def with_ids(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[int
         shown = ", ".join(f"{list(color)} ({-count} pixels)" for count, color in unknown[:SHOWN])
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         raise ValueError(
-            f"colours that the list of classes gives to none or to several: {shown}{more}; list them (with ignore: true if they "
-            "are no class), or correct the label"
+            f"colours that the list of classes gives to none or to several: {shown}{more}; list them in classes.yaml (layout "
+            "`folders`; with ignore: true if they are no class), or store class ids in one channel"
         )
     ids = np.array([color_ids[color] for color in colors], np.uint8)
     return encode_png(ids[places].reshape(pixels.shape[:2]))

@@ -70,10 +70,15 @@ def test_faults_of_labels_in_colours_are_named_once_beside_those_of_the_image(tm
     assert len(faults) == 3
 
 
-def test_without_listed_colours_a_label_in_colours_is_a_fault(tmp_path: Path) -> None:
+def test_without_listed_colours_a_label_in_colours_is_a_fault_that_names_them(tmp_path: Path) -> None:
     folder = write(tmp_path / "source", "[road, car]", [painted(rows_of(0, 1))], [rows_of(0, 1)])
-    with pytest.raises(SourceError, match=r"masks/train/0.png: a label is an 8-bit image .* found RGB"):
+    with pytest.raises(SourceError) as caught:
         prepare(config(tmp_path, folder))
+    assert caught.value.faults == [
+        f"{folder}/masks/train/0.png: colours that the list of classes gives to none or to several: [0, 0, 142] (288 pixels), "
+        "[128, 64, 128] (288 pixels); list them in classes.yaml (layout `folders`; with ignore: true if they are no class), or "
+        "store class ids in one channel"
+    ]
 
 
 def test_a_palette_that_contradicts_the_classes_is_a_fault(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from pipeline.images.codec import UInt8, decode_label, encode_png
-from pipeline.images.colored_labels import Color, has_colors, with_ids
+from pipeline.images.colored_labels import Color, has_palette, is_rgb, with_ids
 
 ROAD, CAR, VOID = (128, 64, 128), (0, 0, 142), (0, 0, 0)
 IDS: dict[Color, int] = {ROAD: 0, CAR: 4, VOID: 7}
@@ -45,7 +45,7 @@ def png(image: Image.Image) -> bytes:
 @given(arrays(np.uint8, (5, 7), elements=st.sampled_from(list(IDS.values()))), st.sampled_from(["RGB", "RGBA"]))
 def test_colours_become_ids_whatever_alpha_is(ids: UInt8, mode: Literal["RGB", "RGBA"]) -> None:
     label = painted(ids, mode)
-    assert has_colors(label)
+    assert is_rgb(label)
     assert np.array_equal(decode_label(with_ids(label, IDS, MAP)), ids)
 
 
@@ -53,7 +53,8 @@ def test_colours_without_a_class_are_counted_the_most_frequent_first() -> None:
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[0, :3], pixels[1, 0] = (9, 8, 7), (250, 1, 2)
     with pytest.raises(
-        ValueError, match=r"to none or to several: \[9, 8, 7\] \(3 pixels\), \[250, 1, 2\] \(1 pixels\); list them"
+        ValueError,
+        match=r"to none or to several: \[9, 8, 7\] \(3 pixels\), \[250, 1, 2\] \(1 pixels\); list them in classes.yaml",
     ):
         with_ids(png(Image.fromarray(pixels)), IDS, MAP)
     photograph = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
@@ -62,9 +63,10 @@ def test_colours_without_a_class_are_counted_the_most_frequent_first() -> None:
 
 
 def test_a_label_of_one_channel_has_no_colours() -> None:
-    assert not has_colors(encode_png(np.zeros((4, 4), np.uint8)))
-    assert not has_colors(png(Image.fromarray(np.zeros((4, 4), np.uint16))))
-    assert not any(map(has_colors, (b"", b"\x89PNG", b"\xff\xd8\xff")))
+    grey, deep = encode_png(np.zeros((4, 4), np.uint8)), png(Image.fromarray(np.zeros((4, 4), np.uint16)))
+    for data in (grey, deep, b"", b"\x89PNG", b"\xff\xd8\xff"):
+        assert not is_rgb(data)
+        assert not has_palette(data)
 
 
 INDICES = np.array([[0, 1], [2, 255]], np.uint8)
@@ -83,7 +85,7 @@ OWN_MAP = {0: 0, 1: 1, 2: 2, 255: 255}
 )
 def test_the_indices_of_a_palette_are_ids(palette: tuple[Color, ...]) -> None:
     label = with_palette(INDICES, *palette)
-    assert has_colors(label)
+    assert has_palette(label)
     assert with_ids(label, THREE, OWN_MAP) == label
 
 
