@@ -16,6 +16,7 @@ from pipeline.data import synthetic
 from pipeline.data.classes import Classes
 from pipeline.data.layouts import Pair
 from pipeline.data.manifest import VERSION, Manifest
+from pipeline.errors import ShardError
 from pipeline.storage.store import Object, Store
 
 Splits = Mapping[str, Sequence[Pair | int]]
@@ -83,11 +84,17 @@ def write_record(store: Store, key: str, root: str, samples: Samples) -> None:
 
 
 def read_record(store: Store, manifest: Manifest) -> tuple[str, Samples] | None:
-    """(address, files) of the source of a prepared data set; None if an earlier version prepared it, without a record."""
+    """(address, files) of the source of a prepared data set; None if an earlier version prepared it, without a record.
+
+    Raises ShardError if the record is damaged.
+    """
+    key = record_key(manifest)
     try:
-        table = pq.read_table(pa.BufferReader(store.read(record_key(manifest))))
+        table = pq.read_table(pa.BufferReader(store.read(key)))
     except FileNotFoundError:
         return None
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{store.url(key)}: damaged ({error}): run python -m jobs.prepare CONFIG again") from error
     samples: Samples = {}
     for split, sample_id, *files in zip(*(column.to_pylist() for column in table.columns), strict=True):
         samples.setdefault(split, {})[sample_id] = Object(*files[:3]), Object(*files[3:])
@@ -95,7 +102,7 @@ def read_record(store: Store, manifest: Manifest) -> tuple[str, Samples] | None:
 
 
 def differences(before: Samples, now: Samples) -> list[str]:
-    """What changed in each split: `train: 3 samples added (first: a.png), 1 changed (first: b.png)`. Empty if nothing did."""
+    """What changed in each split: `samples of train: 3 added (first: a.png), 1 changed (first: b.png)`; empty if nothing did."""
     found = []
     for split in dict.fromkeys([*before, *now]):
         old, new = before.get(split, {}), now.get(split, {})
@@ -107,5 +114,5 @@ def differences(before: Samples, now: Samples) -> list[str]:
         }  # fmt: skip
         parts = [f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in kinds.items() if keys]
         if parts:
-            found.append(f"{split}: {', '.join(parts)}")
+            found.append(f"samples of {split}: {', '.join(parts)}")
     return found

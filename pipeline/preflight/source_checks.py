@@ -12,6 +12,8 @@ from pipeline.errors import SourceError, StorageError
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import open_store
 
+SHOWN = 5
+"""Class names that one finding lists."""
 AGAIN = "run python -m jobs.prepare CONFIG"
 
 
@@ -30,22 +32,20 @@ def source(config: Config, manifest: Manifest, *, resumed: bool) -> list[Finding
     except StorageError as error:
         if not data.packed:
             return [Finding("error", f"data.source: {error}")]
-        what = f"data.source: {error}; training reads the packed data, which cannot be compared with it"
-        return [Finding("warning", what, "correct data.source if it is elsewhere")]
+        return [Finding("warning", f"data.source: {error}; training reads the packed data, which cannot be compared with it")]
     except SourceError as error:
         more = f" and {len(error.faults) - 1} more faults" if len(error.faults) > 1 else ""
         what = f"data.source = {data.source}: since jobs.prepare it has faults: {error.faults[0]}{more}"
         return [_finding(what, resumed, f"correct the source and {AGAIN}")]
     if source_identity(config, found) == manifest.source:
         return []
-    recorded = read_record(open_store(config.data_url, config.storage), manifest)
-    if classes := _classes(manifest, found.known):
-        return [_finding(f"data.source = {data.source}: since jobs.prepare {classes}", resumed)]
-    if recorded is None:  # prepared by an earlier version
+    recorded, changed = read_record(open_store(config.data_url, config.storage), manifest), _classes(manifest, found.known)
+    root, before = recorded or (data.source, {})
+    if recorded:
+        changed += differences(before, samples_of(found.splits, found.listing))
+    elif not changed:  # an earlier version prepared the data set
         what = f"data.source = {data.source}: it or a setting has changed since jobs.prepare, which kept no record of its files"
         return [Finding("warning", what, AGAIN)]
-    root, before = recorded
-    changed = differences(before, samples_of(found.splits, found.listing))
     if not changed:  # moved as it was, or a setting that does not change the samples
         return []
     state = "changed since jobs.prepare" if root == data.source else f"the data were prepared from {root}, and differ"
@@ -68,13 +68,14 @@ def _generated(config: Config, manifest: Manifest) -> list[str]:
     return [f"{key} is {wanted}, prepared with {prepared}" for key, (prepared, wanted) in pairs.items() if wanted != prepared]
 
 
-def _classes(manifest: Manifest, known: Classes) -> str:
+def _classes(manifest: Manifest, known: Classes) -> list[str]:
     """How the classes of the source differ from those of the data set; empty if they do not."""
     added = [name for name in known.names if name not in manifest.class_names]
     removed = [name for name in manifest.class_names if name not in known.names]
     if added or removed:
-        parts = [f"{kind} {', '.join(names)}" for kind, names in (("added", added), ("removed", removed)) if names]
-        return f"the list of classes has changed: {'; '.join(parts)}"
+        parts = [f"{kind} {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+                 for kind, names in (("added", added), ("removed", removed)) if names]  # fmt: skip
+        return [f"classes: {', '.join(parts)}"]
     if (known.names, known.label_map) != (manifest.class_names, manifest.label_map):
-        return "the list of classes has changed: other ids"
-    return "the list of classes has changed: other colours" if known.colors != manifest.colors else ""
+        return ["classes: other ids"]
+    return ["classes: other colours"] if known.colors != manifest.colors else []

@@ -114,7 +114,7 @@ def test_images_that_train_and_val_share_are_a_warning(tmp_path: Path, capsys: p
     folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
     shutil.copy(folder / "images/train/0.png", folder / "images/val/0.png")
     assert plan.run(folders.config(tmp_path, folder)) == 0
-    assert "warning  1 image occurs in more than one split, byte for byte: train/0 = val/0" in capsys.readouterr().out
+    assert "warning  every image of val occurs in more than one split, byte for byte: train/0 = val/0" in capsys.readouterr().out
 
 
 def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,10 @@ def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path,
     folders.write(folder, "[road, car, tree]", [ALL] * 3, [])
     assert plan.run(made) == 1
     shown = capsys.readouterr().out
-    assert f"error    data.source = {folder}: changed since jobs.prepare: train: 1 added (first: images/train/2.png)" in shown
+    assert (
+        f"error    data.source = {folder}: changed since jobs.prepare: samples of train: 1 added (first: images/train/2.png)"
+        in shown
+    )
     assert "fix: run python -m jobs.prepare CONFIG" in shown
     with pytest.raises(ConfigError, match=r"changed since jobs\.prepare"):
         open_run(made)

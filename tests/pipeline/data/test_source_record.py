@@ -3,6 +3,7 @@
 import string
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from pipeline.config.load import parse
 from pipeline.data.classes import Classes
 from pipeline.data.layouts import Pair
 from pipeline.data.source_record import Samples, differences, identity, read_record, record_key, samples_of, write_record
+from pipeline.errors import ShardError
 from pipeline.storage.store import Object, Store
 from tests.pipeline.data.test_labels import manifest, split
 
@@ -56,6 +58,16 @@ def test_a_data_set_of_an_earlier_version_has_no_record(tmp_path: Path) -> None:
     assert read_record(Store(str(tmp_path)), manifest(split(1, 1, 1), split(1, 1, 1))) is None
 
 
+def test_a_damaged_record_is_named_with_the_command(tmp_path: Path) -> None:
+    store, made = Store(str(tmp_path)), manifest(split(1, 1, 1), split(1, 1, 1))
+    write_record(store, record_key(made), "/src", {"train": {"a": sample("a")}})
+    whole = store.read(record_key(made))
+    for data in (b"", whole[:-9], b"x" * len(whole)):
+        store.write(record_key(made), data)
+        with pytest.raises(ShardError, match=r"source.parquet: damaged .*: run python -m jobs.prepare CONFIG again"):
+            read_record(store, made)
+
+
 def test_samples_are_the_pairs_with_their_objects() -> None:
     listing = {"a.png": Object("a.png", 1, "x"), "A.png": Object("A.png", 2, "y")}
     assert samples_of({"train": [Pair("a", "a.png", "A.png")]}, listing) == {"train": {"a": (*listing.values(),)}}
@@ -75,9 +87,12 @@ def test_what_was_added_changed_and_removed_is_counted_and_shown() -> None:
         "test": {"t": sample("t")},
     }
     assert differences(before, now) == [
-        "train: 1 added (first: images/n), 2 changed (first: masks/b)",
-        "val: 1 changed (first: masks/other), 1 removed (first: images/w)",
-        "test: 1 added (first: images/t)",
+        "samples of train: 1 added (first: images/n), 2 changed (first: masks/b)",
+        "samples of val: 1 changed (first: masks/other), 1 removed (first: images/w)",
+        "samples of test: 1 added (first: images/t)",
     ]
     moved = {"train": {"a": sample("a")}, "val": {k: sample(k) for k in "bcvw"}}
-    assert differences(before, moved) == ["train: 2 removed (first: images/b)", "val: 2 added (first: images/b)"]
+    assert differences(before, moved) == [
+        "samples of train: 2 removed (first: images/b)",
+        "samples of val: 2 added (first: images/b)",
+    ]

@@ -53,8 +53,8 @@ def test_what_changed_in_the_source_is_an_error_with_the_command(place: Store, t
     for kind in ("images", "masks"):
         place.delete(f"{kind}/val/1.png")
     what = (
-        f"data.source = {place.root}: changed since jobs.prepare: train: 3 added (first: images/train/a.png), 1 changed (first: "
-        "masks/train/1.png); val: 1 removed (first: images/val/1.png)"
+        f"data.source = {place.root}: changed since jobs.prepare: samples of train: 3 added (first: images/train/a.png), "
+        "1 changed (first: masks/train/1.png); samples of val: 1 removed (first: images/val/1.png)"
     )
     assert findings(tmp_path, place.root, manifest, packed=packed) == [Finding("error", what, AGAIN)]
     (warned,) = findings(tmp_path, place.root, manifest, packed=packed, resumed=True)
@@ -75,12 +75,12 @@ def test_a_class_that_is_added_renamed_or_renumbered_is_named(place: Store, tmp_
     manifest = prepare(config(tmp_path, place.root))
     for text, change in (
         ("[road, car, tree, sky]", "added sky"),
-        ("[road, car, bush]", "added bush; removed tree"),
+        ("[road, car, bush]", "added bush, removed tree"),
         ("classes: [{id: 0, name: road}, {id: 1, name: car}, {id: [2, 3], name: tree}]", "other ids"),
         ("classes: [{id: 0, name: road, color: [9, 9, 9]}, {id: 1, name: car}, {id: 2, name: tree}]", "other colours"),
     ):
         place.write("classes.yaml", text.encode())
-        what = f"data.source = {place.root}: since jobs.prepare the list of classes has changed: {change}"
+        what = f"data.source = {place.root}: changed since jobs.prepare: classes: {change}"
         assert findings(tmp_path, place.root, manifest) == [Finding("error", what, AGAIN)]
 
 
@@ -90,7 +90,9 @@ def test_another_folder_is_an_error_unless_it_holds_the_same_files(tmp_path: Pat
     other = write(tmp_path / "other", CLASSES, [rows_of(0, 1)] * 3, [ALL])
     (found,) = findings(tmp_path, str(other), manifest)
     assert found.level == "error"
-    assert found.what.startswith(f"data.source = {other}: the data were prepared from {first}, and differ: train: 3 changed")
+    assert found.what.startswith(
+        f"data.source = {other}: the data were prepared from {first}, and differ: samples of train: 3 changed"
+    )
     shutil.copytree(first, tmp_path / "moved", copy_function=shutil.copy2)
     assert findings(tmp_path, str(tmp_path / "moved"), manifest) == []
 
