@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from jobs import plan
+from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError, SourceError
 from pipeline.images import codec
+from pipeline.storage.store import Store
 from pipeline.training.run import open_run
 from tests.support import folders
+from tests.support.checkpoints import trained
 from tests.support.folders import rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +135,23 @@ def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path,
     assert "fix: run python -m jobs.prepare CONFIG" in shown
     with pytest.raises(ConfigError, match=r"changed since jobs\.prepare"):
         open_run(made)
+
+
+def test_a_run_that_resumes_keeps_its_data_and_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
+    made = folders.config(tmp_path, folder)
+    protocol = {"data_fingerprint": prepare(made).fingerprint, "image_scale": made.evaluate.scale}
+    net, optimizer = trained(1)
+    local = tmp_path / "local"
+    local.mkdir()
+    record = {"step": 1, "metrics": {}, "config": made.record(), "protocol": protocol}
+    checkpoint.save(local, checkpoint.snapshot(net, optimizer), record)
+    checkpoint.upload(local, Store(f"{made.runs_url}/{made.run_key}"), checkpoint.folder_name(1))
+    folders.write(folder, THREE, [ALL] * 3, [])
+    assert plan.run(made) == 0
+    shown = capsys.readouterr().out
+    assert f"warning  data.source = {folder}: changed since jobs.prepare: samples of train: 1 added" in shown
+    assert "fix: this run resumes with the data as prepared; for a new run, run python -m jobs.prepare CONFIG" in shown
 
 
 @pytest.mark.slow
