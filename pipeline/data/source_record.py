@@ -1,6 +1,6 @@
 """What a data set was prepared from: its identity, a record of the source's files beside the index, and what has changed since.
 
-The record is one Parquet file; a sample takes about 60 bytes in it. It is read only if the identity has changed.
+The record is one Parquet file; a sample takes 20 to 50 bytes in it. It is read only if the identity has changed.
 """
 
 import hashlib
