@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -23,6 +23,8 @@ class Classes:
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     label_map: dict[int, int]
+    color_ids: dict[Color, int] = field(default_factory=dict)
+    """RGB colour that the source lists -> stored id, for labels in colours; a colour of several classes is left out."""
 
 
 def palette(index: int) -> Color:
@@ -155,40 +157,46 @@ def _folders(source: Store) -> Classes:
         found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else type(tree).__name__
         raise SourceError([f"{where}: expected {form}; found {found}"])
     known = _from_entries(entries, where)
-    return Classes(known.names, known.colors, {IGNORE: IGNORE, **known.label_map})
+    return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
 
 
 def _from_entries(entries: list[object], where: str) -> Classes:
-    """Classes in the order of their ids; ignored ids leave no gap. Raises SourceError with the faults of all entries."""
+    """Classes in the order of their first ids; ignored ids leave no gap, and ids with the same name are one class.
+
+    Raises SourceError with the faults of all entries.
+    """
+    if len(entries) > IGNORE + 1:
+        raise SourceError([_too_many(len(entries), where)])
     faults: list[str] = []
     ids: dict[int, tuple[int, dict[str, Any]]] = {}
-    names: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         place = f"{where}: entry {number}"
         own = [f"{place}: {fault}" for fault in _entry_faults(entry)]
         faults += own
         if own or not isinstance(entry, dict):
             continue
-        if entry["id"] in ids:
-            faults.append(
-                f"{place}: id = {entry['id']}: entry {ids[entry['id']][0]} has the same id (give each class its own id)"
-            )
-        ids.setdefault(entry["id"], (number, entry))
-        if not entry.get("ignore", False):
-            if entry["name"] in names:
-                faults.append(f"{place}: name = {entry['name']!r}: entry {names[entry['name']]} has the same name (rename one)")
-            names.setdefault(entry["name"], number)
-    scored = [entry for _, (_, entry) in sorted(ids.items()) if not entry.get("ignore", False)]
-    if not faults and not 0 < len(scored) <= IGNORE:
-        faults.append(f"{where}: {len(scored)} classes that are not ignored: must be 1 to 255, because id 255 means ignored")
+        for stored in _ids(entry):
+            if stored in ids:
+                faults.append(f"{place}: id = {stored}: entry {ids[stored][0]} has the same id (give each class its own id)")
+            ids.setdefault(stored, (number, entry))
+    table = {stored: entry for stored, (_, entry) in sorted(ids.items())}
+    names = list(dict.fromkeys(entry["name"] for entry in table.values() if not entry.get("ignore", False)))
+    if not faults and len(names) > IGNORE:
+        faults.append(_too_many(len(names), where))
+    if not faults and len(names) < 2:
+        fix = "name also what the other pixels are, such as {id: 0, name: background}"
+        state = "1 class that is" if names else "0 classes that are"
+        faults.append(f"{where}: {state} not ignored: at least 2, because with fewer there is nothing to learn: {fix}")
     if faults:
         raise SourceError(faults)
-    index = {entry["id"]: i for i, entry in enumerate(scored)}
-    return Classes(
-        names=tuple(entry["name"] for entry in scored),
-        colors=tuple(_color(entry) for entry in scored),
-        label_map={i: index.get(i, IGNORE) for i in sorted(ids)},
-    )
+    label_map = {i: IGNORE if entry.get("ignore", False) else names.index(entry["name"]) for i, entry in table.items()}
+    colors = tuple(_color(k, table, label_map) for k in range(len(names)))
+    return Classes(tuple(names), colors, label_map, _color_ids(table, label_map))
+
+
+def _too_many(number: int, where: str) -> str:
+    why = "labels have 8 bits, and one of their values means ignored"
+    return f"{where}: {number} classes: at most 255, because {why}: merge some (several ids may have the same name)"
 
 
 def _entry_faults(entry: object) -> Iterator[str]:
@@ -198,7 +206,7 @@ def _entry_faults(entry: object) -> Iterator[str]:
     for key in entry:
         if key not in ("id", "name", "color", "ignore"):
             yield f"{key} = {entry[key]!r}: no such key; legal: id, name, color, ignore"
-    if not _is_byte(entry.get("id")):
+    if not _ids(entry) or not all(map(_is_byte, _ids(entry))):
         yield f"id = {entry.get('id')!r}: must be a whole number from 0 to 255, the value of the class in the labels"
     ignored, name = entry.get("ignore", False), entry.get("name")
     if not isinstance(ignored, bool):
@@ -214,10 +222,24 @@ def _is_byte(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
-def _color(entry: dict[str, object]) -> Color:
-    stored, given = entry["id"], entry.get("color")
-    assert isinstance(stored, int)
-    if not isinstance(given, list):
-        return palette(stored)
-    red, green, blue = given
+def _ids(entry: dict[str, Any]) -> list[Any]:
+    """The stored ids of an entry: `id` is one number or a list of them."""
+    stored = entry.get("id")
+    return stored if isinstance(stored, list) else [stored]
+
+
+def _color(number: int, table: dict[int, dict[str, Any]], label_map: dict[int, int]) -> Color:
+    """The first colour that the entries of a class list, else that of its first id."""
+    mine = [stored for stored in table if label_map[stored] == number]
+    listed = (table[stored]["color"] for stored in mine if "color" in table[stored])
+    red, green, blue = next(listed, palette(mine[0]))
     return red, green, blue
+
+
+def _color_ids(table: dict[int, dict[str, Any]], label_map: dict[int, int]) -> dict[Color, int]:
+    found: dict[Color, list[int]] = {}
+    for stored, entry in table.items():
+        if "color" in entry:
+            red, green, blue = entry["color"]
+            found.setdefault((red, green, blue), []).append(stored)
+    return {color: ids[0] for color, ids in found.items() if len({label_map[stored] for stored in ids}) == 1}

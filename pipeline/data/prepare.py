@@ -2,12 +2,11 @@
 
 On a cluster, Ray Data does the work. Without a cluster, threads do it, because starting a cluster takes longer.
 
-Packed, the bytes are copied into Parquet shards; in place, they stay where they are. Either way every file is read, decoded and
-checked, then an index and a manifest are written. All faults are collected; if there is any, everything written is deleted.
+Packed, the bytes are copied into Parquet shards (labels in colours as labels of ids); in place, they stay where they are. Either
+way every file is read, decoded and checked, then an index, a record of the source and a manifest are written. All faults are
+collected; if there is any, everything written is deleted.
 """
 
-import hashlib
-import json
 import logging
 import os
 import pickle
@@ -15,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +26,11 @@ from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.classes import Classes, classes
 from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
-from pipeline.data.inspection import inspect
+from pipeline.data.labels import inspect_pair, misnumbered, unteachable
 from pipeline.data.layouts import Pair, find_splits
-from pipeline.data.manifest import VERSION, Manifest, read_manifest, write_manifest
+from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
+from pipeline.data.source_record import identity, record_in, record_key, samples_of, write_record
 from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError, StorageError
 from pipeline.images import codec
@@ -41,6 +41,7 @@ from pipeline.storage.store import Object, Store, open_store
 logger = logging.getLogger(__name__)
 
 
+UNDONE = "nothing was written: fix the source and run jobs.prepare again"
 Item = Pair | int
 """A sample to prepare: a pair of files, or the position of a generated one."""
 
@@ -68,7 +69,9 @@ class PackTask:
     items: Sequence[Item]
     size: int
     """Side of generated images in pixels."""
-    label_map: dict[int, int]
+    known: Classes
+    packed: bool = True
+    """Whether the data set is packed; also true where `jobs.plan` only surveys its source."""
 
 
 def prepare(config: Config) -> Manifest:
@@ -80,17 +83,22 @@ def prepare(config: Config) -> Manifest:
     check(open_store(config.storage.path, config.storage))
     store = open_store(config.data_url, config.storage)
     source = find_source(config)
-    identity = _identity(config, source)
-    found = _already(store, identity, config)
+    made_from = source_identity(config, source)
+    found = _already(store, made_from, config)
     if found:
+        if not store.exists(record_key(found)):  # an earlier version wrote none
+            _record(store, record_key(found), source)
         logger.info("%s: already prepared from this source with these settings", store.root)
         return found
     # A new folder for each attempt, so that a failed one never deletes the shards of another or of the current manifest.
-    prefix = f"{identity[:16]}-{uuid.uuid4().hex[:8]}"
+    prefix = f"{made_from[:16]}-{uuid.uuid4().hex[:8]}"
     try:
         tasks = list(_work(config, source, store if config.data.packed else None, prefix))
         done = _run(tasks, config)
-        manifest = manifest_of(config, source.known, done, identity, prefix)
+        manifest = manifest_of(config, source.known, done, made_from, prefix)
+        if reasons := unteachable(manifest):
+            raise SourceError([f"{what}: {fix}" for what, fix in reasons], UNDONE)
+        _record(store, record_in(prefix), source)
         for name, split in manifest.splits.items():
             part = of_split(done, name)
             members = members_of(part, source.known) if name == "train" else []
@@ -111,7 +119,7 @@ def survey(config: Config) -> Manifest:
     source = find_source(config)
     tasks = list(_work(config, source, None, ""))
     done = _run(tasks, config)
-    return manifest_of(config, source.known, done, _identity(config, source), "").sealed()
+    return manifest_of(config, source.known, done, source_identity(config, source), "").sealed()
 
 
 def find_source(config: Config) -> Source:
@@ -128,23 +136,22 @@ def find_source(config: Config) -> Source:
     return Source(store, classes(data.layout, store), {**splits}, listing)
 
 
-def _identity(config: Config, source: Source) -> str:
-    """sha256 of the names, sizes and versions of all files and of every setting that changes what is written."""
-    data = config.data
-    listing: object = [data.generated.model_dump(), synthetic.VERSION, synthetic.SEED]
+def source_identity(config: Config, source: Source) -> str:
+    """sha256 of all that decides what preparation writes: files and settings."""
+    return identity(config, source.store.root if source.store else None, source.known, source.splits, source.listing)
+
+
+def _record(store: Store, key: str, source: Source) -> None:
     if source.store:
-        listing = [source.store.root, {name: [asdict(p) for p in pairs if isinstance(p, Pair)] for name, pairs in
-                   source.splits.items()}, sorted(source.listing.values())]  # fmt: skip
-    settings = [VERSION, data.name, data.layout, data.packed, data.packed and data.shard_rows, asdict(source.known)]
-    return hashlib.sha256(json.dumps([settings, listing], sort_keys=True).encode()).hexdigest()
+        write_record(store, key, source.store.root, samples_of(source.splits, source.listing))
 
 
-def _already(store: Store, identity: str, config: Config) -> Manifest | None:
+def _already(store: Store, made_from: str, config: Config) -> Manifest | None:
     try:
         manifest = read_manifest(store)
     except ShardError:
         return None
-    return manifest if manifest.source == identity and _written(manifest, config) <= set(store.list()) else None
+    return manifest if manifest.source == made_from and _written(manifest, config) <= set(store.list()) else None
 
 
 def _written(manifest: Manifest, config: Config) -> set[str]:
@@ -167,10 +174,11 @@ def shard_key(prefix: str, split: str, number: int) -> str:
 
 def _work(config: Config, source: Source, shards: Store | None, prefix: str) -> Iterator[PackTask]:
     rows, size = config.data.shard_rows, config.data.generated.size
-    for split, items in source.splits.items():
-        for number, start in enumerate(range(0, len(items), rows)):
+    for split, samples in source.splits.items():
+        for number, start in enumerate(range(0, len(samples), rows)):
             key = shard_key(prefix, split, number)
-            yield PackTask(source.store, shards, key, split, items[start : start + rows], size, source.known.label_map)
+            items = samples[start : start + rows]
+            yield PackTask(source.store, shards, key, split, items, size, source.known, config.data.packed)
 
 
 def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
@@ -185,7 +193,9 @@ def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
             logger.info("prepare: %d of %d parts, %.0f s", len(done), len(tasks), last_line - start)
     faults = [fault for result in done.values() for fault in result.faults]
     if faults:
-        raise SourceError(sorted(faults), "nothing was written: fix the source and run jobs.prepare again")
+        stored = np.sum([result.pixels for result in done.values()], axis=0)
+        cause = misnumbered(tasks[0].known, stored) if config.data.layout == "folders" else None
+        raise SourceError([*([f"{config.data.source}: {cause}"] if cause else []), *sorted(faults)], UNDONE)
     return [done[number] for number in range(len(tasks))]
 
 
@@ -271,8 +281,8 @@ def _load(item: Item, task: PackTask) -> tuple[Row, npt.NDArray[np.int64], list[
     if faults:
         return Row(item.sample_id, b"", b"", 0, 0), np.zeros(256, np.int64), faults
     where = task.source.url(item.image), task.source.url(item.label)
-    size, counts, faults = inspect(*where, data[0], data[1], task.label_map)
-    return Row(item.sample_id, data[0], data[1], *size), counts, faults
+    ids, (size, counts, faults) = inspect_pair(where, data[0], data[1], task.known, task.packed)
+    return Row(item.sample_id, data[0], ids, *size), counts, faults
 
 
 def _unread(url: str, error: Exception) -> str:

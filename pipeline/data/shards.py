@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
 
 
 class Row(NamedTuple):
-    """One sample: the encoded bytes of the source files, unchanged, and the size in pixels."""
+    """One sample: the encoded bytes of the source files, unchanged unless the label was in colours, and the size in pixels."""
 
     sample_id: str
     image: bytes

@@ -7,7 +7,7 @@ from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.errors import DataError, StorageError
-from pipeline.preflight import cluster_checks, data_checks, run_checks, storage_checks, training_checks
+from pipeline.preflight import cluster_checks, data_checks, run_checks, source_checks, storage_checks, training_checks
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import open_store
 
@@ -52,6 +52,8 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
             found += run_checks.resume(config, manifest, store, newest)
             if newest is None:  # a resumed run starts from its checkpoint instead
                 found += training_checks.weights(config, len(manifest.class_names))
+        if not any(finding.what.startswith("data.source:") for finding in found):  # else it is known that it cannot be reached
+            found += source_checks.source(config, manifest, resumed=newest is not None)
     return Preflight(sorted(found, key=lambda finding: finding.level), cluster, newest)
 
 

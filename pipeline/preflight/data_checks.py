@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
 from pipeline.config.config import Config
-from pipeline.data.manifest import Manifest
+from pipeline.data.labels import unteachable
+from pipeline.data.manifest import Manifest, Split
 from pipeline.formatting import percent
 from pipeline.loading.feed import Feed
 from pipeline.preflight.findings import Finding
@@ -24,27 +24,37 @@ def examine(config: Config, manifest: Manifest) -> list[Finding]:
 
 
 def labels(manifest: Manifest) -> list[Finding]:
-    """Splits that are mostly or wholly ignored, and classes that training never sees."""
-    found, train = [], manifest.splits["train"]
+    """Data that teach nothing, splits that are mostly ignored, and classes that training or validation never sees."""
+    found = [Finding("error", *reason) for reason in unteachable(manifest)]
     for name, split in manifest.splits.items():
         total = split.ignored + sum(split.pixels)
-        if not total or split.ignored <= MOSTLY_IGNORED * total:
+        if split.ignored <= MOSTLY_IGNORED * total or (split.ignored == total and name != "test"):
             continue
-        whole = split.ignored == total
-        # A published test split has no labels. Without labels in train and val a run cannot learn or choose a checkpoint.
-        level: Literal["error", "warning"] = "error" if whole and name != "test" else "warning"
-        share = "every pixel is" if whole else f"{percent(split.ignored / total)} of the pixels are"
+        share = "every pixel is" if split.ignored == total else f"{percent(split.ignored / total)} of the pixels are"
         fix = f"compare the ids in the labels with the label map of layout `{manifest.layout}`"
-        found.append(Finding(level, f"{name}: {share} ignored", fix))
-    dead = [k for k, pixels in enumerate(train.pixels) if not pixels] if any(train.pixels) else []
+        found.append(Finding("warning", f"{name}: {share} ignored", fix))
+    return found + _unseen(manifest)
+
+
+def _unseen(manifest: Manifest) -> list[Finding]:
+    """Classes without a pixel in train or val. Of a train split with fewer than two, `unteachable` says that instead."""
+    found, train, val = [], manifest.splits["train"], manifest.splits.get("val")
     seen = {k for split in manifest.splits.values() for k, pixels in enumerate(split.pixels) if pixels}
+    dead = [k for k, pixels in enumerate(train.pixels) if not pixels] if _present(train) > 1 else []
     if absent := [k for k in dead if k not in seen]:
         fix = "compare the ids in the labels with the label map, or leave these classes out of it"
         found.append(Finding("warning", f"no split has a pixel of {_classes(manifest, absent)}", fix))
     if untaught := [k for k in dead if k in seen]:
         fix = "move images of these classes to train, or ignore the classes: their IoU will be 0"
         found.append(Finding("warning", f"train has no pixel of {_classes(manifest, untaught)}, which other splits contain", fix))
+    if val and any(val.pixels) and (unscored := [k for k in seen if not val.pixels[k]]):
+        fix = f"move images of these classes to val: mIoU is over {_present(val)} of {len(manifest.class_names)} classes"
+        found.append(Finding("warning", f"val has no pixel of {_classes(manifest, unscored)}, which other splits contain", fix))
     return found
+
+
+def _present(split: Split) -> int:
+    return sum(map(bool, split.pixels))
 
 
 def duplicates(manifest: Manifest) -> list[Finding]:
@@ -54,6 +64,8 @@ def duplicates(manifest: Manifest) -> list[Finding]:
     shown = ", ".join(" = ".join(pair) for pair in manifest.duplicates[:3])
     more = ", ..." if manifest.num_duplicates > 3 else ""
     number = "1 image occurs" if manifest.num_duplicates == 1 else f"{manifest.num_duplicates} images occur"
+    if manifest.splits.keys() == {"train", "val"} and manifest.num_duplicates == manifest.num_images("val"):
+        number = "every image of val occurs"  # the score shows what was learnt by heart
     what = f"{number} in more than one split, byte for byte: {shown}{more}"
     return [Finding("warning", what, "keep each image in one split (data.lists): scores on training images are too high")]
 

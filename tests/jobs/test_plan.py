@@ -1,5 +1,6 @@
 """The output of jobs.plan, before and after preparation, and its exit code."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 
 from jobs import plan
+from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data.prepare import prepare
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.protocol import validation_protocol
 from pipeline.images import codec
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.training.run import open_run
-from tests.support.checkpoints import saved
+from tests.support import folders
+from tests.support.checkpoints import saved, trained
+from tests.support.folders import rows_of
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "train.steps=10", "train.global_batch=4"]
@@ -95,6 +99,82 @@ def test_checkpoints_that_cannot_be_read_are_an_error_of_plan_and_training_and_s
     with pytest.raises(ConfigError, match=r"; nothing was changed: put back a copy of one, .*\(name=\.\.\.\)"):
         open_run(made)
     assert {key: run.read(key) for key in run.list()} == before
+
+
+ALL, NONE = rows_of(0, 1, 2), rows_of(255)
+THREE, BINARY = "[road, car, tree]", "[background, crack]"
+NOTHING_TO_LEARN = {
+    "masks of 0 and 255": (BINARY, [rows_of(0, 255)] * 2, [rows_of(0, 255)], "error", "{id: 255, name: crack}]"),
+    "masks of 0 alone": (THREE, [rows_of(0)] * 2, [rows_of(0)], "error", "train: every labelled pixel is `road`"),
+    "one class in train": (THREE, [rows_of(1)] * 2, [ALL], "error", "train: every labelled pixel is `car`"),
+    "train ignored": (THREE, [NONE] * 2, [ALL], "error", "train: every pixel is ignored"),
+    "val ignored": (THREE, [ALL] * 2, [NONE], "error", "val: every pixel is ignored"),
+    "no val": (THREE, [ALL] * 2, [], "error", "val"),
+    "one class listed": ("[crack]", [rows_of(0)] * 2, [rows_of(0)], "error", "1 class that is not ignored: at least 2"),
+    "ids of another data set": (THREE, [ALL, rows_of(0, 7)], [ALL], "error", "label ids outside the map: 7"),
+    "ids spread over 0 to 255": (THREE, [rows_of(0, 127, 255)] * 2, [rows_of(0, 127)], "error", "{id: 127, name: car}"),
+    "ids from 1": (THREE, [rows_of(0, 1, 2, 3)] * 2, [ALL], "error", "[{id: 0, ignore: true}, {id: 1, name: road}"),
+    "a class that no split has": (THREE, [rows_of(0, 1)] * 2, [rows_of(0, 1)], "warning", "no split has a pixel of 1 of the 3 "),
+    "a class that val lacks": (BINARY, [rows_of(0, 1)] * 2, [rows_of(0)], "warning", "val has no pixel of 1 of the 2 classes: "),
+    "a class that train lacks": (THREE, [rows_of(0, 1)] * 2, [ALL], "warning", "train has no pixel of 1 of the 3 classes: tree"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTHING_TO_LEARN)
+def test_a_data_set_that_teaches_nothing_is_no_sound_plan(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    classes, train, val, level, words = NOTHING_TO_LEARN[case]
+    made = folders.config(tmp_path, folders.write(tmp_path / "source", classes, train, val))
+    assert plan.run(made) == (level == "error")
+    shown = capsys.readouterr().out
+    assert words in shown
+    if level == "error":
+        with pytest.raises(SourceError):
+            prepare(made)
+    else:
+        prepare(made)
+        assert plan.run(made) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_images_that_train_and_val_share_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
+    shutil.copy(folder / "images/train/0.png", folder / "images/val/0.png")
+    assert plan.run(folders.config(tmp_path, folder)) == 0
+    assert "warning  every image of val occurs in more than one split, byte for byte: train/0 = val/0" in capsys.readouterr().out
+
+
+def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
+    made = folders.config(tmp_path, folder)
+    prepare(made)
+    assert plan.run(made, strict=True) == 0
+    folders.write(folder, "[road, car, tree]", [ALL] * 3, [])
+    assert plan.run(made) == 1
+    shown = capsys.readouterr().out
+    assert (
+        f"error    data.source = {folder}: changed since jobs.prepare: samples of train: 1 added (first: images/train/2.png)"
+        in shown
+    )
+    assert "fix: run python -m jobs.prepare CONFIG" in shown
+    with pytest.raises(ConfigError, match=r"changed since jobs\.prepare"):
+        open_run(made)
+
+
+def test_a_run_that_resumes_keeps_its_data_and_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
+    made = folders.config(tmp_path, folder)
+    protocol = {"data_fingerprint": prepare(made).fingerprint, "image_scale": made.evaluate.scale}
+    net, optimizer = trained(1)
+    local = tmp_path / "local"
+    local.mkdir()
+    record = {"step": 1, "metrics": {}, "config": made.record(), "protocol": protocol}
+    checkpoint.save(local, checkpoint.snapshot(net, optimizer), record)
+    checkpoint.upload(local, Store(f"{made.runs_url}/{made.run_key}"), checkpoint.folder_name(1))
+    folders.write(folder, THREE, [ALL] * 3, [])
+    assert plan.run(made) == 0
+    shown = capsys.readouterr().out
+    assert f"warning  data.source = {folder}: changed since jobs.prepare: samples of train: 1 added" in shown
+    assert "fix: this run resumes with the data as prepared; for a new run, run python -m jobs.prepare CONFIG" in shown
 
 
 @pytest.mark.slow

@@ -121,7 +121,6 @@ def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
         "entry 2: color = [1, 2, 300]: must be [red, green, blue], each 0 to 255 (or leave it out)",
         "entry 3: 'door': expected {id: 0..255, name: NAME}, optionally with color: [r, g, b] or ignore: true",
         "entry 5: id = 2: entry 4 has the same id (give each class its own id)",
-        "entry 5: name = 'sky': entry 4 has the same name (rename one)",
     ]
 
 
@@ -133,9 +132,57 @@ def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     assert class_faults(source, "wall") == [f"expected {form}; found str"]
     assert class_faults(source, "names: [wall]") == [f"expected {form}; found the keys names"]
     assert class_faults(source, "[wall")[0].startswith("not valid YAML: ")
-    assert class_faults(source, "[]") == ["0 classes that are not ignored: must be 1 to 255, because id 255 means ignored"]
-    many = "\n".join(f"- c{i}" for i in range(256))
-    assert class_faults(source, many) == ["256 classes that are not ignored: must be 1 to 255, because id 255 means ignored"]
+    fix = "name also what the other pixels are, such as {id: 0, name: background}"
+    for text, number in (("[]", "0 classes that are"), ("[crack]", "1 class that is")):
+        fault = f"{number} not ignored: at least 2, because with fewer there is nothing to learn: {fix}"
+        assert class_faults(source, text) == [fault]
+    for many in (256, 300):
+        (fault,) = class_faults(source, "\n".join(f"- c{i}" for i in range(many)))
+        assert fault.startswith(
+            f"{many} classes: at most 255, because labels have 8 bits, and one of their values means ignored: "
+        )
     (tmp_path / "classes.yaml").write_bytes(b"- \xff")
     with pytest.raises(SourceError, match=r"classes.yaml: not UTF-8 text \(invalid start byte at byte 2\): save it as UTF-8"):
         classes("folders", source)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "classes: [{id: 0, name: road}, {id: 1, name: vehicle}, {id: 2, name: vehicle}]",
+        "classes: [{id: [2, 1], name: vehicle}, {id: 0, name: road}]",
+        "[road, vehicle, vehicle]",
+    ],
+)
+def test_several_ids_are_one_class(tmp_path: Path, text: str) -> None:
+    known = classes("folders", make(tmp_path, classes__yaml=text))
+    assert (known.names, known.colors) == (("road", "vehicle"), (palette(0), palette(1)))
+    assert known.label_map == {0: 0, 1: 1, 2: 1, 255: 255}
+
+
+def test_a_list_of_ids_is_checked_id_by_id(tmp_path: Path) -> None:
+    text = "classes: [{id: [1, 2], name: a}, {id: [2, 3], name: b}, {id: [], name: c}, {id: [4, x], name: d}, {id: 5, name: e}]"
+    legal = "must be a whole number from 0 to 255, the value of the class in the labels"
+    assert class_faults(Store(str(tmp_path)), text) == [
+        "entry 2: id = 2: entry 1 has the same id (give each class its own id)",
+        f"entry 3: id = []: {legal}",
+        f"entry 4: id = [4, 'x']: {legal}",
+    ]
+
+
+def test_listed_colours_tell_ids_unless_two_classes_share_them(tmp_path: Path) -> None:
+    text = """
+    classes:
+      - {id: 0, name: road, color: [1, 2, 3]}
+      - {id: 1, name: car}
+      - {id: 2, name: truck, color: [9, 9, 9]}
+      - {id: [4, 3], name: car, color: [4, 5, 6]}
+      - {id: 5, name: car, color: [7, 8, 9]}
+      - {id: 6, name: bus, color: [9, 9, 9]}
+      - {id: 7, ignore: true, color: [0, 0, 0]}
+    """
+    known = classes("folders", make(tmp_path, classes__yaml=text))
+    assert known.color_ids == {(1, 2, 3): 0, (4, 5, 6): 3, (7, 8, 9): 5, (0, 0, 0): 7}
+    assert known.colors == ((1, 2, 3), (4, 5, 6), (9, 9, 9), (9, 9, 9))
+    assert known.label_map == {0: 0, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1, 6: 3, 7: 255, 255: 255}
+    assert (CAMVID.color_ids, VOC.color_ids) == ({}, {})

@@ -98,14 +98,14 @@ def test_an_unreachable_store_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     store = open_store(str(source(tmp_path / "source")), config("unused").storage)
     pair, gone = Pair("000", "train/000.png", "trainannot/000.png"), Pair("9", "train/9.png", "trainannot/9.png")
-    done = pack(PackTask(store, None, "", "train", [gone, pair], 0, CAMVID.label_map))
+    done = pack(PackTask(store, None, "", "train", [gone, pair], 0, CAMVID))
     assert (done.entries, len(done.faults), done.pixels.sum()) == ((), 2, NUM_PIXELS)
     for fault, key in zip(done.faults, (gone.image, gone.label), strict=True):
         assert f"{store.root}/{key}" in fault
         assert fault.endswith("cannot be read: data.source must be readable from every Ray node")
     (tmp_path / "file").touch()
     shards = open_store(str(tmp_path / "file"), config("unused").storage)
-    (fault,) = pack(PackTask(store, shards, "a.parquet", "train", [pair], 0, CAMVID.label_map)).faults
+    (fault,) = pack(PackTask(store, shards, "a.parquet", "train", [pair], 0, CAMVID)).faults
     assert fault.startswith(f"{tmp_path}/file/a.parquet: cannot be written: ")
 
 
@@ -154,7 +154,7 @@ def test_a_folder_is_packed_whole_and_its_bytes_untouched(
     assert rows == [Row(f"{i:03d}", image_of(i), LABEL, 24, 32) for i in range(5)]
     assert {name for name in kinds(made) if "class-" not in name} == {
         MANIFEST, "train-000000.parquet", "train-000001.parquet", "train-000002.parquet", "val-000000.parquet",
-        "val-000001.parquet", "index-train/00000000.arrow", "index-val/00000000.arrow",
+        "val-000001.parquet", "index-train/00000000.arrow", "index-val/00000000.arrow", "source.parquet",
     }  # fmt: skip
 
     with caplog.at_level(logging.INFO):
@@ -175,7 +175,7 @@ def test_in_place_nothing_but_index_and_manifest_is_written(path: str, tmp_path:
     made = config(path, folder, packed=False)
     manifest = prepare(made)
     written = {name for name in kinds(made) if "class-" not in name}
-    assert written == {MANIFEST, "index-train/00000000.arrow", "index-val/00000000.arrow"}
+    assert written == {MANIFEST, "index-train/00000000.arrow", "index-val/00000000.arrow", "source.parquet"}
     assert not manifest.packed
     packed = config(path, folder, name="packed")
     assert prepare(packed).splits["train"].content == manifest.splits["train"].content

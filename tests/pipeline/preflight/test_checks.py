@@ -103,9 +103,31 @@ def test_dead_classes_are_named() -> None:
 
 
 def test_classes_that_only_the_validation_has_are_named() -> None:
-    (found,) = data_checks.labels(manifest(split(pixels=(30_000, 0, 0), images=(10, 0, 0))))
-    assert found.what == "train has no pixel of 2 of the 3 classes: car, lamp, which other splits contain"
+    (found,) = data_checks.labels(manifest(split(pixels=(30_000, 9_000, 0), images=(10, 8, 0))))
+    assert found.what == "train has no pixel of 1 of the 3 classes: lamp, which other splits contain"
     assert found.fix == "move images of these classes to train, or ignore the classes: their IoU will be 0"
+
+
+def test_classes_that_val_lacks_are_named_with_what_the_score_is_over() -> None:
+    rare = split(pixels=(30_000, 0, 0), images=(10, 0, 0))
+    (found,) = data_checks.labels(with_val(rare))
+    assert (found.level, found.what) == (
+        "warning",
+        "val has no pixel of 2 of the 3 classes: car, lamp, which other splits contain",
+    )
+    assert found.fix == "move images of these classes to val: mIoU is over 1 of 3 classes"
+
+
+def test_data_that_teach_nothing_are_an_error_and_their_classes_are_not_named_again() -> None:
+    one = split(pixels=(30_000, 0, 0), images=(10, 0, 0))
+    (found,) = data_checks.labels(manifest(one))
+    assert (found.level, found.what) == ("error", "train: every labelled pixel is `road`, so there is nothing to learn")
+
+
+def test_a_val_that_is_part_of_train_is_named_as_such() -> None:
+    pairs = tuple((f"train/{i}", f"val/{i}") for i in range(10))
+    (found,) = data_checks.duplicates(manifest(num_duplicates=10, duplicates=pairs))
+    assert found.what.startswith("every image of val occurs in more than one split, byte for byte: train/0 = val/0")
 
 
 def test_images_that_occur_in_two_splits_are_counted_and_shown() -> None:
