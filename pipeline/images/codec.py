@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 IGNORE = 255
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 """Endings of the names of image files, in lower or upper case."""
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+"""Endings of the names of label files, in lower or upper case."""
 PNG = b"\x89PNG\r\n\x1a\n"
 ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
 PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}

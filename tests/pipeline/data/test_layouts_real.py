@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import CAMVID, VOC, classes
-from pipeline.data.layouts import Pair, find_splits
+from pipeline.data.layouts import find_splits
+from pipeline.data.source.pairing import Pair
 from pipeline.storage.store import Store
 from tests.support.sources import faults, make, voc
 
