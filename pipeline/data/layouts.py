@@ -170,7 +170,12 @@ def _split_folders(listing: Listing, split: str, suffix: str | None) -> Place | 
         pair
         for name in NAMES[split]
         for images, labels in product(IMAGE_FOLDERS, LABEL_FOLDERS)
-        for pair in ((f"{images}/{name}", f"{labels}/{name}"), (f"{name}/{images}", f"{name}/{labels}"))
+        for pair in (
+            (f"{images}/{name}", f"{labels}/{name}"),
+            (f"{name}/{images}", f"{name}/{labels}"),
+            (f"{name}_{images}", f"{name}_{labels}"),
+            (name, f"{name}_{labels}"),
+        )
     ]
     both = [_apart(listing, stored[images], stored[labels]) for images, labels in usual if images in stored and labels in stored]
     shared = [

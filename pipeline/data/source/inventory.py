@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
-from pipeline.data.source.listing import Listing, composed, ending, is_litter
+from pipeline.data.source.listing import OTHER_PICTURES, Listing, composed, ending, is_litter
 from pipeline.data.source.names import PREVIEW_WORDS, is_longer, is_preview, words_of
 from pipeline.data.source.pairing import Pair, Place, TextList
 from pipeline.images.codec import SUFFIXES
 
 SHOWN = 3
 """Names listed as examples."""
-OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jpe", ".ppm", ".pgm", ".pnm", ".svg", ".dng", ".cr2",
-                  ".nef", ".arw", ".raw", ".exr", ".hdr", ".tga", ".npy", ".npz", ".mat", ".dcm", ".nii")  # fmt: skip
-"""Endings of files that often hold images or labels and that are not read."""
 DEAD_LINKS = ("links whose target does not exist", "restore their targets, or delete the links")
 UNKNOWN = "files with endings that are not read"
 CONVERT = "if they are samples, convert images to PNG or JPEG and labels to PNG; otherwise move them to another folder"
@@ -142,8 +139,8 @@ def _reason(key: str, home: Sequence[Read], *, own_names: bool) -> tuple[str, st
         return "images and labels that no list names", "name them in a list, or move them to another folder"
     if not any(read.pairs for read in home):
         return "files of a split without labels", ""
-    stems = frozenset[str]().union(*(read.stems for read in home))
-    if stem in stems or (is_preview if end in (*SUFFIXES, *OTHER_PICTURES) else is_longer)(stem, stems):
+    belongs = is_preview if end in (*SUFFIXES, *OTHER_PICTURES) else is_longer
+    if any(stem in read.stems or belongs(stem, read.stems) for read in home):
         return "previews and other files of samples", ""
     if end in SUFFIXES and any(read.text for read in home):
         return "images without label that no list names", ""

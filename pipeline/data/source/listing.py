@@ -14,6 +14,9 @@ from pipeline.storage.store import DANGLING, Object, Store
 
 LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
 """Names of files and folders that desktops and disks leave behind, in lower case."""
+OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jpe", ".ppm", ".pgm", ".pnm", ".svg", ".dng", ".cr2",
+                  ".nef", ".arw", ".raw", ".exr", ".hdr", ".tga", ".npy", ".npz", ".mat", ".dcm", ".nii")  # fmt: skip
+"""Endings of files that often hold images or labels and that are not read."""
 UNFINISHED = ("~", ".tmp", ".part", ".crdownload", ".bak", ".swp")
 """Endings of copies and downloads that are not the file itself."""
 

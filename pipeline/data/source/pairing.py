@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pipeline.data.source.listing import Files, Listing, composed, contents, ending, lines_of
+from pipeline.data.source.listing import OTHER_PICTURES, Files, Listing, composed, contents, ending, lines_of
 from pipeline.data.source.names import is_label, is_preview, match
 from pipeline.images.codec import LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Store
@@ -87,7 +87,11 @@ def by_folder(listing: Listing, place: Place, split: str, suffix: str | None) ->
         if not files.keys:
             lies = contents(listing.below(files.folder))
             kinds = {ending(key) for key in listing.below(files.folder)}
-            fix = POLYGONS if files is labels and kinds & {".txt", ".json", ".xml"} else listing.elsewhere(files.folder)
+            fix = listing.elsewhere(files.folder)
+            if kinds & {*OTHER_PICTURES, *SUFFIXES}:
+                fix = f"convert them to PNG{', value = class id' if files is labels else ' or JPEG'}"
+            elif files is labels and kinds & {".txt", ".json", ".xml"}:
+                fix = POLYGONS
             faults.append(f"{url(files.folder)}: no files *{files.ends}{f' ({lies} there)' if lies else ''}: {fix}")
         faults += [fault for stem in sorted(files.keys) for fault in same_names(files, listing.source, stem)]
     pairs, several = match(images.keys, labels.keys, suffix)

@@ -35,6 +35,8 @@ def pairs(source: Store) -> dict[str, list[tuple[str, str]]]:
         ("images/{}/img_a.jpg", "masks/{}/mask_a.png"),
         ("images/{}/u/a_leftImg8bit.png", "masks/{}/u/a_gtFine_labelIds.png"),
         ("images/{}/a.png", "masks/{}/a_manual1.tif"),
+        ("{}/a.png", "{}_labels/a_L.png"),
+        ("{}_images/a.png", "{}_masks/a.png"),
     ],
 )
 def test_usual_folders_and_names_are_read(tmp_path: Path, val: str, image: str, label: str) -> None:
@@ -132,7 +134,9 @@ def test_what_lies_in_the_place_of_labels_is_named_with_what_reads_it(tmp_path: 
     images = "images/train/a.heic", "images/train/b.heic", "images/val/c.jpg"
     source = make(tmp_path, *images, "labels/train/a.txt", "labels/train/b.txt", "labels/val/c.txt")
     first, second, third = faults("folders", source)
-    assert first.startswith("images/train: no files *.png|.jpg|.jpeg|.jfif|.tif|.tiff|.bmp|.webp (2 .heic there): ")
+    assert first.startswith(
+        "images/train: no files *.png|.jpg|.jpeg|.jfif|.tif|.tiff|.bmp|.webp (2 .heic there): convert them to PNG or JPEG"
+    )
     assert second.startswith("labels/train: no files *.png|.tif|.tiff|.bmp (2 .txt there): polygons and boxes are not read")
     assert "labelme2voc.py" in second
     assert third.startswith("labels/val: ")

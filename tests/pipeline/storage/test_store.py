@@ -238,3 +238,8 @@ def test_a_fault_of_reading_does_not_advise_on_writing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match=r"/folder: cannot be used \(Is a directory\): check the path and its permissions"):
         open_store(str(tmp_path), Storage(path="unused")).read("folder")
+
+
+def test_a_link_without_target_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "disk" / "a.png")
+    assert Store(str(tmp_path)).listing() == [Object("a.png", len(f"{tmp_path}/disk/a.png"), storage.DANGLING)]
