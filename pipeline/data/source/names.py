@@ -22,6 +22,8 @@ PREVIEW_WORDS = frozenset({
 })  # fmt: skip
 """Words in the names of files and folders that show a sample or hold something else than class ids."""
 NEUTRAL = frozenset(end[1:] for end in SUFFIXES)
+ADDED_WORDS = PREVIEW_WORDS | LABEL_WORDS | NEUTRAL
+SURE_WORDS = LABEL_WORDS | NEUTRAL
 
 
 def match(
@@ -48,7 +50,7 @@ def match(
                 break
     several: dict[str, list[str]] = {}
     for image, found in longer.items():
-        sure = [label for label, addition in found if set(words_of(addition)) <= LABEL_WORDS | NEUTRAL]
+        sure = [label for label, addition in found if set(words_of(addition)) <= SURE_WORDS]
         if len(sure) == 1:
             pairs[image] = sure[0]
         elif sure:
@@ -118,5 +120,4 @@ def is_longer(stem: str, stems: Collection[str]) -> bool:
 
 def is_preview(stem: str, stems: Collection[str]) -> bool:
     """True if the name is one of `stems` and an addition of words for previews or labels, such as `_color`."""
-    known = PREVIEW_WORDS | LABEL_WORDS | NEUTRAL
-    return any(stem[:cut] in stems and set(words_of(stem[cut:])) <= known for cut in separators(stem))
+    return any(stem[:cut] in stems and set(words_of(stem[cut:])) <= ADDED_WORDS for cut in separators(stem))

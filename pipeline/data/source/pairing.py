@@ -117,8 +117,9 @@ def _unpaired(listing: Listing, place: Place, split: str, pairs: Mapping[str, st
     url, images, labels = listing.source.url, place.images, place.labels
     bare = sorted(stem for stem in images.keys.keys() - pairs.keys() if not is_preview(stem, pairs.keys()))
     taken = set(pairs.values())
-    lost = sorted(stem for stem in labels.keys.keys() - taken if not is_preview(stem, pairs.keys() | taken))
-    lost = [stem for stem in lost if stem.endswith(suffix or "")]
+    paired = pairs.keys() | taken
+    lost = sorted(stem for stem in labels.keys.keys() - taken if not is_preview(stem, paired) and stem.endswith(suffix or ""))
+    twins = {stem.lower(): stem for stem in lost}
     if not pairs and len(bare) > 1 and len(labels.keys) > 1:
         names = f"{images.keys[bare[0]][0]}, {next(iter(labels.keys.values()))[0]}"
         return [f"{url(images.folder)}: no image has a label of its name ({names}): rename the labels like their images, set "
@@ -127,7 +128,7 @@ def _unpaired(listing: Listing, place: Place, split: str, pairs: Mapping[str, st
     others = {composed(posixpath.splitext(key)[0][len(inside) :]): key for key in listing.below(labels.folder)}
     faults = []
     for stem in bare:
-        other, twin = others.get(stem), next((name for name in lost if name.lower() == stem.lower()), None)
+        other, twin = others.get(stem), twins.get(stem.lower())
         fix = f"add {url(inside)}{stem}{suffix or ''}{labels.end}"
         if twin:
             fix = f"{url(labels.keys[twin][0])} differs in upper and lower case only: rename it"
