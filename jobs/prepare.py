@@ -15,8 +15,7 @@ def run(config: "Config") -> int:
     from pipeline.data.statistics import class_table, split_table
 
     manifest = prepare(config)
-    print(f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}")
-    print("\n".join(manifest.files))
+    print("\n".join([f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}", *manifest.files]))
     for what, fix in manifest.left_out:
         print(f"warning: {what} ({fix})", file=sys.stderr)
     print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}")
