@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 
 def run(config: "Config") -> int:
-    """Prints the splits and classes of the prepared data set."""
+    """Prints the account of the source's files, and the splits and classes of the prepared data set."""
     from pipeline.data.prepare import prepare
     from pipeline.data.statistics import class_table, split_table
 
     manifest = prepare(config)
-    print(f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}")
+    print("\n".join([f"{config.data_url}  fingerprint {manifest.fingerprint[:16]}", *manifest.files]))
+    for what, fix in manifest.left_out:
+        print(f"warning: {what} ({fix})", file=sys.stderr)
     print(f"\n{split_table(manifest)}\n\n{class_table(manifest)}")
     return 0
 

@@ -25,7 +25,12 @@ class Data(Section):
     source: str | None = None
     """Folder or `s3://bucket/prefix` of the original images and labels; none for `generated`."""
     lists: dict[Literal["train", "val", "test"], str] = Field({})
-    """Split -> text file in the source with one `image label` pair of paths per line; by default the layout's own splits."""
+    """Split -> text file with the samples, one a line: `image label` paths, or the image's name alone. A path in the source, or a
+    full path or `s3://` address anywhere. By default the layout's own splits."""
+    label_suffix: str | None = Field(None, min_length=1)
+    """What names of labels have after the name of their image, such as `_mask`; recognised where only one reading is possible."""
+    val_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of the training samples that becomes the split `val`, for a source without one; which ones, their names decide."""
     packed: bool = True
     """Pack the source into Parquet shards; false trains from the original objects in place."""
     shard_rows: int = Field(64, ge=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.data import synthetic
+from pipeline.data import export_classes, synthetic
 from pipeline.errors import SourceError
 from pipeline.images.codec import IGNORE
 from pipeline.storage.store import Store
@@ -144,7 +144,11 @@ def _ade20k(source: Store) -> Classes:
 def _folders(source: Store) -> Classes:
     where, form = source.url("classes.yaml"), "a list of names, or `classes:` and a list of {id, name, color, ignore}"
     if not source.exists("classes.yaml"):
-        raise SourceError([f"{where}: no such file: layout `folders` reads its classes from there; write {form}"])
+        if table := export_classes.find_table(source):
+            return _from_export(source, table)
+        tables = ", ".join(export_classes.PARSERS)
+        fault = f"{where}: no such file: layout `folders` reads its classes from there; write {form}"
+        raise SourceError([f"{fault} (the tables {tables} of annotation tools are read too)"])
     try:
         tree = yaml.safe_load(read_text(source, "classes.yaml"))
     except yaml.YAMLError as error:
@@ -158,6 +162,16 @@ def _folders(source: Store) -> Classes:
         raise SourceError([f"{where}: expected {form}; found {found}"])
     known = _from_entries(entries, where)
     return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
+
+
+def _from_export(source: Store, key: str) -> Classes:
+    """The classes of an annotation tool's own table."""
+    where = source.url(key)
+    try:
+        known = _from_entries([*export_classes.parse(key, read_text(source, key))], where)
+    except ValueError as error:
+        raise SourceError([f"{where}: {error}"]) from error
+    return Classes(known.names, known.colors, {IGNORE: IGNORE, **known.label_map})
 
 
 def _from_entries(entries: list[object], where: str) -> Classes:

@@ -61,6 +61,10 @@ class Manifest:
     """Images that occur in more than one split, byte for byte."""
     duplicates: tuple[tuple[str, str], ...] = ()
     """The first duplicates: ("train/ID", "val/ID")."""
+    files: tuple[str, ...] = ()
+    """The account of the source's files as lines of text: those of samples, and those left out with the reason."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(what, fix) of left-out files that look like samples."""
     version: int = VERSION
     fingerprint: str = ""
     """sha256 of what the data contain; the same whether they are packed or in place."""
@@ -78,8 +82,9 @@ class Manifest:
     def sealed(self) -> "Manifest":
         """This manifest with its fingerprint."""
         content = asdict(replace(self, fingerprint=""))
-        # The place of the bytes is excluded, so that a run may change between packed and in place (decision 30).
-        for key in ("packed", "source"):
+        # The place of the bytes is excluded, so that a run may change between packed and in place (decision 30), and what lies
+        # beside the samples.
+        for key in ("packed", "source", "files", "left_out"):
             del content[key]
         for split in content["splits"].values():
             del split["index"]

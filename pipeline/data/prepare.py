@@ -10,11 +10,12 @@ collected; if there is any, everything written is deleted.
 import logging
 import os
 import pickle
+import posixpath
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +28,11 @@ from pipeline.data import synthetic
 from pipeline.data.classes import Classes, classes
 from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
 from pipeline.data.labels import inspect_pair, misnumbered, unteachable
-from pipeline.data.layouts import Pair, find_splits
+from pipeline.data.layouts import find_samples
 from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
+from pipeline.data.source.inventory import Inventory
+from pipeline.data.source.pairing import Pair, TextList
 from pipeline.data.source_record import identity, record_in, record_key, samples_of, write_record
 from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError, StorageError
@@ -55,6 +58,8 @@ class Source(NamedTuple):
     splits: dict[str, Sequence[Item]]
     listing: dict[str, Object]
     """The files of the pairs, by key."""
+    inventory: Inventory | None
+    """The account of all files; None for `generated`."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,13 @@ def prepare(config: Config) -> Manifest:
         if not store.exists(record_key(found)):  # an earlier version wrote none
             _record(store, record_key(found), source)
         logger.info("%s: already prepared from this source with these settings", store.root)
-        return found
+        return _accounted(found, source)
     # A new folder for each attempt, so that a failed one never deletes the shards of another or of the current manifest.
     prefix = f"{made_from[:16]}-{uuid.uuid4().hex[:8]}"
     try:
         tasks = list(_work(config, source, store if config.data.packed else None, prefix))
         done = _run(tasks, config)
-        manifest = manifest_of(config, source.known, done, made_from, prefix)
+        manifest = _accounted(manifest_of(config, source.known, done, made_from, prefix), source)
         if reasons := unteachable(manifest):
             raise SourceError([f"{what}: {fix}" for what, fix in reasons], UNDONE)
         _record(store, record_in(prefix), source)
@@ -119,7 +124,7 @@ def survey(config: Config) -> Manifest:
     source = find_source(config)
     tasks = list(_work(config, source, None, ""))
     done = _run(tasks, config)
-    return manifest_of(config, source.known, done, source_identity(config, source), "").sealed()
+    return _accounted(manifest_of(config, source.known, done, source_identity(config, source), ""), source).sealed()
 
 
 def find_source(config: Config) -> Source:
@@ -127,13 +132,32 @@ def find_source(config: Config) -> Source:
     data = config.data
     if data.layout == "generated":
         made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
-        return Source(None, classes("generated", None), made, {})
+        return Source(None, classes("generated", None), made, {}, None)
     store = open_store(str(data.source), config.storage)
     check_readable(store)
-    splits = find_splits(data.layout, store, {str(split): key for split, key in data.lists.items()})
-    used = {key for pairs in splits.values() for pair in pairs for key in (pair.image, pair.label)}
-    listing = {found.key: found for found in store.listing() if found.key in used}
-    return Source(store, classes(data.layout, store), {**splits}, listing)
+    lists = {str(split): _list(config, store, split, given) for split, given in data.lists.items()}
+    found = find_samples(data.layout, store, lists, label_suffix=data.label_suffix, val_fraction=data.val_fraction)
+    return Source(store, classes(data.layout, store), {**found.splits}, found.objects, found.inventory)
+
+
+def _list(config: Config, source: Store, split: str, given: str) -> TextList:
+    """The list of a split: a path below the source, or a full path or address of any other place."""
+    setting = f"data.lists.{split} = {given}"
+    path = given if "://" in given else os.path.expanduser(given)
+    if path.startswith("../") and not source.is_s3:
+        path = os.path.normpath(f"{source.root}/{path}")
+    inside = path.removeprefix(f"{source.root}/")
+    if "://" in inside or os.path.isabs(inside):
+        folder, name = posixpath.split(inside)
+        return TextList(open_store(folder, config.storage), name, setting)
+    return TextList(source, posixpath.normpath(inside), setting)
+
+
+def _accounted(manifest: Manifest, source: Source) -> Manifest:
+    """The manifest with the account of the source's files."""
+    if source.inventory is None:
+        return manifest
+    return replace(manifest, files=source.inventory.lines(), left_out=source.inventory.warnings())
 
 
 def source_identity(config: Config, source: Source) -> str:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.config.config import Config
 from pipeline.data import synthetic
 from pipeline.data.classes import Classes
-from pipeline.data.layouts import Pair
 from pipeline.data.manifest import VERSION, Manifest
+from pipeline.data.source.pairing import Pair
 from pipeline.errors import ShardError
 from pipeline.storage.store import Object, Store
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config.config import Config
-from pipeline.data.layouts import is_litter
 from pipeline.data.manifest import Manifest
+from pipeline.data.source.listing import is_litter
 from pipeline.errors import ConfigError
 from pipeline.evaluation.inference import known_split
 from pipeline.images.codec import SUFFIXES

@@ -20,7 +20,8 @@ SHOWN = 10
 
 def examine(config: Config, manifest: Manifest) -> list[Finding]:
     """Every finding about a data set."""
-    return [*labels(manifest), *duplicates(manifest), *sizes(config, manifest), *oversampling(config, manifest)]
+    left_out = [Finding("warning", *line) for line in manifest.left_out]
+    return [*left_out, *labels(manifest), *duplicates(manifest), *sizes(config, manifest), *oversampling(config, manifest)]
 
 
 def labels(manifest: Manifest) -> list[Finding]:

@@ -34,6 +34,7 @@ def plan(config: Config) -> Plan:
     found += preflight.findings
     parts = [f"{'data':<16}{origin}", report(found)]
     if manifest is not None:
+        parts[0] = "\n".join([parts[0], *manifest.files])
         parts[1:1] = [split_table(manifest), class_table(manifest), run_table(config, manifest, preflight.cluster)]
     return Plan("\n\n".join(parts), found)
 

@@ -53,9 +53,9 @@ def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str
     """Paths of the files in a folder and its subfolders. Links are followed: data sets are often linked from several disks.
 
     If the path is a file, that is the only result; if it does not exist, there is none. A link back to one of the folders that
-    contain it is not followed.
+    contain it is not followed. A link whose target does not exist is listed as a file: what it stood for is missed.
     """
-    if os.path.isfile(path):
+    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):
         yield path
     elif os.path.isdir(path) and (real := os.path.realpath(path)) not in inside:
         names: list[str] = []

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_t
 
 PIECE_BYTES = 16 * 2**20
 """Largest part of an object that is held in memory during a comparison."""
+DANGLING = "link without target"
+"""Version of a link in a folder whose target does not exist."""
 R = TypeVar("R")
 Range = tuple[str, int, int | None]  # key, first byte, end (exclusive; None: the end of the object)
 logger = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Object(NamedTuple):
     key: str
     size: int
     version: str
-    """S3's ETag without quotes, or a file's modification time in ns."""
+    """S3's ETag without quotes, or a file's modification time in ns, or DANGLING."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ class Store:
             objects = []
             for path in self._request(prefix, lambda _, path: [*files_below(path)]):
                 with contextlib.suppress(FileNotFoundError):  # the file was deleted in the meantime
-                    info = os.stat(path)
-                    objects.append(Object(path[start:], info.st_size, str(info.st_mtime_ns)))
+                    info = os.stat(path) if os.path.exists(path) else os.lstat(path)
+                    version = DANGLING if stat.S_ISLNK(info.st_mode) else str(info.st_mtime_ns)
+                    objects.append(Object(path[start:], info.st_size, version))
             return sorted(objects)
         found: dict[str, dict[str, Any]] = self._request(prefix, lambda fs, path: fs.find(path, detail=True))
         return sorted(

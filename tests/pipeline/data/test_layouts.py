@@ -8,12 +8,14 @@ import pytest
 
 from pipeline.config.base import Storage
 from pipeline.data.classes import GENERATED, classes
-from pipeline.data.layouts import Pair, find_splits
+from pipeline.data.layouts import find_splits
+from pipeline.data.source.pairing import Pair
 from pipeline.errors import SourceError, StorageError
-from pipeline.images.codec import IGNORE, SUFFIXES
+from pipeline.images.codec import IGNORE, LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Store, open_store
 from tests.support.sources import ADE, faults, make, object_info, voc
 
+IMAGES, LABELS = "|".join(SUFFIXES), "|".join(LABEL_SUFFIXES)
 VAL = ("val/v.png", "valannot/v.png")
 
 
@@ -42,10 +44,7 @@ def test_a_source_one_folder_too_high_is_named(tmp_path: Path) -> None:
     make(tmp_path / "CamVid", *VAL, "train/a.png", "trainannot/a.png")
     with pytest.raises(SourceError) as caught:
         find_splits("camvid", Store(str(tmp_path)), {})
-    assert (
-        caught.value.faults[0]
-        == f"{tmp_path}/train: no files *.png|.jpg|.jpeg|.jfif|.tif|.tiff|.bmp|.webp: set data.source={tmp_path}/CamVid"
-    )
+    assert caught.value.faults[0] == f"{tmp_path}/train: no files *{IMAGES}: set data.source={tmp_path}/CamVid"
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ def test_test_is_taken_when_it_has_labels(tmp_path: Path) -> None:
 def test_all_faults_of_all_splits_at_once(tmp_path: Path) -> None:
     source = make(tmp_path, "val/a.png", "val/b.png", "val/b.jpg", "val/c.png", "valannot/c.png", "valannot/d.png", "train/x.png")
     assert faults("camvid", source) == [
-        "trainannot: no files *.png: put them there, or correct data.source or data.layout",
+        f"trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout",
         "val/b.png: same name as b.jpg: a sample has one file",
         "val/a.png: image without label: add valannot/a.png",
         "val/b.jpg: image without label: add valannot/b.png",
@@ -155,19 +154,22 @@ def test_folders_flat_with_lists(tmp_path: Path) -> None:
 
 
 def test_folders_of_neither_kind_are_shown_both(tmp_path: Path) -> None:
-    first, second = faults("folders", make(tmp_path, "images/a.png", "masks/a.png"))
+    first, lies, second = faults("folders", make(tmp_path, "images/a.png", "masks/a.png"))
     assert first.endswith(
         "no split `train`: layout `folders` keeps it either in images/train/ and masks/train/, "
-        "or in images/ and masks/ with train.txt next to them, one sample id (image name without suffix) per line"
+        "or in images/ and masks/ with train.txt next to them, one sample id (image name without suffix) per line; "
+        "or set data.lists.train to a list of `IMAGE LABEL` lines"
     )
+    assert lies.endswith("what lies there: images/: 1 .png; masks/: 1 .png")
     assert "no split `val`" in second
+    assert "data.val_fraction=0.2 takes it from train" in second
 
 
 def test_faults_of_flat_folders(tmp_path: Path) -> None:
     source = make(tmp_path, "images/a.png", "images/a.jpg", "masks/a.png", train__txt="a\nb.png\n", val__txt=" \n")
     assert faults("folders", source) == [
         "images/a.png: same name as a.jpg: a sample has one file",
-        f"train.txt: line 2: `b.png`: no image images/b.png{'|'.join(SUFFIXES)}: add it, or correct the line",
+        f"train.txt: line 2: `b.png`: no image images/b.png{IMAGES}: add it, or correct the line",
         "train.txt: line 2: `b.png`: no label masks/b.png.png: add it, or correct the line",
         "val.txt: lists no sample: write one sample id (image name without suffix) per line",
     ]
@@ -197,7 +199,8 @@ def test_faults_of_a_list_name_the_line(tmp_path: Path) -> None:
         "ours.txt: line 5: gone.jpg: no such file: add it, or correct the line (paths are relative to data.source)",
         "a.png: has the sample id `a` of a.jpg: rename one",
         "empty.txt: lists no sample: write one `IMAGE LABEL` pair of paths per line",
-        "lists/gone.txt: no such file: data.lists.test = lists/gone.txt: must be a path below data.source",
+        "lists/gone.txt: no such file: data.lists.test = lists/gone.txt: write a path below data.source, a full path or an "
+        "s3:// address",
     ]
 
 
@@ -236,5 +239,5 @@ def test_faults_in_a_bucket_give_the_full_address(bucket: Store) -> None:
     with pytest.raises(SourceError) as caught:
         find_splits("camvid", bucket, {})
     assert caught.value.faults == [
-        f"{bucket.root}/trainannot: no files *.png: put them there, or correct data.source or data.layout"
+        f"{bucket.root}/trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout"
     ]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import CAMVID, VOC, classes
-from pipeline.data.layouts import Pair, find_splits
+from pipeline.data.layouts import find_splits
+from pipeline.data.source.pairing import Pair
+from pipeline.images.codec import LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Store
 from tests.support.sources import faults, make, voc
 
@@ -55,8 +57,8 @@ def test_ade20k_itself_has_validation_images_only_here() -> None:
     base = "ADEChallengeData2016"
     source_fix = "put them there, or correct data.source or data.layout"
     assert faults("ade20k", source) == [
-        f"{base}/images/training: no files *.png|.jpg|.jpeg: {source_fix}",
-        f"{base}/annotations/training: no files *.png: {source_fix}",
+        f"{base}/images/training: no files *{'|'.join(SUFFIXES)}: {source_fix}",
+        f"{base}/annotations/training: no files *{'|'.join(LABEL_SUFFIXES)}: {source_fix}",
     ]
     known = classes("ade20k", source)
     assert known.names[:5] == ("wall", "building", "sky", "floor", "tree")

@@ -15,10 +15,10 @@ from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data import synthetic
 from pipeline.data.classes import CAMVID
-from pipeline.data.layouts import Pair
 from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.data.prepare import PackTask, find_source, pack, prepare, survey
 from pipeline.data.shards import Row
+from pipeline.data.source.pairing import Pair
 from pipeline.errors import SampleError, SourceError, StorageError
 from pipeline.images import codec
 from pipeline.loading.samples import open_samples

@@ -259,3 +259,8 @@ def test_a_file_and_its_folders_are_on_the_disk_before_the_write_ends(tmp_path: 
     folder = f"{tmp_path}/run/step-000010"
     assert done[0].startswith(f"{folder}/model.")
     assert done[1:] == [f"rename to {folder}/model", folder, f"{tmp_path}/run", str(tmp_path)]
+
+
+def test_a_link_without_target_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "disk" / "a.png")
+    assert Store(str(tmp_path)).listing() == [Object("a.png", len(f"{tmp_path}/disk/a.png"), storage.DANGLING)]
