@@ -10,13 +10,11 @@ collected; if there is any, everything written is deleted.
 import logging
 import os
 import pickle
-import posixpath
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,41 +23,25 @@ from pipeline.cluster import connect, shared
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.data import synthetic
-from pipeline.data.classes import Classes, classes
+from pipeline.data.classes import Classes
 from pipeline.data.index import MEMBERS_ROWS, PAGE_ROWS, Entry, digest, members_key, page_key, write_index
 from pipeline.data.labels import inspect_pair, misnumbered, unteachable
-from pipeline.data.layouts import find_samples
 from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
-from pipeline.data.source.inventory import Inventory
-from pipeline.data.source.pairing import Pair, TextList
-from pipeline.data.source_record import identity, record_in, record_key, samples_of, write_record
+from pipeline.data.source.find import Item, Source, find_source, source_identity
+from pipeline.data.source.pairing import Pair
+from pipeline.data.source_record import record_in, record_key, samples_of, write_record
 from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError, StorageError
 from pipeline.images import codec
-from pipeline.storage.probe import check, check_readable
+from pipeline.storage.probe import check
 from pipeline.storage.retry import Failed
-from pipeline.storage.store import Object, Store, open_store
+from pipeline.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 
 UNDONE = "nothing was written: fix the source and run jobs.prepare again"
-Item = Pair | int
-"""A sample to prepare: a pair of files, or the position of a generated one."""
-
-
-class Source(NamedTuple):
-    """The samples to prepare."""
-
-    store: Store | None
-    """Store of the original files; None for `generated`."""
-    known: Classes
-    splits: dict[str, Sequence[Item]]
-    listing: dict[str, Object]
-    """The files of the pairs, by key."""
-    inventory: Inventory | None
-    """The account of all files; None for `generated`."""
 
 
 @dataclass(frozen=True)
@@ -127,42 +109,11 @@ def survey(config: Config) -> Manifest:
     return _accounted(manifest_of(config, source.known, done, source_identity(config, source), ""), source).sealed()
 
 
-def find_source(config: Config) -> Source:
-    """The samples of the configured source. Raises StorageError, or SourceError with every fault of the layout."""
-    data = config.data
-    if data.layout == "generated":
-        made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
-        return Source(None, classes("generated", None), made, {}, None)
-    store = open_store(str(data.source), config.storage)
-    check_readable(store)
-    lists = {str(split): _list(config, store, split, given) for split, given in data.lists.items()}
-    found = find_samples(data.layout, store, lists, label_suffix=data.label_suffix, val_fraction=data.val_fraction)
-    return Source(store, classes(data.layout, store), {**found.splits}, found.objects, found.inventory)
-
-
-def _list(config: Config, source: Store, split: str, given: str) -> TextList:
-    """The list of a split: a path below the source, or a full path or address of any other place."""
-    setting = f"data.lists.{split} = {given}"
-    path = given if "://" in given else os.path.expanduser(given)
-    if path.startswith("../") and not source.is_s3:
-        path = os.path.normpath(f"{source.root}/{path}")
-    inside = path.removeprefix(f"{source.root}/")
-    if "://" in inside or os.path.isabs(inside):
-        folder, name = posixpath.split(inside)
-        return TextList(open_store(folder, config.storage), name, setting)
-    return TextList(source, posixpath.normpath(inside), setting)
-
-
 def _accounted(manifest: Manifest, source: Source) -> Manifest:
     """The manifest with the account of the source's files."""
     if source.inventory is None:
         return manifest
     return replace(manifest, files=source.inventory.lines(), left_out=source.inventory.warnings())
-
-
-def source_identity(config: Config, source: Source) -> str:
-    """sha256 of all that decides what preparation writes: files and settings."""
-    return identity(config, source.store.root if source.store else None, source.known, source.splits, source.listing)
 
 
 def _record(store: Store, key: str, source: Source) -> None:

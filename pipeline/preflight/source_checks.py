@@ -6,7 +6,7 @@ The source is listed, not read: a folder of 10^5 files takes seconds, a bucket o
 from pipeline.config.config import Config
 from pipeline.data.classes import Classes
 from pipeline.data.manifest import Manifest
-from pipeline.data.prepare import find_source, source_identity
+from pipeline.data.source.find import find_source, source_identity
 from pipeline.data.source_record import differences, read_record, samples_of
 from pipeline.errors import SourceError, StorageError
 from pipeline.preflight.findings import Finding

@@ -16,8 +16,9 @@ from pipeline.config.load import parse
 from pipeline.data import synthetic
 from pipeline.data.classes import CAMVID
 from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.data.prepare import PackTask, find_source, pack, prepare, survey
+from pipeline.data.prepare import PackTask, pack, prepare, survey
 from pipeline.data.shards import Row
+from pipeline.data.source.find import find_source
 from pipeline.data.source.pairing import Pair
 from pipeline.errors import SampleError, SourceError, StorageError
 from pipeline.images import codec

@@ -10,7 +10,8 @@ from jobs import prepare as job
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data.manifest import open_data
-from pipeline.data.prepare import find_source, prepare, survey
+from pipeline.data.prepare import prepare, survey
+from pipeline.data.source.find import find_source
 from pipeline.errors import SourceError
 from pipeline.images import codec
 from pipeline.preflight import data_checks
