@@ -7,7 +7,7 @@ from pipeline.config.config import Config
 from pipeline.data.classes import Classes
 from pipeline.data.manifest import Manifest
 from pipeline.data.source.find import find_source, source_identity
-from pipeline.data.source_record import differences, read_record, samples_of
+from pipeline.data.source_record import Samples, differences, read_record, samples_of
 from pipeline.errors import SourceError, StorageError
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import open_store
@@ -40,7 +40,7 @@ def source(config: Config, manifest: Manifest, *, resumed: bool) -> list[Finding
     if source_identity(config, found) == manifest.source:
         return []
     recorded, changed = read_record(open_store(config.data_url, config.storage), manifest), _classes(manifest, found.known)
-    root, before = recorded or (data.source, {})
+    root, before = recorded or (str(data.source), Samples())
     if recorded:
         changed += differences(before, samples_of(found.splits, found.listing))
     elif not changed:  # an earlier version prepared the data set
