@@ -53,7 +53,10 @@ def open_run(config: Config, run_key: str | None = None) -> Run:
     # Opening a finished run again must not replace the commit and the versions that produced it.
     finished = preflight.newest is not None and preflight.newest["step"] >= config.train.steps
     made_by = {} if finished else environment()
-    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key)
+    names = manifest.class_names
+    run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key, class_names=names)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
     uri = tracking_uri(config.tracking)
+    if preflight.newest and preflight.newest["run_id"] != run_id:
+        runs.take_over(uri, preflight.newest["run_id"], run_id, preflight.newest["step"])
     return Run(config, manifest, checkpoints, uri, run_id, connect.gpus_for(config.train.fewest_workers))
