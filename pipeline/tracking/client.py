@@ -20,6 +20,10 @@ from pipeline.errors import PipelineError, TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+OTHER_VERSION = (
+    "the database is of another version of MLflow than the one installed here; use another database or, if this one is older, "
+    "make a copy of it and run: mlflow db upgrade"
+)
 START = "try: python -m infra.stack up, or: mlflow server --host 127.0.0.1 --port 5000; then tracking.uri=http://127.0.0.1:5000"
 
 
@@ -101,7 +105,7 @@ def _check_health(uri: str, timeout_s: float) -> None:
 
 
 def _check_database(file: Path, shown: str, timeout_s: float) -> None:
-    """Whether this user can write a database file, now: MLflow's own messages are tracebacks."""
+    """Raises TrackingError if the database file cannot be written or is of another version. Changes nothing."""
     if not file.parent.is_dir():
         raise TrackingError(f"tracking.uri = {shown}: folder {file.parent} does not exist; create it or choose another file")
     other = "choose a file that you may write to, or a server (tracking.uri=http://HOST:5000)"
@@ -116,10 +120,18 @@ def _check_database(file: Path, shown: str, timeout_s: float) -> None:
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=timeout_s)) as database:
             database.execute("BEGIN IMMEDIATE")
+            tables = database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchall()
+            versions = {row[0] for row in database.execute("SELECT version_num FROM alembic_version")} if tables else set()
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             other = "end the process that writes to it, or let both use a server (mlflow server --backend-store-uri ...)"
         raise TrackingError(f"tracking.uri = {shown}: the file cannot be used as a database ({error}); {other}") from error
+    import_mlflow()
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    # MLflow itself would change the tables of an older version.
+    if versions - {_get_latest_schema_revision()}:
+        raise TrackingError(f"tracking.uri = {shown}: {OTHER_VERSION} {shown}")
 
 
 def _explained(error: Exception, uri: str) -> str:
@@ -128,10 +140,7 @@ def _explained(error: Exception, uri: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"needs a Python package that is not installed ({reason}); install it here and on the nodes, or use a server"
     if "database schema" in reason:
-        return (
-            "the database is of another version of MLflow than the one installed here; make a copy of it, then run: "
-            f"mlflow db upgrade {without_password(uri)}"
-        )
+        return f"{OTHER_VERSION} {without_password(uri)}"
     status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 500
     if status == 401:
         return (

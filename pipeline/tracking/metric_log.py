@@ -64,6 +64,7 @@ class MetricLog:
         self._client: MlflowClient | None = None
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         self._refused: set[str] = set()
+        self._tried = 0  # id of the picture that was tried last
         self._closing, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metric-log", daemon=True)
         self._thread.start()
@@ -139,13 +140,13 @@ class MetricLog:
                     sent = send() or sent
                 except Exception as error:  # no error of MLflow or the network may disturb training
                     faults.append(error)
-            if faults:
+            if sent:
+                wait = wait if faults else IDLE_S
+            elif faults:
                 level = logging.WARNING if wait == IDLE_S else logging.DEBUG
                 log.log(level, "metrics of run %s wait, trying again: %s", self._run_id, faults[0])
                 (self._stop if ending else self._closing).wait(IDLE_S if ending else wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
-            elif sent:
-                wait = IDLE_S
             elif ending:
                 return
             else:
@@ -172,10 +173,14 @@ class MetricLog:
         return True
 
     def _send_pictures(self) -> bool:
-        """Sends the oldest picture; False if there is none to send."""
-        rows = self._query("SELECT id, key, step, picture FROM record WHERE NOT sent AND picture IS NOT NULL ORDER BY id LIMIT 1")
+        """Sends the oldest picture; False if there is none to send. One that fails comes again after the others."""
+        rows = self._query(
+            "SELECT id, key, step, picture FROM record WHERE NOT sent AND picture IS NOT NULL ORDER BY id <= ?, id LIMIT 1",
+            self._tried,
+        )
         if not rows:
             return False
+        self._tried = rows[0][0]
         client = self._connected()
         refused: set[int] = set()
         for (number, name, _, png), reason in refused_items(rows, partial(self._deliver_picture, client)):

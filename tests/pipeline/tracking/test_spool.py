@@ -29,7 +29,8 @@ def store(folder: Path, run_id: str, sent: int) -> Path:
         opened.records.execute(spool.INSERT, POINT)
         opened.records.execute("UPDATE record SET sent = ?", (sent,))
     opened.records.close()
-    assert opened.lock and opened.file
+    assert opened.lock
+    assert opened.file
     opened.lock.close()
     return opened.file
 
