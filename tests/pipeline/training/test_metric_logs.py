@@ -6,12 +6,16 @@ from typing import Any, cast
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.config.load import load
+from pipeline.data.prepare import prepare
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
 from pipeline.training import metric_logs
 from pipeline.training.run import Run
+from pipeline.training.train import train
 from tests.pipeline.tracking.test_metric_log import NOWHERE, PICTURE
 from tests.pipeline.tracking.test_runs import settings
+from tests.pipeline.training.test_validation import DEMO, TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -71,3 +75,23 @@ def test_scores_and_pictures_of_a_validation_on_another_node_arrive(local_ray: N
     assert len(MlflowClient(uri).list_artifacts(run_id, "panel")) == 2
     assert run.checkpoints.list("metrics") == ["metrics/unsent-damaged.db"]
     assert not list(tmp_path.glob("ccnet-metrics-*/*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_in_mlflow_is_recorded_again_and_nothing_waits(
+    local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*TINY, "train.steps=4", "evaluate.background=true", f"storage.path={tmp_path}/out"]
+    config = load(DEMO, [*options, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"])
+    prepare(config)
+    first = train(config)
+    client = MlflowClient(first.tracking_uri)
+    metrics = client.get_run(first.run_id).data.metrics
+    assert metrics["val/miou"] == first.score.miou
+    assert not list(tmp_path.glob("ccnet-metrics-*/*"))
+    client.delete_run(first.run_id)
+    again = train(config)
+    run = client.get_run(again.run_id)
+    assert (run.info.status, run.data.tags["ccnet.earlier_run"]) == ("FINISHED", first.run_id)
+    assert run.data.metrics == metrics
+    assert f"MLflow run {first.run_id}, which recorded the first 4 steps, was deleted" in caplog.text
