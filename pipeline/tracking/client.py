@@ -130,7 +130,7 @@ def _check_database(file: Path, shown: str, timeout_s: float) -> None:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     # MLflow itself would change the tables of an older version.
-    if versions - {_get_latest_schema_revision()}:
+    if versions - {_get_latest_schema_revision()}:  # type: ignore[no-untyped-call]
         raise TrackingError(f"tracking.uri = {shown}: {OTHER_VERSION} {shown}")
 
 
