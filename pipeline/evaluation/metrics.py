@@ -7,6 +7,7 @@ import torch
 from ccnet import ConfusionMatrix
 from ccnet.boundary_iou import BoundaryIoU
 from pipeline.formatting import table
+from pipeline.tracking.keys import class_keys
 
 BOUNDARY_RATIO = 0.02
 """Width of a boundary as a share of the image diagonal: the paper's value for COCO and LVIS."""
@@ -98,7 +99,7 @@ class Score(NamedTuple):
         return _matrix(majority).miou()
 
     def metrics(self) -> dict[str, float]:
-        """Metric points val/<figure>, and val/iou/<class> of every class that occurs.
+        """Metric points val/<figure>, and val/iou/<key of the class> of every class that occurs.
 
         `val/num_classes` is the number of classes that the labels have.
         """
@@ -111,7 +112,7 @@ class Score(NamedTuple):
             "val/frequency_weighted_iou": matrix.frequency_weighted_iou(),
             "val/boundary_miou": self.boundary.miou(),
         }
-        points |= {f"val/iou/{name}": iou for name, iou in zip(self.class_names, matrix.iou().tolist(), strict=True)}
+        points |= {f"val/iou/{key}": iou for key, iou in zip(class_keys(self.class_names), matrix.iou().tolist(), strict=True)}
         return {key: value for key, value in points.items() if value == value}  # NaN: nothing to divide by
 
     def table(self) -> str:

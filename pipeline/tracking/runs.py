@@ -1,8 +1,9 @@
 """MLflow's runs: settings, texts, faults, status. Uses MlflowClient only, because the fluent API keeps hidden state."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,19 +11,27 @@ import yaml
 
 from pipeline.config.config import Config, without_password
 from pipeline.errors import TrackingError
-from pipeline.tracking.client import connect, tracking_uri
+from pipeline.tracking.client import connect, database_file, reached, tracking_uri
+from pipeline.tracking.delivery import copy_points, refused_items
+from pipeline.tracking.keys import class_keys, legal_key
 from pipeline.tracking.provenance import CODE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
+logger = logging.getLogger(__name__)
 
 RUN_KEY = "ccnet.run_key"
 STOP_REASON = "ccnet.stop_reason"
 OTHER_CODE = "ccnet.resumed_with"
 """Tag of a run that was resumed with another commit or other versions: one line for each time."""
-TAG_CHARS = 5000
-"""Longest value of a tag that every MLflow server takes."""
+CLASS = "ccnet.class"
+EARLIER_RUN = "ccnet.earlier_run"
+SECTIONS = ("seed", "data", "model", "train", "loss", "stop", "faults", "evaluate")
+"""What shapes or describes a run: logged as its parameters."""
+LONGEST_PARAM, LONGEST_TAG = 6000, 5000
+"""Characters of a value that MLflow takes; newer servers take longer tags."""
 
 
 def open_mlflow_run(
@@ -33,37 +42,46 @@ def open_mlflow_run(
     parent_run_id: str | None = None,
     run_name: str | None = None,
     other_code: str = "",
+    class_names: Sequence[str] = (),
 ) -> str:
-    """Reopens the earlier run of this configuration or creates one; returns its run id.
+    """Reopens the earlier run of this configuration or creates one; returns its run id. Raises TrackingError.
 
     A run is found by the tag `ccnet.run_key`: the configuration's run key, unless `run_key` is given (as by a trial).
-    Every resolved setting is a parameter under its dotted name. MLflow never changes a parameter, so a reopened run keeps
-    the first values; the artifact config.yaml holds the latest. The tags of commit and versions keep the first values too;
-    `other_code`, a line that says what changed since the checkpoint that the run resumes from, is added to `ccnet.resumed_with`.
+    The settings of SECTIONS are parameters under their dotted names. MLflow never changes a parameter, so a reopened run keeps
+    the first values; the artifact config.yaml holds all settings, the latest. The tags of commit and versions keep the first
+    values too; `other_code`, a line that says what changed since the checkpoint that the run resumes from, is added to
+    `ccnet.resumed_with`. A class whose metrics have another name than the class is named in a tag `ccnet.class/<that name>`.
     """
-    client = connect(tracking_uri(settings.tracking))
+    uri = tracking_uri(settings.tracking)
+    tags = {f"{CLASS}/{key}": name for name, key in zip(class_names, class_keys(class_names), strict=True) if key != name}
+    tags |= {f"ccnet.{name}": value for name, value in environment.items()}
+    if parent_run_id:
+        tags["mlflow.parentRunId"] = parent_run_id
+    with reached(uri, "the run could not be opened"):
+        client = connect(uri)
+        run = _reopened_or_new(client, settings, run_key or settings.run_key, run_name)
+        run_id: str = run.info.run_id
+        first = run.data.tags
+        tags = {name: value for name, value in tags.items() if name not in first or name.removeprefix("ccnet.") not in CODE}
+        if other_code:
+            tags[OTHER_CODE] = "\n".join(filter(None, [first.get(OTHER_CODE), other_code]))[-LONGEST_TAG:]
+        _log_settings(client, run_id, settings, tags, known=set(run.data.params))
+    return run_id
+
+
+def _reopened_or_new(client: "MlflowClient", settings: Config, key: str, run_name: str | None) -> "Run":
     experiment_id = _experiment(client, settings.tracking.experiment, tracking_uri(settings.tracking))
-    key = run_key or settings.run_key
     # The tag's name needs back quotes because it has dots. If two drivers ever raced, the oldest run wins.
     found = client.search_runs(
         [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"]
     )
-    tags = {f"ccnet.{name}": value for name, value in environment.items()}
-    if parent_run_id:
-        tags["mlflow.parentRunId"] = parent_run_id
-    if found:
-        run, first = found[0], found[0].data.tags
-        tags = {name: value for name, value in tags.items() if name not in first or name.removeprefix("ccnet.") not in CODE}
-        if other_code:
-            tags[OTHER_CODE] = "\n".join(filter(None, [first.get(OTHER_CODE), other_code]))[-TAG_CHARS:]
-        client.update_run(run.info.run_id, status="RUNNING")
-        if STOP_REASON in run.data.tags:  # of an earlier attempt
-            client.delete_tag(run.info.run_id, STOP_REASON)
-    else:
-        run = client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
-    run_id: str = run.info.run_id
-    _log_settings(client, run_id, settings, tags, known=set(run.data.params))
-    return run_id
+    if not found:
+        return client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
+    run = found[0]
+    client.update_run(run.info.run_id, status="RUNNING")
+    if STOP_REASON in run.data.tags:  # of an earlier attempt
+        client.delete_tag(run.info.run_id, STOP_REASON)
+    return run
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
@@ -71,7 +89,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 
     location = None
     if uri.startswith("sqlite:"):  # without a server, MLflow would put artifacts into the current folder
-        location = (Path(uri.partition(":///")[2]).absolute().parent / "mlartifacts" / name).as_uri()
+        location = (database_file(uri).parent / "mlartifacts" / name).as_uri()
     for _ in range(2):
         if found := client.get_experiment_by_name(name):
             if found.lifecycle_stage != "active":
@@ -91,12 +109,52 @@ def _log_settings(client: "MlflowClient", run_id: str, settings: Config, tags: M
     from mlflow.entities import Param, RunTag
 
     tree = settings.record()
-    params = [Param(key, value[:6000]) for key, value in flatten(tree).items() if key not in known]
-    for start in range(0, max(len(params), 1), 100):  # 100 parameters is the server's limit for one request
-        client.log_batch(
-            run_id, params=params[start : start + 100], tags=[RunTag(k, v) for k, v in tags.items()] if not start else []
-        )
+    flat = flatten({section: tree[section] for section in SECTIONS})
+    params = {legal_key(key): value[:LONGEST_PARAM] for key, value in flat.items()}
+    _log_batch(client, run_id, "params", [Param(key, value) for key, value in params.items() if key not in known])
+    _log_batch(client, run_id, "tags", [RunTag(key, _storable(value)[:LONGEST_TAG]) for key, value in tags.items()])
     client.log_text(run_id, yaml.safe_dump(tree, sort_keys=False), "config.yaml")
+
+
+def _log_batch(client: "MlflowClient", run_id: str, kind: Literal["params", "tags"], items: Sequence[Any]) -> None:
+    """Logs parameters or tags. A refused one is a warning: config.yaml has all settings."""
+
+    def send(part: Sequence[Any]) -> None:
+        client.log_batch(run_id, params=part if kind == "params" else (), tags=part if kind == "tags" else ())
+
+    for start in range(0, len(items), 100):  # the server's limit for one request
+        for item, reason in refused_items(items[start : start + 100], send):
+            logger.warning("MLflow refuses %s among the %s of run %s and does not show it: %s", item.key, kind, run_id, reason)
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()  # half a surrogate pair has no encoding
+
+
+def take_over(uri: str, earlier: str, run_id: str, step: int) -> None:
+    """Copies the metric points of the first `step` steps from the MLflow run that recorded them, even if it was deleted.
+
+    Needed where training resumes under a new MLflow run. Repeating it changes nothing.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    with reached(uri, "the run could not be opened"):
+        try:
+            number = copy_points(client, earlier, run_id, step)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning(
+                "MLflow has no run %s any more, which recorded the first %d steps: run %s has only what is recorded from now on",
+                earlier, step, run_id,
+            )  # fmt: skip
+            return
+        client.set_tag(run_id, EARLIER_RUN, earlier)
+    logger.warning(
+        "MLflow run %s, which recorded the first %d steps, was deleted or is in another experiment: run %s has a copy of its %d "
+        "metric points; its pictures stay there", earlier, step, run_id, number,
+    )  # fmt: skip
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -31,6 +31,7 @@ from pipeline.model.learner import Learner
 from pipeline.tracking import runs
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_leftovers, score_metrics
+from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run
 from pipeline.training.shared_load import from_rank_zero, load_once, pretrained_once
 from pipeline.training.throughput import Throughput
@@ -87,13 +88,13 @@ def train_worker(run: Run) -> None:
     torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
     remove_leftovers()
-    log = MetricLog(run.tracking_uri, run.run_id) if distributed.rank() == 0 else None
+    log = open_log(run) if distributed.rank() == 0 else None
     try:
         with as_worker_fault(), HangDetector(run.config.faults.hang_s, partial(_report_hang, run)) as hang:
             _train(run, log, hang)
     finally:
-        if log and (unsent := log.close(timeout_s=30)):
-            logger.warning("%d metric points are not sent yet; submit the run again when MLflow answers", unsent)
+        if log:
+            log.close()
 
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:

@@ -64,8 +64,13 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
     made_by = {} if finished else environment()
     changed = other_code(newest.get("environment", {}), made_by) if newest else []
     line = f"step {newest['step']}: {'; '.join(changed)}" if newest and changed else ""
+    names, uri = manifest.class_names, tracking_uri(config.tracking)
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
     with lease.held(checkpoints) as claim:
-        run_id = runs.open_mlflow_run(config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line)
+        run_id = runs.open_mlflow_run(
+            config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line, class_names=names
+        )
+        if newest and newest["run_id"] != run_id:
+            runs.take_over(uri, newest["run_id"], run_id, newest["step"])
         on_gpus = connect.gpus_for(config.train.fewest_workers)
-        yield Run(config, manifest, checkpoints, tracking_uri(config.tracking), run_id, claim, on_gpus, environment=made_by)
+        yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, environment=made_by)

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
-from pipeline.errors import CheckpointError, RunFailed
+from pipeline.errors import CheckpointError, RunFailed, TrackingError
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.fault_tolerance.interruptions import StopFlag
@@ -27,9 +27,9 @@ from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from pipeline.tracking import registry, runs
 from pipeline.tracking.client import reached
-from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
+from pipeline.training.metric_logs import send_unsent
 from pipeline.training.run import Run, open_run
 from pipeline.training.validation import LESS_MEMORY, background_validation, pending_validations, validation_task
 
@@ -180,15 +180,21 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
     flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
     run = run._replace(stop_flag=flag)
     try:
+        send_unsent(run)  # of an earlier attempt
         with stopping(flag):
             reason = run_to_end(run)
-        MetricLog(run.tracking_uri, run.run_id).close()  # sends the metric points that an earlier attempt could not send
         if reason == STOPPED:
+            send_unsent(run)
             raise SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
         with reached(run.tracking_uri):
             record_best(run, best, score)
+            if left := send_unsent(run, {best.step: score.metrics()}):
+                raise TrackingError(
+                    f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
+                    "command again to send them"
+                )
             runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
     except BaseException as error:
         end_run(run, error, reason)

@@ -29,6 +29,7 @@ from pipeline.loading.batches import Sample, evaluation_samples
 from pipeline.loading.sampler import evaluation_share
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.checkpointing import score_metrics
+from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def validate_all_pending(run: Run, step: int) -> None:
     """Validates all checkpoints whose score is pending, in this process alone; skips those that do not verify."""
     show_own_lines()
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    log = MetricLog(run.tracking_uri, run.run_id)
+    log = open_log(run)
     try:
         with HangDetector(run.config.faults.hang_s, partial(logger.error, "%s")) as hang:
             for each in pending_validations(run, step):

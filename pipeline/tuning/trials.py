@@ -15,8 +15,8 @@ from pipeline.config.tune import Dimension
 from pipeline.preflight.resources import cpus_needed
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import registry, runs
-from pipeline.tracking.metric_log import MetricLog
 from pipeline.tracking.provenance import environment
+from pipeline.training.metric_logs import send_unsent
 from pipeline.training.run import Run
 from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run
 
@@ -53,6 +53,7 @@ def trial_job(parent: Run, overrides: dict[str, Any], key: str, number: str) -> 
         run_key=f"{key}-{number}",
         parent_run_id=parent.run_id,
         run_name=f"{key}-{number}",
+        class_names=parent.manifest.class_names,
     )
     return parent._replace(
         config=config,
@@ -92,8 +93,8 @@ def end_trial(parent: Run, key: str, result: Any) -> Trial:
     run_id, step, number = result.metrics["run_id"], int(result.metrics["step"]), result.metrics["trial_id"]
     config = override(parent.config, dict(result.config))
     stopped_early = step < config.train.steps
-    MetricLog(parent.tracking_uri, run_id).close(timeout_s=30)
     run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, number), run_id=run_id)
+    send_unsent(run)
     miou = float(result.metrics["miou"])
     if checkpoint.best(run.checkpoints):
         best, score = best_of(run)

@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.tracking import metric_log, runs
+from pipeline.images.codec import encode_png
+from pipeline.tracking import metric_log, runs, spool
 from pipeline.tracking.client import connect
 from pipeline.tracking.metric_log import MetricLog
 from tests.pipeline.tracking.test_runs import ENVIRONMENT, settings
@@ -66,7 +68,10 @@ def test_without_a_server_training_continues_and_records_stay_on_disk(tmp_path: 
     log.picture("panel", 999, PICTURE)
     assert time.monotonic() - start < 1
     assert log.close(timeout_s=0.1) == 2001
-    assert records(tmp_path, "SELECT key, value FROM record WHERE step = 7") == [("train/loss", 1.0), ("val/IoU _Caf__", None)]
+    assert records(tmp_path, "SELECT key, value FROM record WHERE step = 7") == [
+        ("train/loss", 1.0),
+        ("val/IoU _Café_-fcb66144", None),
+    ]
     assert records(tmp_path, "SELECT key FROM record WHERE picture IS NOT NULL") == [("panel",)]
 
 
@@ -107,7 +112,7 @@ def test_every_value_arrives(uri: str, run_id: str, tmp_path: Path) -> None:
     assert math.isnan(history(uri, run_id, "inf")[0][1])
     assert pictures(uri, run_id, "val/panel") == ["step_000010.png"]
     assert pictures(uri, run_id, "val") == ["panel", "panel.png"]
-    assert records(tmp_path, "SELECT count(*), sum(sent), sum(length(picture)) FROM record") == [(3003, 3003, 0)]
+    assert not list(tmp_path.glob("*"))  # nothing waits, so nothing stays
 
 
 @pytest.mark.slow
@@ -184,8 +189,10 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
     log = MetricLog(NOWHERE, run_id, tmp_path)
     log.metrics({"loss": 1.0}, 1)
     log.close(timeout_s=0.1)
+    file = tmp_path / f"{run_id}.db"
+    before = file.read_bytes()
     for _ in range(2):
-        records(tmp_path, "UPDATE record SET sent = 0")  # as if killed after the points were sent, before they were marked
+        file.write_bytes(before)  # as if killed after the points were sent, before they were marked
         assert MetricLog(uri, run_id, tmp_path).close() == 0
     client = connect(uri)
     point = metric_log.Point("twice", 2.0, 1_700_000_000_000, 1)
@@ -195,7 +202,99 @@ def test_replay_of_points_whose_answer_was_lost_repeats_nothing(uri: str, run_id
     assert history(uri, run_id, "twice") == [(1, 2.0)]
 
 
-def test_default_folder_is_in_the_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    MetricLog(NOWHERE, "c" * 32).close(timeout_s=0)
-    assert (tmp_path / "ccnet-spool" / f"{'c' * 32}.db").is_file()
+@pytest.mark.slow
+def test_a_point_or_picture_that_mlflow_does_not_take_holds_up_nothing_behind_it(
+    uri: str, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: dict[str, bytes] = {}
+    log = MetricLog(uri, run_id, tmp_path, keep=lambda kind, data: kept.setdefault(kind, data) and f"s3://kept/{kind}")
+    png = encode_png(PICTURE)
+    rows: list[spool.Row] = [(1_700_000_000_000 + step, step, "no?", float(step), None) for step in range(3)]
+    rows += [(1, 1, "../outside", None, png), (1, 2, "panel", None, png)]
+    rows += [(1_700_000_000_000 + step, step, "loss", float(step), None) for step in range(40)]
+    log.add(spool.pack(rows))
+    assert log.close(timeout_s=5) == 1
+    assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(40)]
+    assert pictures(uri, run_id, "panel") == ["step_000002.png"]
+    assert [row[2] for row in spool.unpack(kept["unsent"])] == ["../outside"]  # refused by MLflow's client, as a fault
+    said = [record.message for record in caplog.records if run_id in record.message and "refuse" in record.message]
+    assert [line.partition(":")[0] for line in said] == [
+        f"MLflow refuses the metric no? of run {run_id}, which is set aside; the rest is sent",
+        f"3 metric points and pictures of run {run_id} were refused by MLflow and are kept in s3",
+    ]
+    assert [row[2] for row in spool.unpack(kept["refused"])] == ["no?", "no?", "no?"]
+    assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+def test_pictures_that_cannot_be_stored_wait_and_points_arrive(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)
+    artifacts = tmp_path / "mlartifacts"
+    artifacts.rename(tmp_path / "away")
+    artifacts.write_bytes(b"")  # a file where the folder was
+    log = MetricLog(uri, run_id, tmp_path / "spool")
+    log.picture("panel", 1, PICTURE)
+    log.metrics({"loss": 1.0}, 1)
+    assert log.close(timeout_s=5) == 1
+    assert history(uri, run_id, "loss") == [(1, 1.0)]
+    artifacts.unlink()
+    (tmp_path / "away").rename(artifacts)
+    assert MetricLog(uri, run_id, tmp_path / "spool").close() == 0
+    assert pictures(uri, run_id, "panel") == ["step_000001.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_points_of_a_deleted_run_are_not_refused_and_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)
+    log = MetricLog(uri, run_id, tmp_path / "spool")
+    log.metrics({"loss": 1.0}, 1)
+    wait_for(lambda: history(uri, run_id, "loss") == [(1, 1.0)])
+    connect(uri).delete_run(run_id)
+    log.metrics({"loss": 2.0}, 2)
+    log.picture("panel", 2, PICTURE)
+    assert log.close(timeout_s=3) == 2
+    assert f"MLflow run {run_id} was deleted: restore it (mlflow runs restore --run-id {run_id}), or run" in caplog.text
+    assert "refuse" not in caplog.text
+    connect(uri).restore_run(run_id)
+    assert MetricLog(uri, run_id, tmp_path / "spool").close() == 0
+    assert history(uri, run_id, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_unsent_records_go_to_the_store_of_the_run_with_those_that_the_disk_did_not_take(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[bytes] = []
+    log = MetricLog(NOWHERE, "e" * 32, tmp_path, keep=lambda kind, data: kept.append(data) or "s3://bucket/runs/t/metrics/x")
+    log.metrics({"loss": 1.0, "lr": math.nan}, 1)
+    (used,) = log._records.execute("PRAGMA page_count").fetchone()
+    log._records.execute(f"PRAGMA max_page_count = {used}")
+    for step in range(2, 500):
+        log.metrics({"loss": float(step)}, step)
+    assert log._unwritten
+    assert log.close(timeout_s=0.1) == 500
+    assert [row[1:] for row in spool.unpack(kept[0])] == [
+        (1, "loss", 1.0, None),
+        (1, "lr", None, None),
+        *((step, "loss", float(step), None) for step in range(2, 500)),
+    ]
+    assert "500 metric points and pictures of run" in caplog.text
+    assert "are kept in s3://bucket/runs/t/metrics/x: the next start of the run sends them" in caplog.text
+    assert not list(tmp_path.glob("*"))
+
+
+def test_a_store_that_fails_leaves_the_records_on_disk_and_the_message_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(kind: str, data: bytes) -> str:
+        raise OSError("no such bucket")
+
+    log = MetricLog(NOWHERE, "f" * 32, tmp_path, keep=fail)
+    log.metrics({"loss": 1.0}, 1)
+    assert log.close(timeout_s=0.1) == 1
+    assert "no such bucket" in caplog.text
+    assert f"are kept in {tmp_path}/{'f' * 32}.db on {socket.gethostname()}: the next start of the run sends them" in caplog.text
+    assert records(tmp_path, "SELECT key, step FROM record WHERE NOT sent") == [("loss", 1)]

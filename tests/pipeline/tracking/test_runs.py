@@ -13,6 +13,8 @@ from pipeline.config.base import Tracking
 from pipeline.config.config import Config
 from pipeline.tracking import registry, runs
 from pipeline.tracking.client import check_server, connect, tracking_uri
+from pipeline.tracking.delivery import Point, send_points
+from pipeline.tracking.keys import class_keys
 from pipeline.tracking.provenance import environment
 from tests.support.mlflow_server import MlflowServer
 
@@ -124,7 +126,8 @@ def test_run_is_found_again_and_keeps_its_first_parameters(mlflow_server: Mlflow
     assert run.data.tags["ccnet.devices"] == "1 x H100"
     assert run.data.tags["ccnet.commit"] == "abc"
     assert run.data.params["train.workers"] == "2"
-    assert run.data.params["tune.space.train.learning_rate.log"] == "[0.001, 0.1]"
+    # config.yaml keeps the settings that neither shape nor describe the run.
+    assert {key.partition(".")[0] for key in run.data.params} == set(runs.SECTIONS)
     latest = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
     assert load.parse(yaml.safe_load(latest.read_text())) == second
 
@@ -138,6 +141,53 @@ def test_a_run_resumed_with_other_code_keeps_its_first_commit_and_lists_the_late
     tags = connect(mlflow_server.uri).get_run(run_id).data.tags
     assert tags["ccnet.commit"] == "abc"
     assert tags[runs.OTHER_CODE].splitlines() == list(changes[1:])
+
+
+def test_class_names_that_mlflow_does_not_take_stay_readable_in_tags(mlflow_server: MlflowServer) -> None:
+    names = ("道路", "a:b", "Road", "road", "\ud800")
+    run_id = runs.open_mlflow_run(settings(mlflow_server.uri), environment={}, run_key="classes", class_names=names)
+    tags = connect(mlflow_server.uri).get_run(run_id).data.tags
+    named = {key.removeprefix("ccnet.class/"): name for key, name in tags.items() if key.startswith("ccnet.class/")}
+    keys = class_keys(names)
+    assert named == {keys[1]: "a:b", keys[3]: "road", keys[4]: "\\ud800"}
+    assert keys[0] == "道路"
+
+
+@pytest.mark.slow
+def test_settings_that_mlflow_refuses_do_not_end_a_run(mlflow_server: MlflowServer, caplog: pytest.LogCaptureFixture) -> None:
+    environment = {"devices": "x" * 9000, "bad?": "1"}
+    changed = {"data.generated": {"num_train": 5}, "data.source": f"s3://bucket/{'x' * 7000}"}
+    run_id = runs.open_mlflow_run(settings(mlflow_server.uri, **changed), environment=environment, run_key="long")
+    run = connect(mlflow_server.uri).get_run(run_id)
+    assert len(run.data.params["data.source"]) == runs.LONGEST_PARAM
+    assert len(run.data.tags["ccnet.devices"]) == runs.LONGEST_TAG
+    assert f"MLflow refuses ccnet.bad? among the tags of run {run_id}" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "deleted for good"])
+def test_the_run_that_follows_a_deleted_one_takes_its_points_over(
+    mlflow_server: MlflowServer, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri, client = mlflow_server.uri, connect(mlflow_server.uri)
+    earlier = runs.open_mlflow_run(settings(uri), environment={}, run_key=how)
+    points = [Point("loss", float(step), 1_700_000_000_000 + step, step) for step in range(1500)]
+    send_points(client, earlier, points[:1000])
+    send_points(client, earlier, points[1000:])
+    client.delete_run(earlier)
+    run_id = runs.open_mlflow_run(settings(uri), environment={}, run_key=how)
+    assert run_id != earlier
+    source = earlier if how == "deleted" else "0" * 32
+    for _ in range(2):
+        runs.take_over(uri, source, run_id, 1200)
+    history = client.get_metric_history(run_id, "loss")
+    if how == "deleted":
+        assert sorted((point.step, point.timestamp) for point in history) == [(p.step, p.timestamp) for p in points[:1201]]
+        assert client.get_run(run_id).data.tags["ccnet.earlier_run"] == earlier
+        assert f"run {run_id} has a copy of its 1201 metric points; its pictures stay there" in caplog.text
+    else:
+        assert not history
+        assert f"MLflow has no run {source} any more, which recorded the first 1200 steps: run {run_id} has only" in caplog.text
 
 
 @pytest.mark.slow

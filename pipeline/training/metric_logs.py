@@ -1,0 +1,93 @@
+"""The metric logs of a run, on all its nodes: what MLflow did not take waits in the run's folder, and the next start sends it."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import TrackingError
+from pipeline.storage.store import Store
+from pipeline.tracking.client import first_line
+from pipeline.tracking.metric_log import MetricLog
+
+if TYPE_CHECKING:  # the tasks on other nodes do not import all that a run needs
+    from pipeline.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "metrics"
+"""Below the run's folder: `unsent-<hash>.db` and `refused-<hash>.db`."""
+NODES_S = 120.0
+"""Longest wait for the records on other nodes."""
+
+
+def open_log(run: "Run") -> MetricLog:
+    """The metric log of a run. When it is closed, the run's folder keeps what MLflow has not taken."""
+    return _open(run.tracking_uri, run.run_id, run.checkpoints)
+
+
+def _open(uri: str, run_id: str, store: Store) -> MetricLog:
+    return MetricLog(uri, run_id, keep=partial(_keep, store))
+
+
+def _keep(store: Store, kind: str, data: bytes) -> str:
+    key = f"{FOLDER}/{kind}-{hashlib.sha256(data).hexdigest()[:16]}.db"
+    store.write(key, data)
+    return store.url(key)
+
+
+def send_unsent(run: "Run", scores: Mapping[int, Mapping[str, float]] | None = None) -> int:
+    """Sends what the run's earlier processes could not, from every node and from the run's folder; returns the number left.
+
+    `scores`: metric points by step that MLflow must have at the end; those that it has already are not sent again. Raises
+    StorageError if the run's folder cannot be read.
+    """
+    _collect(run)
+    store, log, taken = run.checkpoints, open_log(run), []
+    try:
+        for key in store.list(FOLDER):
+            if key.startswith(f"{FOLDER}/unsent-"):
+                try:
+                    log.add(store.read(key))
+                    taken.append(key)
+                except TrackingError as error:
+                    logger.warning("%s is damaged and is not sent: %s", store.url(key), error)
+        for step, points in (scores or {}).items():
+            log.metrics(points, step)
+    finally:
+        left = log.close()
+    if not left:
+        for key in taken:
+            store.delete(key)
+    return left
+
+
+def _collect(run: "Run") -> None:
+    """Has the records that killed processes left on the other nodes sent, or moved to the run's folder."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    tasks = [_task(node).remote(run.tracking_uri, run.run_id, run.checkpoints) for node in others]
+    if not tasks:
+        return
+    done, late = ray.wait(tasks, num_returns=len(tasks), timeout=NODES_S)
+    for task in done:
+        try:
+            ray.get(task)
+        except Exception as error:  # a node that dies just now must not end a training
+            logger.warning("the unsent metrics of a node are not sent: %s", first_line(error, run.tracking_uri))
+    for task in late:
+        ray.cancel(task, force=True)
+        logger.warning("the unsent metrics of a node are not sent: it did not answer within %d s", NODES_S)
+
+
+def _task(node: str) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(_send_from_this_node).options(scheduling_strategy=there)
+
+
+def _send_from_this_node(uri: str, run_id: str, store: Store) -> None:
+    _open(uri, run_id, store).close()
