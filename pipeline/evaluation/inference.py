@@ -64,8 +64,8 @@ def _find(config: Config) -> checkpoint.Checkpoint:
     if reference := config.evaluate.checkpoint:
         is_folder = "/" in reference and not reference.startswith("models:/")
         url = reference if is_folder else registry.find_checkpoint(tracking_uri(config.tracking), reference)
-        parent, _, name = url.rstrip("/").rpartition("/")
-        return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
+        parent, slash, name = url.removesuffix("/").rpartition("/")
+        return checkpoint.load(open_store(parent + slash, config.storage), name, with_optimizer=False)
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
     best = checkpoint.load_best(runs)
     if best is None:
