@@ -10,6 +10,7 @@ PipelineError
     CheckpointError    a checkpoint that is missing or damaged
     ExportFailed       an exported model that was not delivered
     TrackingError      an MLflow server or database that cannot be used
+    ClusterError       a Ray cluster that cannot be joined
     RunFailed          a run that ended and is not restarted
 """
 
@@ -72,6 +73,10 @@ class ExportFailed(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be used as configured; the message names the address and the fix."""
+
+
+class ClusterError(PipelineError):
+    """The Ray cluster of RAY_ADDRESS cannot be joined; the message names the address and the fix."""
 
 
 class RunFailed(PipelineError):
