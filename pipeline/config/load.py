@@ -96,8 +96,9 @@ def _typed(key: str, text: str) -> Any:
 
 def _find(key: str) -> tuple[list[str], Any]:
     """The parts of a dotted key, and the type of the setting; None if there is none. Keys of a dictionary may have dots."""
-    parts, kind = [], Any
+    parts: list[str] = []
     rest: list[str] = key.split(".")
+    kind: Any = None
     model: type[BaseModel] | None = Config
     while rest and model and rest[0] in model.model_fields:
         kind = model.model_fields[rest[0]].annotation

@@ -15,8 +15,8 @@ from pipeline.storage.s3 import PART_BYTES
 from pipeline.storage.s3_errors import explain
 from pipeline.storage.store import Store
 
-PROBED = {"patience_s": 4.0, "read_timeout_s": 2.0}
-"""For a check's first request, so that an unreachable endpoint is reported within 15 s."""
+PROBED = (4.0, 2.0)
+"""patience_s and read_timeout_s of a check's first request, so that an unreachable endpoint is reported within 15 s."""
 
 
 def check(store: Store) -> None:
@@ -27,7 +27,7 @@ def check(store: Store) -> None:
     name = f".check-{uuid.uuid4().hex}"
     try:
         if store.is_s3:
-            replace(store, **PROBED).write(f"{name}/probe", b"probe")
+            _impatient(store).write(f"{name}/probe", b"probe")
         try:
             equal = _round_trip(store, name)
         finally:
@@ -49,7 +49,7 @@ def check_readable(store: Store, setting: str = "data.source") -> None:
     keys: list[str] = []
     try:
         if store.is_s3:
-            keys = [found.key for found in replace(store, **PROBED).page(limit=100)[0]]
+            keys = [found.key for found in _impatient(store).page(limit=100)[0]]
             empty = all(key.endswith("/") for key in keys)
         else:
             with os.scandir(store.root) as entries:
@@ -62,6 +62,10 @@ def check_readable(store: Store, setting: str = "data.source") -> None:
         )
     if empty:
         raise StorageError(f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: no files found: correct {setting}")
+
+
+def _impatient(store: Store) -> Store:
+    return replace(store, patience_s=PROBED[0], read_timeout_s=PROBED[1])
 
 
 def _round_trip(store: Store, name: str) -> bool:

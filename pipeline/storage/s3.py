@@ -28,7 +28,8 @@ class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
         return path  # s3fs would also cut off slashes at the end, which belong to the key
 
     def split_path(self, path: str) -> tuple[str, str, None]:
-        return (*self._find_bucket_key(path), None)  # s3fs would cut off what follows `?versionId=` in a key
+        bucket, key = self._find_bucket_key(path)
+        return bucket, key, None  # s3fs would cut off what follows `?versionId=` in a key
 
     async def _expand_path(self, path: str | list[str], recursive: bool = False, **_: Any) -> list[str]:
         # s3fs would take `*`, `?` and `[...]` in a path for a pattern: deleting `ex[1]` would delete `ex1`.
