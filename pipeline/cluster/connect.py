@@ -5,8 +5,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -84,20 +82,6 @@ def _reach(address: str) -> None:
     except Exception as error:  # of several types, from Ray's C++ code
         reason = str(error).splitlines()[0].rstrip(".")
         raise ClusterError(f"RAY_ADDRESS = {address}: what answers there is no Ray cluster of ours ({reason}): {fix}") from error
-
-
-@contextmanager
-def address_in_environment() -> Iterator[None]:
-    """Sets RAY_ADDRESS to the joined cluster, so that Ray looks nothing up in another cluster on this machine."""
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
 
 
 @cache

@@ -13,11 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, RunFailed
 from pipeline.evaluation.metrics import Score
@@ -70,17 +68,6 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
     )
 
 
-def fit(trainer: TorchTrainer) -> None:
-    """Trains. The processes of Ray Train get the address of this cluster.
-
-    Its cleaner, which frees the resources of a killed run, asks a cluster whether the run is alive. With two clusters on a
-    machine, it would not know which one to ask, or ask the wrong one.
-    """
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    with connect.address_in_environment():
-        trainer.fit()
-
-
 class Outcome(NamedTuple):
     """The result of a finished run."""
 
@@ -102,7 +89,7 @@ def run_to_end(run: Run) -> str | None:
     failures, before, limit = 0, -1, run.config.faults.max_failures
     while not (run.done() or exhausted_budget(run)):
         try:
-            fit(build_trainer(run))
+            build_trainer(run).fit()
             break
         except Exception as error:
             # Retries only what the policy cannot see: a dead controller, workers that could not start, a node that stays away.

@@ -1,11 +1,9 @@
 """Which cluster is joined, and what is said if it is not there."""
 
-import os
 import socket
 import time
 
 import pytest
-import ray
 
 from pipeline.cluster import connect
 from pipeline.errors import ClusterError
@@ -29,20 +27,3 @@ def test_the_address_for_submitting_is_told_from_the_clusters(monkeypatch: pytes
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(ClusterError, match=r"is the address for jobs.submit \(RAY_API_SERVER_ADDRESS\): set HOST:6379 instead"):
         connect.join()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_the_processes_of_a_training_know_the_address_of_their_cluster() -> None:
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-
-    from pipeline.training.train import fit
-
-    class Trainer:
-        def fit(self) -> None:
-            self.controllers = get_env_vars_to_propagate()
-
-    trainer = Trainer()
-    fit(trainer)  # type: ignore[arg-type]
-    assert trainer.controllers["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
-    assert "RAY_ADDRESS" not in os.environ
