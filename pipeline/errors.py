@@ -13,6 +13,7 @@ PipelineError
     ExportFailed       an exported model that was not delivered
     TaskDied           a Ray task whose process or node died
     TrackingError      an MLflow server or database that cannot be used
+    ClusterError       a Ray cluster that cannot be joined
     RunFailed          a run that ended and is not restarted
 """
 
@@ -87,6 +88,10 @@ class TaskDied(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be used as configured; the message names the address and the fix."""
+
+
+class ClusterError(PipelineError):
+    """The Ray cluster of RAY_ADDRESS cannot be joined; the message names the address and the fix."""
 
 
 class RunFailed(PipelineError):

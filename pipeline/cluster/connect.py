@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+import socket
+import time
 from functools import cache
 from typing import Any
 
@@ -10,19 +12,25 @@ import ray
 from ray._private.utils import get_num_cpus  # respects the CPU limits of containers
 
 from pipeline import ENVIRONMENT, OBJECT_STORE_BYTES, SINGLE_NODE
+from pipeline.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+REACH_S = 30.0
+"""Seconds within which the cluster of RAY_ADDRESS must accept a connection; Ray itself tries for over five minutes."""
 
 
 def join(num_cpus: int | None = None) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts one on this machine's loopback; does nothing if already connected.
 
-    `num_cpus` is the number of CPUs of a cluster started here. Workers inherit `pipeline.ENVIRONMENT`.
+    `num_cpus` is the number of CPUs of a cluster started here. Workers inherit `pipeline.ENVIRONMENT`. Raises ClusterError if the
+    cluster of RAY_ADDRESS is not there.
     """
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        _reach(address)
         options["runtime_env"] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
     else:
         for key, value in SINGLE_NODE.items():
@@ -45,6 +53,29 @@ def join(num_cpus: int | None = None) -> None:
             del os.environ["RAY_AUTH_TOKEN"]
     resources = ray.cluster_resources()
     logger.info("Ray %s with %g CPUs and %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def _reach(address: str) -> None:
+    """Raises ClusterError unless something listens at `HOST:PORT`. Other forms, such as `auto`, are left to Ray."""
+    fix = "start the cluster there, correct RAY_ADDRESS, or unset it to start one on this machine"
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"RAY_ADDRESS = {address}: is the address for jobs.submit (RAY_API_SERVER_ADDRESS): set HOST:6379 instead"
+        )
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "://" in address:
+        return
+    deadline = time.monotonic() + REACH_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, deadline - time.monotonic())).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline - 1:
+                raise ClusterError(
+                    f"RAY_ADDRESS = {address}: no cluster answers within {REACH_S:g} s ({error}): {fix}"
+                ) from error
+            time.sleep(1)
 
 
 @cache

@@ -1,8 +1,9 @@
 """The base class and the shared types of all sections, and the two sections that every command needs: storage and tracking."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -14,13 +15,41 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def has_scheme(address: str) -> bool:
+    """Whether an address begins with a scheme such as `s3://`; a folder may have `://` in its name."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", address) is not None
+
+
+def absolute(value: str) -> str:
+    """The address: a folder as an absolute path, a bucket's prefix as it is written.
+
+    Raises ValueError for an address that is empty or has a part `.` or `..` in a bucket, where no folder has these names.
+    """
+    if not value:
+        raise ValueError("is empty (try a folder or s3://bucket/prefix, or null where the setting has a default)")
+    if not has_scheme(value):
+        return str(Path(os.path.expanduser(value)).absolute())
+    rest = value.partition("://")[2]
+    if value.startswith("s3://") and rest[:1] in ("", "/"):
+        raise ValueError("has no bucket (try s3://BUCKET/PREFIX)")
+    if {".", ".."} & set(rest.split("/")):
+        raise ValueError("has a part `.` or `..`, which a bucket does not resolve (try the address without it)")
+    return value
+
+
 def _absolute_url(value: str) -> str:
-    if "://" in value:
-        return value.rstrip("/")
-    path = Path(value).expanduser()
-    if not path.is_absolute() and os.environ.get(JOB_MARK):
+    if value and not has_scheme(value) and not os.path.isabs(os.path.expanduser(value)) and os.environ.get(JOB_MARK):
         raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
-    return str(path.absolute())
+    return absolute(value)
+
+
+def _without_empty_parts(value: str) -> str:
+    if not has_scheme(value):
+        return value
+    scheme, _, rest = value.removesuffix("/").partition("://")
+    if "" in rest.split("/"):  # Ray Train would fold `//` and write to another prefix than we do
+        raise ValueError(f"has an empty part (try {scheme}://{'/'.join(filter(None, rest.split('/')))})")
+    return f"{scheme}://{rest}"
 
 
 def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
@@ -33,6 +62,8 @@ def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
 
 Address = Annotated[str, AfterValidator(_absolute_url)]
 """`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
+Root = Annotated[Address, AfterValidator(_without_empty_parts)]
+"""An address below which this project makes folders of its own; without a slash at the end."""
 Sides = Annotated[
     tuple[int, int],
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
@@ -41,14 +72,35 @@ Sides = Annotated[
 """(height, width) in pixels, each 8k + 1, so that features and pixels align; one number means both."""
 
 
+class Bucket(Section):
+    endpoint: str | None = None
+    """URL of the bucket's store; by default storage.endpoint."""
+    profile: str | None = None
+    """Profile of ~/.aws/config with the bucket's credentials and region; by default those of the environment."""
+    anonymous: bool = False
+    """Send no credentials: for a public bucket."""
+    requester_pays: bool = False
+    """Agree to pay for the requests: for a bucket whose readers pay."""
+    addressing: Literal["path", "virtual"] | None = None
+    """Name the bucket in the path or in the host name of URLs; by default the path if there is an endpoint, else AWS's choice."""
+
+
 class Storage(Section):
-    path: Address
+    path: Root
     """Where shards, checkpoints and predictions are stored: `s3://bucket/prefix` or a folder."""
     endpoint: str | None = None
     """URL of an S3-compatible store; by default the environment's AWS_ENDPOINT_URL, else AWS S3."""
-
+    buckets: dict[str, Bucket] = Field({})
+    """Bucket, or `bucket/prefix` -> how it is accessed, if not like the others: another store, public, paid by readers."""
     patience_s: float = Field(120, gt=0)
     """Seconds during which a failed request is retried, with growing random pauses, before it is an error."""
+
+    def bucket(self, url: str) -> Bucket:
+        """How an `s3://` address is accessed: the longest entry of `buckets` that the address lies in."""
+        path = url.removeprefix("s3://")
+        known = {name.removeprefix("s3://").removesuffix("/"): bucket for name, bucket in self.buckets.items()}
+        holding = [name for name in known if path == name or path.startswith(f"{name}/")]
+        return known[max(holding, key=len)] if holding else Bucket()
 
 
 class Tracking(Section):

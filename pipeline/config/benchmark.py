@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Address, Section, Sides
+from pipeline.config.base import Root, Section, Sides
 
 
 class Pictures(Section):
@@ -34,7 +34,7 @@ class Benchmark(Section):
     """Processes of each stage; by default one for each core that this process may use."""
     made: tuple[Pictures, ...] = ()
     """Data sets to generate and measure instead of the configuration's own."""
-    stores: tuple[Address, ...] = ()
+    stores: tuple[Root, ...] = ()
     """Folders or `s3://bucket/prefix` addresses to measure on, instead of storage.path alone."""
     step: bool = True
     """Measure the training step too."""

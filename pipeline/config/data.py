@@ -1,11 +1,10 @@
 """Settings of the data: where the images are, how they are augmented, and how they reach the workers."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Section, Sides
+from pipeline.config.base import Section, Sides, absolute
 
 
 class Generated(Section):
@@ -66,7 +65,7 @@ class Data(Section):
     @field_validator("source")
     @classmethod
     def _found_from_anywhere(cls, value: str | None) -> str | None:
-        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+        return value if value is None else absolute(value)
 
     @field_validator("scale")
     @classmethod

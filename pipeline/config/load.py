@@ -1,11 +1,14 @@
 """Reads a configuration, one YAML file plus dotted overrides (`train.steps=100`), and reports all its mistakes together.
 
+An override of a setting that is a text, such as an address, takes the text as typed; of all others the value is YAML.
+
 Each mistake names the key, the value given, the legal values and the nearest fix. The keys of a search space are dotted too.
 """
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,14 +29,14 @@ def override(config: Config, values: dict[str, Any]) -> Config:
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML). Raises ConfigError."""
+    """Reads a YAML file and applies `dotted.key=value` overrides. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         shipped = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
         near = difflib.get_close_matches(str(path), shipped, n=1)
         raise ConfigError([f"{path}: {error.strerror}" + (f" (did you mean {near[0]}?)" if near else "")]) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: expected a mapping of settings, found {type(tree).__name__}"])
@@ -43,9 +46,9 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         try:
             if not equals:
                 raise ValueError("an override must have the form dotted.key=value")
-            _put(tree, key, yaml.safe_load(text))
-        except (ValueError, yaml.YAMLError) as error:
-            mistakes.append(f"{item}: {' '.join(str(error).split())}")
+            _put(tree, key, _typed(key, text))
+        except ValueError as error:
+            mistakes.append(f"{item}: {error}")
     try:
         config = parse(tree)
     except ConfigError as error:
@@ -78,8 +81,49 @@ def parse(tree: dict[str, Any]) -> Config:
     return config
 
 
+def _typed(key: str, text: str) -> Any:
+    """The value of an override: the text itself if the setting is a text (`null` still means none), otherwise YAML."""
+    kinds = _kinds(_find(key)[1])
+    if str not in kinds or (text == "null" and type(None) in kinds):
+        try:
+            return yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # the setting's own check says what is legal
+            return text
+    if not text:
+        raise ValueError("has no value" + (" (try null)" if type(None) in kinds else ""))
+    return text
+
+
+def _find(key: str) -> tuple[list[str], Any]:
+    """The parts of a dotted key, and the type of the setting; None if there is none. Keys of a dictionary may have dots."""
+    parts: list[str] = []
+    rest: list[str] = key.split(".")
+    kind: Any = None
+    model: type[BaseModel] | None = Config
+    while rest and model and rest[0] in model.model_fields:
+        kind = model.model_fields[rest[0]].annotation
+        parts.append(rest.pop(0))
+        model = _section_in(kind)
+        if rest and get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            model = _section_in(kind)
+            num_fields = int(len(rest) > 1 and model is not None and rest[-1] in model.model_fields)
+            parts.append(".".join(rest[: len(rest) - num_fields]))
+            rest = rest[len(rest) - num_fields :]
+    return parts + rest, None if rest else kind
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows, such as {str, NoneType} for `Address | None`."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for each in get_args(annotation) for kind in _kinds(each)}
+    return {annotation}
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
+    *parents, last = _find(key)[0]
     for depth, part in enumerate(parents):
         child = tree.setdefault(part, {})
         if child is None:  # a section that is null by default, such as loss.ohem
@@ -122,10 +166,14 @@ def _section(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        # `Section | None` means the section here.
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        model = kinds[0] if kinds else None
+        model = _section_in(annotation)
     return model
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation such as `Section | None` means."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return kinds[0] if kinds else None
 
 
 def _homes(field: str) -> list[str]:

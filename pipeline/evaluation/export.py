@@ -70,10 +70,10 @@ def export(config: Config) -> Exported:
 def _address(config: Config) -> tuple[Store, str]:
     """The folder that takes the file, and the file's name without .onnx."""
     url = config.export.output or f"{config.storage.path}/exports/{config.run_key}-{config.export.result}.onnx"
-    folder, _, name = url.rpartition("/")
+    folder, slash, name = url.rpartition("/")
     if not name.endswith(".onnx") or folder[-1:] in ("", "/"):
         raise ConfigError([f"export.output = {url!r}: must be a .onnx file in a folder or bucket (try {url}/{config.name}.onnx)"])
-    return open_store(folder, config.storage), name.removesuffix(".onnx")
+    return open_store(folder + slash, config.storage), name.removesuffix(".onnx")
 
 
 def _origin(found: Checkpoint) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def read_pretrained(config: Config) -> Pretrained | None:
     model = config.model
     if model.weights is None:
         return None
-    folder, _, name = model.weights.rpartition("/")
+    folder, slash, name = model.weights.rpartition("/")
     try:
-        data = open_store(folder, config.storage).read(name)
+        data = open_store(folder + slash, config.storage).read(name)
     except FileNotFoundError as error:
         raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
     room = disk.writing(Path(tempfile.gettempdir()), len(data))

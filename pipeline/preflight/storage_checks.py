@@ -36,7 +36,7 @@ def _addresses(config: Config) -> Iterator[tuple[str, str, bool, Callable[[store
     if predict.output:
         yield "predict.output", predict.output, False, probe.check
     if export.output:
-        yield "export.output", export.output.rpartition("/")[0], False, probe.check
+        yield "export.output", f"{export.output.rpartition('/')[0]}/", False, probe.check
     if data.source:  # if the data set is packed, only jobs.prepare reads it
         yield "data.source", data.source, not data.packed, partial(probe.check_readable, setting="data.source")
     if predict.images:

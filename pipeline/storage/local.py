@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ def replace_file(path: str, data: bytes) -> None:
 
     It is on the disk when this returns, also if the machine loses power then: a manifest must not outlive what it lists.
     """
-    scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    scratch = Path(path).parent / f".{uuid.uuid4().hex}.tmp"  # shorter than the longest name that the file may have
     made = _make_folders(scratch.parent)
     try:
         with scratch.open("wb") as file:
@@ -47,6 +48,21 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def delete(path: str) -> None:
+    """Deletes a file, a link, or a folder with everything in it. What a link leads to stays."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def link_above(root: str, key: str) -> str | None:
+    """The first link among the folders between the root and the key; None if there is none."""
+    parts = key.split("/")[:-1]
+    folders = (os.path.join(root, *parts[: depth + 1]) for depth in range(len(parts)))
+    return next(filter(os.path.islink, folders), None)
 
 
 def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str]:

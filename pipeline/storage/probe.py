@@ -4,6 +4,7 @@ import os
 import secrets
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs
@@ -27,7 +28,7 @@ def check(store: Store) -> None:
     name = f".check-{uuid.uuid4().hex}"
     try:
         if store.is_s3:
-            Store(store.root, store.endpoint, *PROBED).write(f"{name}/probe", b"probe")
+            _impatient(store).write(f"{name}/probe", b"probe")
         try:
             equal = _round_trip(store, name)
         finally:
@@ -46,20 +47,26 @@ def check_readable(store: Store, setting: str = "data.source") -> None:
 
     Raises StorageError, which names the bucket or folder and the fix, also if it is empty.
     """
-    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
-    where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 100}
+    keys: list[str] = []
     try:
         if store.is_s3:
-            probe = Store(store.root, store.endpoint, *PROBED)
-            reply = probe._request("", lambda fs, _: fs.call_s3("list_objects_v2", **where))
-            empty = all(found["Key"].endswith("/") for found in reply.get("Contents", []))
+            keys = [found.key for found in _impatient(store).page(limit=100)[0]]
+            empty = all(key.endswith("/") for key in keys)
         else:
             with os.scandir(store.root) as entries:
                 empty = next(entries, None) is None
     except Exception as error:
         raise explain(store, error, setting=setting) from error
+    if keys and all(key.startswith("/") for key in keys) and all(key.startswith("/") for key in store.list()):
+        raise StorageError(
+            f"{store.root}: its keys begin with an empty part, such as {store.url(keys[0])}: end {setting} with //"
+        )
     if empty:
         raise StorageError(f"{store.root}{f' at {store.endpoint}' if store.endpoint else ''}: no files found: correct {setting}")
+
+
+def _impatient(store: Store) -> Store:
+    return replace(store, patience_s=PROBED[0], read_timeout_s=PROBED[1])
 
 
 def _round_trip(store: Store, name: str) -> bool:

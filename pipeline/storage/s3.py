@@ -21,6 +21,27 @@ class OneTrySession(AIOHTTPSession):  # type: ignore[misc]
 
 
 class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
+    """Takes every path as the text `bucket/key`: no character of it has a meaning, except the first slash."""
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return path  # s3fs would also cut off slashes at the end, which belong to the key
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        bucket, key = self._find_bucket_key(path)
+        return bucket, key, None  # s3fs would cut off what follows `?versionId=` in a key
+
+    async def _expand_path(self, path: str | list[str], recursive: bool = False, **_: Any) -> list[str]:
+        # s3fs would take `*`, `?` and `[...]` in a path for a pattern: deleting `ex[1]` would delete `ex1`.
+        paths = [path] if isinstance(path, str) else path
+        below = [key for each in paths for key in await self._find(each)] if recursive else []
+        return list(dict.fromkeys([*paths, *below]))
+
+    def mkdir(self, path: str, **options: Any) -> None:
+        # S3 has no folders. s3fs would create the bucket of a folder if it may not look whether the bucket exists.
+        if not self.split_path(path)[1]:
+            super().mkdir(path, **options)
+
     @property
     def retries(self) -> int:
         # s3fs tries each request this many times, besides botocore. With 2, `Store.arrow` also repeats reads cut off in the body.

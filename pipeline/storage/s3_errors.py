@@ -4,6 +4,8 @@ Exceptions are recognised by the names of their classes and by the reply that th
 botocore and aiohttp.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,36 @@ if TYPE_CHECKING:
 _UNREACHABLE = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"}
 _TORN = {"ClientPayloadError", "IncompleteReadError", "ResponseParserError", "ShortBody"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
-_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "AuthFailure"}
+_UNTRUSTED = {"SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
+_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "AuthFailure"}
+_FIXES = [
+    (
+        {"InvalidObjectState", "ObjectNotInActiveTierError"},
+        "archived: restore it first (aws s3api restore-object --bucket {bucket} --key KEY), or copy it to the class STANDARD",
+    ),
+    (
+        {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "UnauthorizedSSOTokenError",
+         "SSOTokenLoadError", "TokenRetrievalError"},
+        "the session token has expired: log in again (aws sso login), or set a new AWS_SESSION_TOKEN with its two keys",
+    ),
+    (
+        {"InvalidToken", "InvalidSecurityToken"},
+        "the session token is not valid here: unset AWS_SESSION_TOKEN if the keys need none, else set that of the keys",
+    ),
+    (
+        {"RequestTimeTooSkewed", "RequestInTheFuture"},
+        "the clock of this machine differs from the store's: set it (timedatectl set-ntp true)",
+    ),
+    (
+        {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "Redirect"},
+        "the bucket is in another region: set AWS_DEFAULT_REGION={region}, and {endpoint}, if it is set, to that region's",
+    ),
+    (
+        {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess", "PathStyleRequestNotAllowed"},
+        "the store demands the bucket in the host name: set {own}.addressing=virtual",
+    ),
+]  # fmt: skip
+"""What some codes of replies and kinds of exceptions mean, and the fix."""
 
 
 class ShortBody(OSError):
@@ -35,7 +66,7 @@ def is_transient(error: BaseException) -> bool:
     replies = [_reply(e) for e in _chain(error) if _reply(e)[1]]
     if replies:
         return is_transient_reply(*replies[0])
-    return bool(_kinds(error) & (_UNREACHABLE | _TORN))
+    return not _kinds(error) & _UNTRUSTED and bool(_kinds(error) & (_UNREACHABLE | _TORN))
 
 
 def describe(error: BaseException) -> str:
@@ -46,7 +77,7 @@ def describe(error: BaseException) -> str:
             # HEAD replies have no body, so the status is their only code.
             words = getattr(link, "response")["Error"].get("Message", "") if code == str(status) else code  # noqa: B009
             return _one_line(status or "", words)
-    first = next(link for link in _chain(error) if not isinstance(link, Failed | StorageError))
+    first = next((link for link in _chain(error) if not isinstance(link, Failed | StorageError)), error)
     return f"{type(first).__name__}: {_one_line(first)}"
 
 
@@ -65,24 +96,54 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
         fix = f"choose another folder for {setting}" if writes else f"correct {setting}"
         return StorageError(f"{where}: cannot be {'created or written' if writes else 'read'} ({reason}): {fix}")
     bucket = store.root.removeprefix("s3://").split("/")[0]
-    where = f"{where} at {store.endpoint or 'AWS S3'}"
-    found = codes(error)
-    if _kinds(error) & _NO_CREDENTIALS:
-        return StorageError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role")
-    if found & _REFUSED or "PermissionError" in _kinds(error):
-        return StorageError(
-            f"{where}: access refused ({fault}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and that they may "
-            f"{'list, read, write and delete' if writes else 'list and read' if setting else 'do this'} in bucket `{bucket}`"
+    return StorageError(f"{where} at {store.endpoint or 'AWS S3'}: {_cause(store, error, bucket, fault, setting)}")
+
+
+def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: str) -> str:
+    """What is wrong, and the fix."""
+    found, kinds, own = codes(error), _kinds(error), f"storage.buckets.{bucket}"
+    endpoint = f"{own}.endpoint" if store.bucket.endpoint else "storage.endpoint"
+    writes = setting == "storage.path"
+    if "ProfileNotFound" in kinds:
+        return f"no profile {store.bucket.profile or os.environ.get('AWS_PROFILE')!r} in ~/.aws/config: add it on every node"
+    if kinds & _NO_CREDENTIALS:
+        public = "" if writes else f"; if the bucket is public, set {own}.anonymous=true"
+        return f"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role{public}"
+    if "ParamValidationError" in kinds:
+        return f"`{bucket}` cannot be the name of a bucket: correct {setting or 'the address'}"
+    if kinds & _UNTRUSTED:
+        return f"its certificate is not trusted ({fault}): set AWS_CA_BUNDLE to a file with the certificate of its authority"
+    if fix := next((fix for named, fix in _FIXES if found & named or kinds & named), None):
+        return f"{fix.format(bucket=bucket, own=own, endpoint=endpoint, region=_region(error))} ({fault})"
+    if found & _REFUSED or "PermissionError" in kinds:
+        if store.bucket.anonymous:
+            return f"access refused without credentials ({fault}): the bucket is not public: set {own}.anonymous=false"
+        rights = "list, read, write and delete" if writes else "list and read" if setting else "do this"
+        pays = "" if writes or store.bucket.requester_pays else f"; if its readers pay, set {own}.requester_pays=true"
+        return (
+            f"access refused ({fault}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and that they may {rights} in bucket "
+            f"`{bucket}`{pays}"
         )
     if "NoSuchBucket" in found:
-        return StorageError(f"{where}: bucket `{bucket}` does not exist: create it, or correct {setting or 'its name'}")
+        return f"bucket `{bucket}` does not exist: create it, or correct {setting or 'its name'}"
     if store.endpoint and "://" not in store.endpoint:
-        return StorageError(f"{where}: storage.endpoint = {store.endpoint!r}: must be a URL such as http://127.0.0.1:9000")
-    if not found and _kinds(error) & _UNREACHABLE:
-        return StorageError(f"{where}: cannot be reached ({fault}): is the store up, and storage.endpoint right?")
+        return f"{endpoint} = {store.endpoint!r}: must be a URL such as http://127.0.0.1:9000"
+    if not found and kinds & _UNREACHABLE:
+        return f"cannot be reached ({fault}): is the store up, and {endpoint} right?"
     if is_transient(error):
-        return StorageError(f"{where}: does not recover ({fault}): see the store's log, or raise storage.patience_s")
-    return StorageError(f"{where}: {fault}")
+        return f"does not recover ({fault}): see the store's log, or raise storage.patience_s"
+    return fault
+
+
+def _region(error: BaseException) -> str:
+    """The region that the store names as the right one."""
+    for response in (getattr(link, "response", None) for link in _chain(error)):
+        if isinstance(response, dict):
+            headers, words = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}), response.get("Error", {})
+            expected = re.search(r"expecting '([^']+)'", str(words.get("Message", "")))
+            if named := headers.get("x-amz-bucket-region") or words.get("Region") or (expected and expected[1]):
+                return str(named)
+    return "ITS_REGION"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

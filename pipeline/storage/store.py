@@ -12,8 +12,8 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,9 +21,9 @@ import fsspec
 import pyarrow.fs
 
 from pipeline import CHECKSUMS
-from pipeline.config.base import Storage
+from pipeline.config.base import Bucket, Storage, has_scheme
 from pipeline.errors import StorageError
-from pipeline.storage.local import files_below, replace_file
+from pipeline.storage.local import delete, files_below, link_above, replace_file
 from pipeline.storage.retry import Failed, outcome, retried
 from pipeline.storage.s3 import PART_BYTES, RETRIED, OneTrySession, S3FileSystem
 from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
@@ -61,6 +61,8 @@ class Store:
     """Seconds during which a request that fails for a transient reason is retried."""
     read_timeout_s: float = field(default=20, compare=False, repr=False)
     """Seconds without a byte after which a request counts as failed."""
+    bucket: Bucket = field(default=Bucket(), repr=False)
+    """How the bucket is accessed."""
 
     @property
     def is_s3(self) -> bool:
@@ -68,7 +70,7 @@ class Store:
 
     def join(self, *parts: str) -> "Store":
         """The store below this one."""
-        return Store("/".join([self.root, *(p.strip("/") for p in parts)]), self.endpoint, self.patience_s, self.read_timeout_s)
+        return replace(self, root="/".join([self.root, *parts]))
 
     def url(self, key: str) -> str:
         """Full address of a key: `s3://bucket/prefix/key` or a path."""
@@ -131,9 +133,10 @@ class Store:
 
     def _held(self, key: str) -> int | None:
         try:
-            return self._request(key, lambda fs, path: int(fs.info(path)["size"]) if self.is_s3 or fs.exists(path) else None)
+            info = self._request(key, lambda fs, path: fs.info(path))
         except FileNotFoundError:
             return None
+        return int(info["size"]) if info["type"] == "file" else None
 
     def list(self, prefix: str = "") -> builtins.list[str]:
         """Keys below the folder `prefix`, sorted, relative to the root; zero-byte `dir/` markers of other tools are omitted."""
@@ -141,26 +144,64 @@ class Store:
 
     def listing(self, prefix: str = "") -> builtins.list[Object]:
         """Objects below the folder `prefix`, sorted by key; keys are relative to the root, `dir/` markers are omitted."""
-        start = len(self._path("")) + 1
-        if not self.is_s3:
-            objects = []
-            for path in self._request(prefix, lambda _, path: [*files_below(path)]):
-                with contextlib.suppress(FileNotFoundError):  # the file was deleted in the meantime
-                    info = os.stat(path) if os.path.exists(path) else os.lstat(path)
-                    version = DANGLING if stat.S_ISLNK(info.st_mode) else str(info.st_mtime_ns)
-                    objects.append(Object(path[start:], info.st_size, version))
-            return sorted(objects)
-        found: dict[str, dict[str, Any]] = self._request(prefix, lambda fs, path: fs.find(path, detail=True))
-        return sorted(
-            Object(name[start:], int(info["size"]), info.get("ETag", "").strip('"'))
-            for name, info in found.items()
-            if not (name.endswith("/") or info.get("Key", "").endswith("/"))
-        )
+        if self.is_s3:
+            found = [*self._below(prefix)] or ([*self._itself(prefix)] if prefix else [])
+            return sorted(each for each in found if not each.key.endswith("/"))
+        objects = []
+        for path in self._request(prefix, lambda _, path: [*files_below(path)]):
+            with contextlib.suppress(FileNotFoundError):  # the file was deleted in the meantime
+                info = os.stat(path) if os.path.exists(path) else os.lstat(path)
+                version = DANGLING if stat.S_ISLNK(info.st_mode) else str(info.st_mtime_ns)
+                objects.append(Object(path[len(self.root) :].lstrip("/"), info.st_size, version))
+        return sorted(objects)
+
+    def _below(self, prefix: str) -> Iterator[Object]:
+        token: str | None = ""
+        while token is not None:
+            objects, token = self.page(prefix, token)
+            yield from objects
+
+    def _itself(self, key: str) -> Iterator[Object]:
+        with contextlib.suppress(FileNotFoundError):
+            info = self._request(key, lambda fs, path: fs.info(path))
+            if info["type"] == "file":
+                yield Object(key, int(info["size"]), info["ETag"].strip('"'))
+
+    def page(self, prefix: str = "", token: str = "", limit: int = 1000) -> tuple[builtins.list[Object], str | None]:
+        """Up to `limit` objects of a bucket whose key begins with the text `prefix/`, with `dir/` markers, in the order of S3.
+
+        Also returns the token of the next page, None after the last one.
+        """
+
+        def ask(fs: Any, path: str) -> tuple[builtins.list[Object], str | None]:
+            bucket, start, _ = fs.split_path(f"{path}/")
+            after = {"ContinuationToken": token} if token else {}
+            reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=start, MaxKeys=limit, **after)
+            above = f"{prefix}/" if prefix else ""
+            objects = [
+                Object(above + found["Key"][len(start) :], int(found["Size"]), found.get("ETag", "").strip('"'))
+                for found in reply.get("Contents", [])
+            ]
+            return objects, reply["NextContinuationToken"] if reply.get("IsTruncated") else None
+
+        return self._request(prefix, ask)
 
     def delete(self, prefix: str) -> None:
-        """Deletes the key, or the folder `prefix` with all keys below it. A key that does not exist is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            self._request(prefix, lambda fs, path: fs.rm(path, recursive=True))
+        """Deletes the key, or the folder `prefix` with all keys below it. A key that does not exist is no error.
+
+        In a bucket, the keys are listed and deleted one by one: nothing else is hit, and each refusal is an error. In a folder,
+        links are deleted and not followed. Raises StorageError if the prefix lies behind a link below the root.
+        """
+        if not prefix:
+            raise ValueError(f"{self.root}: the root itself is never deleted")
+        if self.is_s3:
+            for key in [prefix, *(found.key for found in self._below(prefix))]:
+                self._request(key, lambda fs, path: fs.rm_file(path))
+        elif link := link_above(self.root, prefix):
+            raise StorageError(f"{self.url(prefix)}: not deleted, because {link} is a link: delete what you do not need by hand")
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self._request(prefix, lambda _, path: delete(path))
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """(file system, path without scheme) for Ray Train's `storage_filesystem` and `storage_path`; picklable."""
@@ -169,7 +210,14 @@ class Store:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs(RETRIED))), self._path("")
 
     def _path(self, key: str) -> str:
-        return f"{self.root.removeprefix('s3://')}/{key}".rstrip("/")
+        return self.url(key).removeprefix("s3://") if key else self.root.removeprefix("s3://")
+
+    def _refuse_odd(self, key: str) -> None:
+        parts = key.split("/") if key else []
+        if {".", ".."} & set(parts):
+            raise StorageError(f"{self.url(key)}: `{key}` has a part `.` or `..`: write the address without it")
+        if "" in parts and not self.is_s3:
+            raise StorageError(f"{self.url(key)}: `{key}` has an empty part, which no file of a folder can have: rename it")
 
     def _fs(self, budget: dict[str, Any] | None = None) -> Any:
         if not self.is_s3:
@@ -178,13 +226,18 @@ class Store:
         once = {"read_timeout": wait, "connect_timeout": min(5, wait), "http_session_cls": OneTrySession,
                 "retries": {"mode": "standard", "total_max_attempts": 1}}  # fmt: skip
         # With the bucket in the host name, a store needs DNS entries that self-hosted stores rarely have.
-        style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
+        addressing = self.bucket.addressing or ("path" if self.endpoint else None)
+        style = {"s3": {"addressing_style": addressing}} if addressing else {}
+        profile = {"profile": self.bucket.profile} if self.bucket.profile else {}
         # fsspec caches instances by process, thread and arguments, so this does not open a connection each time.
         return S3FileSystem(
             endpoint_url=self.endpoint,
+            anon=self.bucket.anonymous,
+            requester_pays=self.bucket.requester_pays,
             default_block_size=PART_BYTES,
             use_listings_cache=False,
             config_kwargs={**(budget or once), **style},
+            **profile,
         )
 
     def _request(self, key: str, call: Callable[[Any, str], R]) -> R:
@@ -193,6 +246,8 @@ class Store:
     def _requests(
         self, keys: Sequence[str], attempt: Callable[[builtins.list[int]], Sequence[R | Exception]]
     ) -> builtins.list[R]:
+        for key in keys:
+            self._refuse_odd(key)
         try:
             return retried(
                 len(keys), attempt, patience_s=self.patience_s,
@@ -205,18 +260,33 @@ class Store:
             key, fault = keys[failed.job], failed.__cause__
             if isinstance(fault, FileNotFoundError) and "NoSuchBucket" not in codes(fault):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url(key)) from fault
-            raise explain(self, failed, key) from failed
+            raise explain(self, self._named(failed, key), key) from failed
+
+    def _named(self, failed: Failed, key: str) -> Exception:
+        """The failure, or that of a request for the same key whose reply has a body that names the cause; HEAD's has none."""
+        if self.is_s3 and failed.final and codes(failed) and all(code.isdecimal() for code in codes(failed)):
+            again = outcome(lambda: self._fs().cat_file(self._path(key), start=0, end=1))
+            if isinstance(again, Exception) and codes(again):
+                return again
+        return failed
 
 
 def open_store(url: str, storage: Storage) -> Store:
-    """The store at `s3://bucket/prefix` or in a folder; does not connect yet. Raises StorageError for another scheme."""
+    """The store at `s3://bucket/prefix` or in a folder; does not connect yet. Of the text, only one slash at the end is cut.
+
+    Raises StorageError for another scheme, for no bucket, and for a part `.` or `..` in a bucket.
+    """
     for name, value in CHECKSUMS.items():
         os.environ.setdefault(name, value)
     if url.startswith("s3://"):
-        parts = [part for part in url.removeprefix("s3://").split("/") if part]
-        if not parts:
+        root = f"s3://{url.removeprefix('s3://').removesuffix('/')}"
+        parts, bucket = root.removeprefix("s3://").split("/"), storage.bucket(root)
+        if not parts[0]:
             raise StorageError(f"{url}: has no bucket: write s3://BUCKET/PREFIX")
-        return Store("s3://" + "/".join(parts), storage.endpoint or os.environ.get("AWS_ENDPOINT_URL"), storage.patience_s)
-    if "://" in url:
+        if {".", ".."} & set(parts):
+            raise StorageError(f"{url}: has a part `.` or `..`, which a bucket does not resolve: write the address without it")
+        endpoint = bucket.endpoint or storage.endpoint or os.environ.get("AWS_ENDPOINT_URL")
+        return Store(root, endpoint, storage.patience_s, bucket=bucket)
+    if has_scheme(url):
         raise StorageError(f"{url}: must be s3://BUCKET/PREFIX or a folder")
-    return Store(str(Path(url).expanduser().absolute()))
+    return Store(str(Path(os.path.expanduser(url)).absolute()))

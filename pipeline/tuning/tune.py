@@ -51,7 +51,8 @@ class SearchResult(NamedTuple):
             for trial in self.trials
         ]
         lines = table(["trial", *keys, f"mIoU {self.score.coverage}".rstrip(), "step", "ended"], rows)
-        winner = shlex.join(f"{key}={json.dumps(value)}" for key, value in self.trials[0].overrides.items())
+        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.trials[0].overrides.items()}
+        winner = shlex.join(f"{key}={value}" for key, value in values.items())
         return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"
 
 

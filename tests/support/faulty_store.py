@@ -39,12 +39,12 @@ REPLIES = {
 
 class FaultyStore:
     """`endpoint` is its URL. `requests` counts the requests and `injected` the faults (fault -> number); `lines` are the
-    requests' first lines, such as `GET /bucket/key HTTP/1.1`.
+    requests' first lines, such as `GET /bucket/key HTTP/1.1`, and `fields` their header fields, names in small letters.
 
     `chosen` maps request numbers to faults; `aimed` maps regular expressions, searched in a request's line, to faults. Any other
     request fails with `probability`, by a fault drawn from `weights` (fault -> weight); with `only_gets`, only GET requests fail.
     A stall lasts `stall_s` seconds, then the connection is closed.
-    All but `upstream`, `requests`, `injected` and `lines` may be set while it runs.
+    All but `upstream`, `requests`, `injected`, `lines` and `fields` may be set while it runs.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class FaultyStore:
         self.stall_s = stall_s
         self.requests = 0
         self.lines: list[str] = []
+        self.fields: list[dict[str, str]] = []
         self.injected: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -127,6 +128,7 @@ class FaultyStore:
         if fields.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await _body(reader, fields)
+        self.fields.append(fields)
         fault = self._draw(line)
         if fault in REPLIES:
             writer.write(_reply(fault, line.split(" ", 1)[0]))

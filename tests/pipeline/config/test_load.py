@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.config.base import JOB_MARK
+from pipeline.config.base import JOB_MARK, Bucket
 from pipeline.config.config import Config, without_password
 from pipeline.config.load import load, override, parse
 from pipeline.config.run_key import NOT_SHAPING, changed_settings, shaping
@@ -285,3 +287,103 @@ def test_patience_needs_scores_in_time() -> None:
         "evaluate.background = true: its scores come too late for stop.patience = 3 (try evaluate.background=false or "
         "stop.patience=null)"
     ]
+
+
+TYPED = [
+    "/data/my set #1",
+    "[new]/set",
+    "@x",
+    "%x",
+    "*x",
+    "a: b",
+    "~x y ",
+    "{a}",
+    "'a'",
+    '"a"',
+    "!x",
+    "&x",
+    "- x",
+    "0x1f",
+    "on",
+    "1e3",
+    "a=b",
+    "?x",
+]
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_a_setting_that_is_a_text_takes_the_text_as_typed(text: str) -> None:
+    settings = ["data.source", "predict.images", "storage.path"]
+    config = load(CONFIGS / "demo.yaml", [f"{setting}={text}" for setting in settings])
+    assert {config.data.source, config.predict.images, config.storage.path} == {str(Path(text).absolute())}
+    config = load(CONFIGS / "demo.yaml", [f"tracking.experiment={text}", f"data.lists.train={text}", f"storage.endpoint={text}"])
+    assert (config.tracking.experiment, config.data.lists, config.storage.endpoint) == (text, {"train": text}, text)
+
+
+def test_names_that_look_like_numbers_are_texts() -> None:
+    config = load(CONFIGS / "demo.yaml", ["name=007", "data.name=1e3", "train.resume=08"])
+    assert (config.name, config.data.name, config.train.resume) == ("007", "1e3", "08")
+
+
+@given(st.text(min_size=1, alphabet=st.characters(codec="utf-8", exclude_characters="\0")).filter(lambda text: text != "null"))
+def test_any_text_arrives(text: str) -> None:
+    config = load(CONFIGS / "demo.yaml", [f"tracking.experiment={text}", f"evaluate.checkpoint={text}"])
+    assert (config.tracking.experiment, config.evaluate.checkpoint) == (text, text)
+
+
+def test_null_is_none_where_none_is_legal_and_no_text_is_a_mistake() -> None:
+    assert load(CONFIGS / "demo.yaml", ["predict.images=null"]).predict.images is None
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["storage.path=", "predict.images="])
+    assert caught.value.mistakes == ["storage.path=: has no value", "predict.images=: has no value (try null)"]
+
+
+def test_a_value_that_is_no_yaml_is_explained_by_its_setting() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", ["train.steps=@x", "train.learning_rate={", "data.crop_size=2026-13-01"])
+    assert [line.split(":")[0] for line in caught.value.mistakes] == [
+        "data.crop_size = '2026-13-01'", "train.steps = '@x'", "train.learning_rate = '{'"
+    ]  # fmt: skip
+
+
+def test_a_key_of_a_dictionary_may_have_dots() -> None:
+    overrides = ["storage.buckets.my.bucket.anonymous=true", "data.oversample.traffic.light=2", "storage.buckets.b={profile: p}"]
+    config = load(CONFIGS / "demo.yaml", overrides)
+    assert config.data.oversample == {"traffic.light": 2}
+    assert config.storage.buckets == {"my.bucket": Bucket(anonymous=True), "b": Bucket(profile="p")}
+    space = "tune.space.train.learning_rate={log: [0.001, 0.1]}"
+    assert load(CONFIGS / "demo.yaml", [space]).tune.space["train.learning_rate"].log == (0.001, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ("storage.path=s3://", "has no bucket (try s3://BUCKET/PREFIX)"),
+        ("storage.path=s3://b//c/", "has an empty part (try s3://b/c)"),
+        ("data.source=s3://b/../c", "has a part `.` or `..`, which a bucket does not resolve (try the address without it)"),
+        ("predict.output=s3:///c", "has no bucket (try s3://BUCKET/PREFIX)"),
+    ],
+)
+def test_an_address_that_no_bucket_has_is_refused(setting: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [setting])
+    key, _, value = setting.partition("=")
+    assert caught.value.mistakes == [f"{key} = {value!r}: {fault}"]
+
+
+def test_an_address_is_the_same_after_every_override() -> None:
+    addresses = [
+        "storage.path=s3://b/c/",
+        "data.source=s3://b//set//",
+        "predict.images=s3://b/a[1]/",
+        "predict.output=/out/a://b",
+    ]
+    config = load(CONFIGS / "demo.yaml", addresses)
+    assert (config.storage.path, config.data.source, config.predict.images) == ("s3://b/c", "s3://b//set//", "s3://b/a[1]/")
+    assert override(override(config, {"seed": 3}), {"seed": 0}) == config
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match=r"a\.yaml: not valid YAML: 'utf-8' codec can't decode"):
+        load(tmp_path / "a.yaml")

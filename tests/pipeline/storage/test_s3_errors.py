@@ -6,12 +6,18 @@ import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pipeline.config.base import Bucket, Storage
 from pipeline.errors import StorageError
 from pipeline.storage.probe import check_readable
-from pipeline.storage.store import Store
+from pipeline.storage.retry import Failed
+from pipeline.storage.s3 import S3FileSystem
+from pipeline.storage.s3_errors import codes, explain, is_transient
+from pipeline.storage.store import Store, open_store
 from tests.support.faulty_store import FAULTS, FaultyStore
 
 NUM_OBJECTS, OBJECT_BYTES, NUM_FETCHES = 40, 20_000, 208
@@ -168,3 +174,103 @@ def test_a_store_that_is_only_read_is_checked_by_a_short_listing(healthy: Store)
         message = rf"{healthy.root} at .*: access refused .* they may list and read in bucket"
         with pytest.raises(StorageError, match=message):
             check_readable(behind(proxy, healthy))
+
+
+def refused(code: str, status: int, message: str = "No.", **headers: str) -> Exception:
+    """The exception of a reply, as s3fs raises it."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    reply = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
+    error: Exception = translate_boto_error(ClientError(reply, "GetObject"))
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        (
+            "InvalidObjectState",
+            403,
+            r"archived: restore it first \(aws s3api restore-object --bucket pictures .*InvalidObjectState",
+        ),
+        ("ExpiredToken", 400, r"the session token has expired: log in again .*AWS_SESSION_TOKEN"),
+        ("InvalidToken", 400, r"the session token is not valid here: unset AWS_SESSION_TOKEN"),
+        ("RequestTimeTooSkewed", 403, r"the clock of this machine differs from the store's: set it"),
+        ("PermanentRedirect", 301, r"the bucket is in another region: set AWS_DEFAULT_REGION=eu-west-1"),
+        ("AuthorizationHeaderMalformed", 400, r"the bucket is in another region: set AWS_DEFAULT_REGION=eu-west-1"),
+        (
+            "SecondLevelDomainForbidden",
+            403,
+            r"the store demands the bucket in the host name: set storage.buckets.pictures.addressing=virtual",
+        ),
+        (
+            "AccessDenied",
+            403,
+            r"access refused \(403 AccessDenied\): .*; if its readers pay, set storage.buckets.pictures.requester_pays",
+        ),
+        ("NoSuchBucket", 404, r"bucket `pictures` does not exist"),
+    ],
+)
+def test_each_refusal_has_its_own_sentence_and_fix(code: str, status: int, words: str) -> None:
+    message = "The region 'us-east-1' is wrong; expecting 'eu-west-1'" if code.startswith("Authorization") else "No."
+    error = refused(code, status, message, **({"x-amz-bucket-region": "eu-west-1"} if code == "PermanentRedirect" else {}))
+    explained = str(explain(Store("s3://pictures/set"), error, "a.png", setting="data.source"))
+    assert re.match(rf"s3://pictures/set/a\.png at AWS S3: {words}", explained), explained
+    assert "\n" not in explained
+    assert not is_transient(error)
+
+
+def test_a_reply_without_a_body_is_asked_again_for_its_cause(healthy: Store) -> None:
+    """A HEAD reply has no body: `400 Bad Request` could be an expired token, a wrong region or a wrong clock."""
+    fs = healthy._fs()
+    bucket, key, _ = fs.split_path(healthy._path("archived"))
+    fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"x", StorageClass="GLACIER")
+    with pytest.raises(StorageError, match=r"/archived at .*: archived: restore it first .*403 InvalidObjectState"):
+        healthy.read("archived")
+    head = Failed(0, 1, 0.0, final=True)
+    head.__cause__ = refused("403", 403, "Forbidden")
+    assert codes(healthy._named(head, "archived")) == {"InvalidObjectState"}
+    healthy.delete("archived")
+
+
+def make_public(store: Store, key: str) -> None:
+    bucket, path, _ = store._fs().split_path(store._path(key))
+    store._fs().call_s3("put_object_acl", Bucket=bucket, Key=path, ACL="public-read")
+
+
+def test_a_public_bucket_is_read_without_credentials(healthy: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_public(healthy, "shard-0")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3FileSystem.clear_instance_cache()
+    name = healthy.root.split("/")[2]
+    access = Storage(path="unused", endpoint=healthy.endpoint)
+    with pytest.raises(
+        StorageError, match=rf"no credentials: .*; if the bucket is public, set storage.buckets.{name}.anonymous=true"
+    ):
+        check_readable(open_store(healthy.root, access))
+    access = access.model_copy(update={"buckets": {name: Bucket(anonymous=True)}})
+    public = open_store(healthy.root, access)
+    check_readable(public)
+    assert public.read("shard-0") == random.Random(0).randbytes(OBJECT_BYTES)
+    access = access.model_copy(update={"buckets": {name: Bucket(profile="none")}})
+    with pytest.raises(StorageError, match=r"no profile 'none' in ~/.aws/config"):
+        check_readable(open_store(healthy.root, access))
+
+
+def test_each_way_of_access_reaches_the_requests(healthy: Store) -> None:
+    make_public(healthy, "shard-0")
+    with FaultyStore(healthy.endpoint or "") as proxy:
+        for bucket in (Bucket(), Bucket(requester_pays=True), Bucket(anonymous=True)):
+            store = replace(behind(proxy, healthy), bucket=bucket)
+            store.listing()
+            store.read_ranges([("shard-0", 0, 1)])
+    seen = [(fields.get("x-amz-request-payer"), "authorization" in fields) for fields in proxy.fields]
+    assert seen == [(None, True)] * 2 + [("requester", True)] * 2 + [(None, False)] * 2
+    virtual = replace(healthy, endpoint="http://store.example", bucket=Bucket(addressing="virtual"))
+    bucket, key, _ = virtual._fs().split_path(virtual._path("a"))
+    assert virtual._fs().url(virtual._path("a")).startswith(f"http://{bucket}.store.example/{key}?")

@@ -17,6 +17,7 @@ from pipeline.errors import StorageError
 from pipeline.storage import store as storage
 from pipeline.storage.probe import check, check_readable
 from pipeline.storage.store import Object, Store, open_store
+from tests.support.buckets import make_bucket
 
 pytestmark = pytest.mark.usefixtures("credentials")
 
@@ -26,13 +27,6 @@ def store(request: pytest.FixtureRequest, endpoint: str, tmp_path: Path) -> Stor
     if request.param == "folder":
         return open_store(str(tmp_path / "new" / "store"), Storage(path="unused"))
     return make_bucket(endpoint)
-
-
-def make_bucket(endpoint: str) -> Store:
-    bucket = f"bucket-{secrets.token_hex(4)}"
-    store = open_store(f"s3://{bucket}/some/prefix/", Storage(path="unused", endpoint=endpoint))
-    store._fs().mkdir(bucket)
-    return store
 
 
 def test_write_read_list_delete(store: Store) -> None:

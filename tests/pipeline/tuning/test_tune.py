@@ -1,6 +1,11 @@
-"""The settings of trials, and how many run at a time."""
+"""The settings of trials, how many run at a time, and the line that reproduces the best."""
 
-from pipeline.tuning.trials import concurrent_trials, trial_config
+import shlex
+from typing import Any, cast
+
+from pipeline.config.load import load
+from pipeline.tuning.trials import Trial, concurrent_trials, trial_config
+from pipeline.tuning.tune import SearchResult
 from tests.pipeline.preflight.test_resources import config, elastic
 
 
@@ -24,3 +29,16 @@ def test_trials_at_a_time_follow_cpus_and_gpus() -> None:
     assert concurrent_trials(config(), {"CPU": 16}) == 8
     assert concurrent_trials(config(), {"CPU": 16, "GPU": 4}) == 2
     assert concurrent_trials(config(), {"CPU": 1}) == 1
+
+
+def test_the_line_that_reproduces_the_best_gives_its_settings() -> None:
+    values = {
+        "data.source": "/data/my set #1",
+        "train.learning_rate": 0.02,
+        "model.backbone": "resnet34",
+        "data.scale": [0.5, 2.0],
+    }
+    found = SearchResult("run", "uri", [Trial("0", values, 0.5, 10, False, "run")], cast(Any, None))
+    config = load("jobs/configs/demo.yaml", shlex.split(found.table().splitlines()[-1]))
+    assert (config.data.source, config.train.learning_rate) == ("/data/my set #1", 0.02)
+    assert (config.model.backbone, config.data.scale) == ("resnet34", (0.5, 2.0))
