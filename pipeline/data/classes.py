@@ -171,7 +171,7 @@ def _from_export(source: Store, key: str) -> Classes:
         known = _from_entries([*export_classes.parse(key, read_text(source, key))], where)
     except ValueError as error:
         raise SourceError([f"{where}: {error}"]) from error
-    return Classes(known.names, known.colors, {IGNORE: IGNORE, **known.label_map})
+    return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
 
 
 def _from_entries(entries: list[object], where: str) -> Classes:

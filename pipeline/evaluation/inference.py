@@ -98,8 +98,8 @@ def _find(config: Config) -> checkpoint.Checkpoint:
 
 
 def _load(config: Config, url: str) -> checkpoint.Checkpoint:
-    parent, _, name = url.rstrip("/").rpartition("/")
-    return checkpoint.load(open_store(parent, config.storage), name, with_optimizer=False)
+    parent, slash, name = url.removesuffix("/").rpartition("/")
+    return checkpoint.load(open_store(parent + slash, config.storage), name, with_optimizer=False)
 
 
 def known_split(config: Config, manifest: Manifest) -> str:

@@ -108,7 +108,7 @@ def _decoded(
 
 def _upright(source: Store, key: str) -> codec.UInt8:
     data = source.read(key)
-    codec.check_encoding(data)
+    codec.check_image(data)
     return codec.decode_upright(data)
 
 

@@ -37,14 +37,16 @@ def decode_image(data: bytes) -> UInt8:
 
     An EXIF orientation is not applied, because labels have none and belong to the pixels as stored.
     """
-    if data.startswith(tiff.SIGNATURES):
-        data = tiff.without_alpha(data)
-    return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return _decode(_without_alpha(data), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_upright(data: bytes) -> UInt8:
     """Like `decode_image`, but turned as the file's EXIF orientation says: the image as viewers show it."""
-    return _decode(data, cv2.IMREAD_COLOR_RGB)
+    return _decode(_without_alpha(data), cv2.IMREAD_COLOR_RGB)
+
+
+def _without_alpha(data: bytes) -> bytes:
+    return tiff.without_alpha(data) if data.startswith(tiff.SIGNATURES) else data
 
 
 def decode_label(data: bytes) -> UInt8:

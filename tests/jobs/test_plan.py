@@ -96,8 +96,8 @@ def test_checkpoints_that_cannot_be_read_are_an_error_of_plan_and_training_and_s
     shown = capsys.readouterr().out
     assert f"error    {run.url('')}: holds checkpoints, but none that can be used ({run.url('step-000008/model')}" in shown
     assert "1 error, 0 warnings" in shown
-    with pytest.raises(ConfigError, match=r"; nothing was changed: put back a copy of one, .*\(name=\.\.\.\)"):
-        open_run(made)
+    with pytest.raises(ConfigError, match=r"; nothing was changed: put back a copy of one, .*\(name=\.\.\.\)"), open_run(made):
+        pass
     assert {key: run.read(key) for key in run.list()} == before
 
 
@@ -156,8 +156,8 @@ def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path,
         in shown
     )
     assert "fix: run python -m jobs.prepare CONFIG" in shown
-    with pytest.raises(ConfigError, match=r"changed since jobs\.prepare"):
-        open_run(made)
+    with pytest.raises(ConfigError, match=r"changed since jobs\.prepare"), open_run(made):
+        pass
 
 
 def test_a_run_that_resumes_keeps_its_data_and_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

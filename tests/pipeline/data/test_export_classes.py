@@ -22,7 +22,7 @@ CVAT = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\n
             ("background", "car", "tree"),
             (0, 1, 7),
         ),
-        ("_classes.csv", "\ufeffPixel Value, Class\n0,road, wet\n", ("road, wet",), (0,)),
+        ("_classes.csv", "\ufeffPixel Value, Class\n0,road, wet\n1,car\n", ("road, wet", "car"), (0, 1)),
         ("class_dict.csv", "name,r,g,b\nSky,128,128,128\nCar,64,0,128\n", ("Sky", "Car"), (0, 1)),
     ],
 )

@@ -1,6 +1,7 @@
 """The layouts of real data sets; tests without their files are skipped."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_camvid_itself() -> None:
     assert {split: len(pairs) for split, pairs in splits.items() if split != "test"} == {"train": 367, "val": 101}
     first = Pair("0001TP_006690", "train/0001TP_006690.png", "trainannot/0001TP_006690.png")
     assert min(splits["train"], key=lambda p: p.sample_id) == first
-    assert classes("camvid", source) == CAMVID
+    assert replace(classes("camvid", source), color_ids={}) == CAMVID
 
 
 @needs_camvid

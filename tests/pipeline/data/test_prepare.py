@@ -267,7 +267,7 @@ def test_one_odd_file_hides_no_other_fault(tmp_path: Path) -> None:
     (folder / "trainannot" / "003.png").unlink()
     (folder / "trainannot" / "003.png").mkdir()
     pairs = [Pair(f"{i:03d}", f"train/{i:03d}.png", f"trainannot/{i:03d}.png") for i in range(6)]
-    faults = pack(PackTask(store, None, "", "train", pairs, 0, CAMVID.label_map)).faults
+    faults = pack(PackTask(store, None, "", "train", pairs, 0, CAMVID)).faults
     expected = [
         ("train/001.png", "40000 x 30000 pixels: at most 268435456 pixels"),
         ("train/002.png", "empty file"),
