@@ -51,10 +51,9 @@ class Unfinished(CheckpointError):
 def foreign(files: Iterable[str]) -> list[str]:
     """The names of files in a checkpoint that this program does not write.
 
-    `.tmp` ends the name of a file that it did not finish. Hidden files are not counted: desktops put them everywhere.
+    Hidden files are not counted: desktops put them everywhere.
     """
-    whole = {file: file.rsplit(".", 2)[0] if file.endswith(".tmp") else file for file in files}
-    return [file for file, name in whole.items() if name not in FILES and not file.startswith(".")]
+    return [file for file in files if file not in FILES and not file.startswith(".")]
 
 
 def upload(folder: Path, store: Store, name: str) -> None:

@@ -26,6 +26,7 @@ from pipeline.checkpoints.files import (
     with_score,
 )
 from pipeline.errors import CheckpointError, StorageError
+from pipeline.storage.local import is_scratch
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -135,12 +136,12 @@ def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, En
 
 
 def folders(store: Store) -> dict[int, dict[str, int]]:
-    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first; without hidden files."""
+    """Step -> file -> size, of all checkpoints under the store, whole or torn, newest first; others' hidden files are skipped."""
     found: dict[int, dict[str, int]] = {}
     for key, size, _ in store.listing():
         folder, _, file = key.partition("/")
         step = folder.removeprefix("step-")
-        if file and not file.startswith(".") and step.isdecimal() and folder == folder_name(int(step)):
+        if file and (not file.startswith(".") or is_scratch(file)) and step.isdecimal() and folder == folder_name(int(step)):
             found.setdefault(int(step), {})[file] = size
     return dict(sorted(found.items(), reverse=True))
 
@@ -246,7 +247,7 @@ def _delete(store: Store, name: str, files: Sequence[str]) -> None:
         # The manifest first, so that a half-deleted folder is never mistaken for a whole checkpoint.
         for key in [f"{name}/{file}" for file in sorted(files, key=lambda file: file != MANIFEST)]:
             store.delete(key)
-            if store.exists(key):  # s3fs does not report refusals inside the response to a deletion
+            if store.exists(key):  # some stores report success and delete nothing
                 raise StorageError(f"{store.url(key)}: was deleted without an error and is still there")
         if not store.list(name):
             store.delete(name)

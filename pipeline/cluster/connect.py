@@ -5,6 +5,8 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -76,6 +78,20 @@ def _reach(address: str) -> None:
                     f"RAY_ADDRESS = {address}: no cluster answers within {REACH_S:g} s ({error}): {fix}"
                 ) from error
             time.sleep(1)
+
+
+@contextmanager
+def address_in_environment() -> Iterator[None]:
+    """Sets RAY_ADDRESS to the joined cluster, so that Ray looks nothing up in another cluster on this machine."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 @cache

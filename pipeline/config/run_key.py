@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_SHAPING = {
-    "data": ("block_bytes", "cpus_per_task", "source", "lists", "packed", "shard_rows", "max_skipped", "stall_s"),
+    "data": (
+        "block_bytes",
+        "cpus_per_task",
+        "source",
+        "lists",
+        "label_suffix",
+        "val_fraction",
+        "packed",
+        "shard_rows",
+        "max_skipped",
+        "stall_s",
+    ),
     "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every", "checkpoint_every"),
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ def replace_file(path: str, data: bytes) -> None:
 
     It is on the disk when this returns, also if the machine loses power then: a manifest must not outlive what it lists.
     """
-    scratch = Path(path).parent / f".{uuid.uuid4().hex}.tmp"  # shorter than the longest name that the file may have
+    scratch = Path(path).parent / f".{uuid.uuid4().hex}.tmp"  # not longer than the longest name that the file may have
     made = _make_folders(scratch.parent)
     try:
         with scratch.open("wb") as file:
@@ -26,6 +27,11 @@ def replace_file(path: str, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
     for folder in [scratch.parent, *(each.parent for each in made)]:
         _sync_folder(folder)
+
+
+def is_scratch(name: str) -> bool:
+    """Whether a file is what `replace_file` leaves when its process is killed."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.tmp", name) is not None
 
 
 def _make_folders(folder: Path) -> list[Path]:

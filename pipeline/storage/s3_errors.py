@@ -87,9 +87,9 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
     writes = setting == "storage.path"
-    if fault_of_disk := disk.sentence(error, None if store.is_s3 else Path(where).parent if key else where):
-        return DiskError(fault_of_disk)
-    if not store.is_s3:
+    if not store.is_s3:  # s3fs raises "input/output error" for replies that it does not know
+        if fault_of_disk := disk.sentence(error, Path(where).parent if key else where):
+            return DiskError(fault_of_disk)
         reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
         if not setting:
             return StorageError(f"{where}: cannot be used ({reason}): check the path and its permissions")

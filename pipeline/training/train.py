@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
+from pipeline.cluster import connect
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, RunFailed, TrackingError
@@ -69,6 +71,17 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
     )
 
 
+def fit(trainer: TorchTrainer) -> None:
+    """Trains. Ray Train's processes get the address of this cluster.
+
+    Its cleaner, which frees the resources of a killed run, asks a cluster whether the run is alive. With two clusters on a
+    machine it would not know which one to ask.
+    """
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    with connect.address_in_environment():
+        trainer.fit()
+
+
 class Outcome(NamedTuple):
     """The result of a finished run."""
 
@@ -90,7 +103,7 @@ def run_to_end(run: Run) -> str | None:
     failures, before, limit = 0, -1, run.config.faults.max_failures
     while not (run.done() or exhausted_budget(run)):
         try:
-            build_trainer(run).fit()
+            fit(build_trainer(run))
             break
         except Exception as error:
             # Retries only what the policy cannot see: a dead controller, workers that could not start, a node that stays away.

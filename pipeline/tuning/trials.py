@@ -18,7 +18,7 @@ from pipeline.tracking import registry, runs
 from pipeline.tracking.provenance import environment
 from pipeline.training.metric_logs import send_unsent
 from pipeline.training.run import Run
-from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run
+from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run, fit
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run_trial(overrides: dict[str, Any], *, parent: Run, key: str) -> None:
     """Trains one trial as `jobs.train` would under its overrides; reports the global mIoU of every validation to Tune."""
     run = trial_job(parent, overrides, key, tune.get_context().get_trial_id())
     try:
-        build_trainer(run, [TuneScoreCallback()]).fit()  # type: ignore[no-untyped-call]
+        fit(build_trainer(run, [TuneScoreCallback()]))  # type: ignore[no-untyped-call]
     except Exception as error:
         end_run(run, error)
         raise

@@ -53,12 +53,10 @@ MUTATIONS = (
         name="no-manifest",
         file="pipeline/checkpoints/files.py",
         old="""\
-    data = _read(store, f"{name}/{MANIFEST}")
+        raise Unfinished(f"{store.url(f'{name}/{MANIFEST}')}: missing") from error
 """,
         new="""\
-    if not store.exists(f"{name}/{MANIFEST}"):
         return "", {file: entry_of(_read(store, f"{name}/{file}")) for file in (MODEL, OPTIMIZER, PROGRESS)}
-    data = _read(store, f"{name}/{MANIFEST}")
 """,
         test="tests/pipeline/checkpoints/test_files_damage.py::"
         "test_a_damaged_checkpoint_is_passed_over_for_the_one_before[no manifest]",

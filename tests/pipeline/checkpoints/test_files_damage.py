@@ -132,7 +132,7 @@ def test_files_of_another_program_are_no_unfinished_upload(store: Store, tmp_pat
         checkpoint.latest_step(shards)
 
 
-@pytest.mark.parametrize("also", [[], [".DS_Store"], [f"{MODEL}.{'0' * 32}.tmp"]])
+@pytest.mark.parametrize("also", [[], [".DS_Store"], [f".{'0' * 32}.tmp"]])
 def test_uploads_that_did_not_end_are_a_new_run(store: Store, also: list[str]) -> None:
     for step in (10, 20):
         Path(store.root, checkpoint.folder_name(step), MANIFEST).unlink()

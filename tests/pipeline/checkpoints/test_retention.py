@@ -119,7 +119,7 @@ def test_what_cannot_be_read_and_what_others_wrote_stays(store: Store, tmp_path:
 def test_nothing_is_left_of_one_that_is_deleted(store: Store, tmp_path: Path) -> None:
     for step in (10, 20):
         saved(store, tmp_path, step)
-    store.write(f"step-000010/{MODEL}.{'0' * 32}.tmp", b"of a killed writer")
+    store.write(f"step-000010/.{'0' * 32}.tmp", b"of a killed writer")
     saved(store, tmp_path, 5)
     store.write("step-000005/.hidden", b"of a desktop")
     checkpoint.prune(store, 1)
@@ -156,7 +156,7 @@ def test_a_deletion_that_fails_is_a_warning(
 ) -> None:
     for step in (10, 20):
         saved(bucket, tmp_path, step)
-    with FaultyStore(endpoint, aimed={r"^POST .*\?delete": fault}) as proxy, caplog.at_level(logging.WARNING):
+    with FaultyStore(endpoint, aimed={rf"^DELETE .*{MANIFEST}": fault}) as proxy, caplog.at_level(logging.WARNING):
         checkpoint.prune(dataclasses.replace(bucket, endpoint=proxy.endpoint), 1)
     assert proxy.injected == {fault: 1}
     assert f"old checkpoint not deleted: {bucket.root}/step-000010/{MANIFEST}" in caplog.text

@@ -251,7 +251,7 @@ def test_a_file_and_its_folders_are_on_the_disk_before_the_write_ends(tmp_path: 
     monkeypatch.setattr(os, "replace", renamed)
     Store(str(tmp_path / "run")).write("step-000010/model", b"weights")
     folder = f"{tmp_path}/run/step-000010"
-    assert done[0].startswith(f"{folder}/model.")
+    assert done[0].startswith(f"{folder}/.")
     assert done[1:] == [f"rename to {folder}/model", folder, f"{tmp_path}/run", str(tmp_path)]
 
 

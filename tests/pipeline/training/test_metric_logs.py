@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from pipeline.config.load import load
 from pipeline.data.prepare import prepare
+from pipeline.storage.lease import Claim
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
 from pipeline.training import metric_logs
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def run_at(folder: Path, uri: str, run_id: str) -> Run:
-    return Run(cast(Any, None), cast(Any, None), Store(str(folder / "runs")), uri, run_id)
+    store = Store(str(folder / "runs"))
+    return Run(cast(Any, None), cast(Any, None), store, uri, run_id, Claim(store, ""))
 
 
 @pytest.fixture(autouse=True)

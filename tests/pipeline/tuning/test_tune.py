@@ -1,9 +1,9 @@
 """The settings of trials, how many run at a time, and the line that reproduces the best."""
 
 import shlex
-from typing import Any, cast
 
 from pipeline.config.load import load
+from pipeline.evaluation.metrics import Score
 from pipeline.tuning.trials import Trial, concurrent_trials, trial_config
 from pipeline.tuning.tune import SearchResult
 from tests.pipeline.preflight.test_resources import config, elastic
@@ -38,7 +38,8 @@ def test_the_line_that_reproduces_the_best_gives_its_settings() -> None:
         "model.backbone": "resnet34",
         "data.scale": [0.5, 2.0],
     }
-    found = SearchResult("run", "uri", [Trial("0", values, 0.5, 10, False, "run")], cast(Any, None))
+    score = Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]])
+    found = SearchResult("run", "uri", [Trial("0", values, 0.5, 10, False, "run")], score)
     config = load("jobs/configs/demo.yaml", shlex.split(found.table().splitlines()[-1]))
     assert (config.data.source, config.train.learning_rate) == ("/data/my set #1", 0.02)
     assert (config.model.backbone, config.data.scale) == ("resnet34", (0.5, 2.0))
