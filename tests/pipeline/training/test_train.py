@@ -66,7 +66,6 @@ def test_the_checkpoint_of_a_registered_version_is_not_pruned(tmp_path: Path) ->
     for step in (20, 30, 40):
         saved(store, tmp_path, step, step / 50)
         checkpoint.prune(store, 1)
-    url = registry.find_checkpoint(uri, "models:/roads/1")
-    assert url == store.url("step-000010")
+    assert registry.find_checkpoint(uri, "models:/roads/1").url == store.url("step-000010")
     checkpoint.verify(store, "step-000010")
     assert not store.list("step-000020")

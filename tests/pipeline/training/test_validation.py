@@ -136,9 +136,9 @@ def test_the_end_validates_pending_checkpoints_with_the_same_score(finished: Lef
 
 def test_checkpoints_between_validations_have_no_score_and_go_first(tiny: Config) -> None:
     often = {"name": "often", "train.checkpoint_every": 3, "train.keep_checkpoints": 2}
-    run = open_run(override(tiny, often))
-    assert run_to_end(run) is None
-    made = left(run)
+    with open_run(override(tiny, often)) as run:
+        assert run_to_end(run) is None
+        made = left(run)
     best = max(made.progress, key=lambda step: (checkpoint.miou(made.progress[step]) or 0, step))
     assert list(made.progress) == sorted({9, 12, best})  # step 9 without a score
     assert made.progress[9]["score"] is None
