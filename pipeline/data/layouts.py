@@ -39,13 +39,6 @@ class Samples(NamedTuple):
     """The files of the pairs, by key."""
 
 
-def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:
-    """Pairs of each split; `lists` are keys in the source. Raises what `find_samples` raises."""
-    return find_samples(
-        layout, source, {split: TextList(source, key, f"data.lists.{split} = {key}") for split, key in lists.items()}
-    ).splits
-
-
 def find_samples(
     layout: str,
     source: Store,

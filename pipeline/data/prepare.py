@@ -30,7 +30,7 @@ from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
 from pipeline.data.source.find import Item, Source, find_source, source_identity
 from pipeline.data.source.pairing import Pair
-from pipeline.data.source_record import record_in, record_key, samples_of, write_record
+from pipeline.data.source.record import record_in, record_key, samples_of, write_record
 from pipeline.data.statistics import PackResult, entries_of, manifest_of, members_of, of_split
 from pipeline.errors import ShardError, SourceError, StorageError
 from pipeline.images import codec

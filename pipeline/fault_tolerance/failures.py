@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 
-from pipeline.errors import PipelineError, RunFailed, StorageError
+from pipeline.errors import PipelineError, RunFailed
 from pipeline.storage import disk
 
 MESSAGE_CHARS = 300
@@ -138,9 +138,7 @@ def classify(error: BaseException) -> Fault:
             return Fault(Kind.INFRASTRUCTURE, _with_cause(chain, link), raised=True)
         if isinstance(link, RayActorError):
             return Fault(Kind.MOVED if link.preempted else Kind.INFRASTRUCTURE, _death(message), token=link.actor_id or "")
-        # What lies behind an error of a store is the store's: s3fs raises "input/output error" for replies that it does not know.
-        of_store = any(isinstance(above, StorageError) for above in chain[: chain.index(link)])
-        if not of_store and not isinstance(link, PipelineError) and (fault_of_disk := disk.sentence(link)):
+        if fault_of_disk := disk.sentence(link):
             return Fault(Kind.INFRASTRUCTURE, f"{type(link).__name__}: {fault_of_disk}", raised=True)
         if found := _infrastructure(names, message):
             return found._replace(what=_with_cause(chain, link))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.images import png
 from pipeline.images.codec import IGNORE, decode_image, decode_label, encode_png
 
 Color = tuple[int, int, int]
@@ -73,10 +74,5 @@ def _by_palette(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[
 
 
 def _palette(data: bytes) -> list[Color]:
-    place = 8
-    while place < len(data):
-        start, size = place + 8, int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : start] == b"PLTE":
-            return [(data[i], data[i + 1], data[i + 2]) for i in range(start, start + size - 2, 3)]
-        place = start + size + 4
-    return []
+    start, end = next(((start, end) for kind, start, end in png.chunks(data) if kind == "PLTE"), (0, 0))
+    return [(data[i], data[i + 1], data[i + 2]) for i in range(start, end - 2, 3)]

@@ -7,7 +7,7 @@ from pipeline.config.config import Config
 from pipeline.data.classes import Classes
 from pipeline.data.manifest import Manifest
 from pipeline.data.source.find import find_source, source_identity
-from pipeline.data.source_record import Samples, differences, read_record, samples_of
+from pipeline.data.source.record import Samples, differences, read_record, samples_of
 from pipeline.errors import SourceError, StorageError
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import open_store

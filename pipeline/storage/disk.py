@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DiskError
+from pipeline.errors import DiskError, PipelineError
 from pipeline.formatting import size
 
 REASONS = {
@@ -30,8 +30,12 @@ _WORDS = {
 
 
 def number(error: BaseException | None) -> int | None:
-    """The number in REASONS of the disk's fault that an exception or one of its causes means; None if none means one."""
-    while error is not None:
+    """The number in REASONS of the disk's fault that an exception or one of its causes means; None if none means one.
+
+    What lies behind a PipelineError was explained by it and need not be this disk's: s3fs raises "input/output error" for a
+    reply that it does not know.
+    """
+    while error is not None and not isinstance(error, PipelineError):
         if found := next((n for n in (getattr(error, "errno", None), *_numbers(str(error))) if n in REASONS), None):
             return int(found)
         error = error.__cause__

@@ -1,12 +1,20 @@
 """Sources of data sets made for tests: empty files at the right places."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.layouts import find_splits
+from pipeline.data.layouts import find_samples
+from pipeline.data.source.pairing import Pair, TextList
 from pipeline.errors import SourceError
 from pipeline.storage.store import Store
+
+
+def find_splits(layout: str, source: Store, lists: Mapping[str, str]) -> dict[str, list[Pair]]:
+    """Pairs of each split; `lists` are keys in the source."""
+    texts = {split: TextList(source, key, f"data.lists.{split} = {key}") for split, key in lists.items()}
+    return find_samples(layout, source, texts).splits
 
 
 def make(root: Path, *files: str, **texts: str) -> Store:

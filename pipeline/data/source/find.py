@@ -10,7 +10,7 @@ from pipeline.data.classes import Classes, classes
 from pipeline.data.layouts import find_samples
 from pipeline.data.source.inventory import Inventory
 from pipeline.data.source.pairing import Pair, TextList
-from pipeline.data.source_record import identity
+from pipeline.data.source.record import identity
 from pipeline.storage.probe import check_readable
 from pipeline.storage.store import Object, Store, open_store
 

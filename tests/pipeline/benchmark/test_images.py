@@ -22,11 +22,11 @@ from pipeline.benchmark.workload import Steps, positions
 from pipeline.config.benchmark import Pictures
 from pipeline.config.config import Config
 from pipeline.config.load import parse
-from pipeline.data.layouts import find_splits
 from pipeline.images import codec
 from pipeline.images.augment import Recipe, augment
 from pipeline.loading.feed import Feed
 from pipeline.storage.store import Store
+from tests.support.sources import find_splits
 
 # Ray Data's settings object raises Ray's own deprecation warnings; its batches are read-only, and nothing writes to them.
 pytestmark = pytest.mark.filterwarnings(

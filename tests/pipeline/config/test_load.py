@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.base import JOB_MARK, Bucket
+from pipeline.config.base import Bucket
 from pipeline.config.config import Config, without_password
 from pipeline.config.load import load, override, parse
-from pipeline.config.run_key import NOT_SHAPING, changed_settings, shaping
 from pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
@@ -107,65 +106,6 @@ def test_overrides_are_yaml_and_checked() -> None:
     assert len(caught.value.mistakes) == 2
 
 
-def test_the_run_key_follows_what_shapes_the_result() -> None:
-    base = parse(tree())
-    assert override(base, {"train.workers": 1, "train.log_every": 3}).run_key == base.run_key
-    assert override(base, {"train.learning_rate": 0.5}).run_key != base.run_key
-    assert override(base, {"seed": 1}).run_key != base.run_key
-
-
-SHAPING = {
-    "data": {"name", "layout", "crop_size", "scale", "scale_step", "short_sides", "flip", "cat_max", "photometric", "oversample",
-             "generated"},
-    "model": {"backbone", "recurrence", "init", "zero_init_residual", "variant", "stem", "weights", "weights_format"},
-    "train": {"global_batch", "steps", "learning_rate", "momentum", "weight_decay", "power", "warmup_steps", "precision",
-              "compile", "micro_batch", "clip_norm", "ema_decay", "freeze_norm"},
-    "loss": {"aux_weight", "class_weights", "ohem", "consistency", "dice_weight", "lovasz_weight"},
-}  # fmt: skip
-
-
-def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> None:
-    """A new setting belongs in SHAPING here or in NOT_SHAPING: one that is forgotten would change the key of every run."""
-    record = parse(tree()).record()
-    assert {name: set(record[name]) & set(kept) for name, kept in NOT_SHAPING.items()} == {
-        name: set(record[name]) - SHAPING[name] for name in NOT_SHAPING
-    }
-    kept = shaping(record)
-    assert kept.pop("seed") == 0
-    assert {name: set(settings) for name, settings in kept.items()} == SHAPING
-    assert set(record) - set(SHAPING) - {"seed"} == {
-        "name", "storage", "faults", "stop", "evaluate", "predict", "export", "tracking", "tune", "benchmark"
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"train.micro_batch": 2},  # batch norm sees one pass at a time
-        {"train.precision": "bf16"},
-        {"train.compile": True},
-        {"train.ema_decay": 0.9},
-        {"train.freeze_norm": True},
-        {"train.clip_norm": 1.0},
-        {"model.weights": "s3://bucket/net.pth"},
-    ],
-    ids=str,
-)
-def test_another_way_of_training_is_another_run(change: dict[str, Any]) -> None:
-    assert override(parse(tree()), change).run_key != parse(tree()).run_key
-
-
-def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
-    base = parse(tree())
-    ways = {"train.workers": [1, 4], "train.validate_every": 7, "stop.hours": 3, "faults.hang_s": 9, "evaluate.background": True}
-    ways |= {"train.checkpoint_every": 5}
-    assert override(base, ways).run_key == base.run_key
-
-
-def test_an_earlier_run_is_named_by_its_key() -> None:
-    assert override(parse(tree()), {"train.resume": "t-0123abcd", "seed": 3}).run_key == "t-0123abcd"
-
-
 # Options; a shipped configuration must use each of them, so that no option is unused.
 USED = {
     "elastic workers": lambda c: c.train.fewest_workers < c.train.most_workers,
@@ -190,12 +130,6 @@ def test_a_shipped_configuration_uses(option: str) -> None:
     assert any(USED[option](load(path)) for path in CONFIGS.glob("*.yaml"))
 
 
-def test_a_relative_folder_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(JOB_MARK, "{}")
-    (line,) = mistakes(tree(storage={"path": "outputs"}))
-    assert line.startswith("storage.path = 'outputs': a relative folder of a submitted job is lost")
-
-
 def test_what_is_recorded_has_no_password() -> None:
     config = parse(tree(tracking={"uri": "postgresql://me:secret@db:5432/mlflow"}))
     assert config.record()["tracking"]["uri"] == "postgresql://db:5432/mlflow"
@@ -217,10 +151,6 @@ def test_losses_come_with_the_published_values() -> None:
     config = parse(tree(loss={"ohem": {}, "consistency": {}}))
     assert (config.loss.ohem.thresh, config.loss.ohem.min_kept, config.loss.ohem.factor) == (0.7, 100_000, 8)
     assert (config.loss.consistency.weight, config.loss.consistency.channels) == (1.0, 16)
-
-
-def test_a_loss_shapes_the_run() -> None:
-    assert parse(tree(loss={"ohem": {}})).run_key != parse(tree()).run_key
 
 
 @pytest.mark.parametrize(
@@ -263,21 +193,6 @@ def test_a_search_may_vary_a_section_that_is_null_by_default() -> None:
 def test_every_shipped_configuration_can_be_searched_over(path: Path) -> None:
     """An override validates the whole configuration again, including the defaults."""
     assert override(load(path), {"train.learning_rate": 0.02}).train.learning_rate == 0.02
-
-
-def test_changes_name_each_setting_with_both_values() -> None:
-    before = {"seed": 1, "train": {"global_batch": 8, "gone": 1}, "loss": {"ohem": None}, "data": {"oversample": {"Car": 2}}}
-    after = {"seed": 1, "train": {"global_batch": 16, "added": 3}, "loss": {"ohem": {"threshold": 0.7}},
-             "data": {"oversample": {"Car": 2, "Bus": 3}}}  # fmt: skip
-    assert changed_settings(before, before) == []
-    assert changed_settings(before, after) == [
-        "train.global_batch was 8 and is 16",
-        "train.gone was 1 and is None",
-        "train.added was None and is 3",
-        "loss.ohem was None and is {'threshold': 0.7}",
-        "data.oversample was {'Car': 2} and is {'Car': 2, 'Bus': 3}",
-    ]
-    assert changed_settings(before["train"], after["train"], "train.")[0] == "train.global_batch was 8 and is 16"
 
 
 def test_patience_needs_scores_in_time() -> None:
@@ -353,34 +268,6 @@ def test_a_key_of_a_dictionary_may_have_dots() -> None:
     assert config.storage.buckets == {"my.bucket": Bucket(anonymous=True), "b": Bucket(profile="p")}
     space = "tune.space.train.learning_rate={log: [0.001, 0.1]}"
     assert load(CONFIGS / "demo.yaml", [space]).tune.space["train.learning_rate"].log == (0.001, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("setting", "fault"),
-    [
-        ("storage.path=s3://", "has no bucket (try s3://BUCKET/PREFIX)"),
-        ("storage.path=s3://b//c/", "has an empty part (try s3://b/c)"),
-        ("data.source=s3://b/../c", "has a part `.` or `..`, which a bucket does not resolve (try the address without it)"),
-        ("predict.output=s3:///c", "has no bucket (try s3://BUCKET/PREFIX)"),
-    ],
-)
-def test_an_address_that_no_bucket_has_is_refused(setting: str, fault: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(CONFIGS / "demo.yaml", [setting])
-    key, _, value = setting.partition("=")
-    assert caught.value.mistakes == [f"{key} = {value!r}: {fault}"]
-
-
-def test_an_address_is_the_same_after_every_override() -> None:
-    addresses = [
-        "storage.path=s3://b/c/",
-        "data.source=s3://b//set//",
-        "predict.images=s3://b/a[1]/",
-        "predict.output=/out/a://b",
-    ]
-    config = load(CONFIGS / "demo.yaml", addresses)
-    assert (config.storage.path, config.data.source, config.predict.images) == ("s3://b/c", "s3://b//set//", "s3://b/a[1]/")
-    assert override(override(config, {"seed": 3}), {"seed": 0}) == config
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:

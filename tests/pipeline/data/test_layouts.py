@@ -8,12 +8,11 @@ import pytest
 
 from pipeline.config.base import Storage
 from pipeline.data.classes import GENERATED, classes
-from pipeline.data.layouts import find_splits
 from pipeline.data.source.pairing import Pair
 from pipeline.errors import SourceError, StorageError
 from pipeline.images.codec import IGNORE, LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Store, open_store
-from tests.support.sources import ADE, faults, make, object_info, voc
+from tests.support.sources import ADE, faults, find_splits, make, object_info, voc
 
 IMAGES, LABELS = "|".join(SUFFIXES), "|".join(LABEL_SUFFIXES)
 VAL = ("val/v.png", "valannot/v.png")

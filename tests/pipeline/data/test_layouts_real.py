@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import CAMVID, VOC, classes
-from pipeline.data.layouts import find_splits
 from pipeline.data.source.pairing import Pair
 from pipeline.images.codec import LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Store
-from tests.support.sources import faults, make, voc
+from tests.support.sources import faults, find_splits, make, voc
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 SAMPLES = SHARED / "samples"

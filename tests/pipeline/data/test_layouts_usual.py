@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import classes
-from pipeline.data.layouts import find_samples, find_splits
+from pipeline.data.layouts import find_samples
 from pipeline.data.source.pairing import Pair, TextList
 from pipeline.errors import SourceError
 from pipeline.storage.store import Store
-from tests.support.sources import faults, make
+from tests.support.sources import faults, find_splits, make
 
 
 def pairs(source: Store) -> dict[str, list[tuple[str, str]]]:

@@ -14,17 +14,14 @@ from jobs import prepare as job
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data import synthetic
-from pipeline.data.classes import CAMVID
 from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.data.prepare import PackTask, pack, prepare, survey
+from pipeline.data.prepare import prepare, survey
 from pipeline.data.shards import Row
 from pipeline.data.source.find import find_source
-from pipeline.data.source.pairing import Pair
 from pipeline.errors import SampleError, SourceError, StorageError
 from pipeline.images import codec
 from pipeline.loading.samples import open_samples
 from pipeline.storage.store import Store, open_store
-from tests.support.pictures import with_checksums
 
 # Ray Data's settings object raises its own deprecation warnings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
@@ -94,20 +91,6 @@ def test_an_unreachable_store_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"s3://bucket/p at http://127.0.0.1:9: cannot be reached"):
         prepare(config("s3://bucket/p", source(tmp_path)))
-
-
-def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
-    store = open_store(str(source(tmp_path / "source")), config("unused").storage)
-    pair, gone = Pair("000", "train/000.png", "trainannot/000.png"), Pair("9", "train/9.png", "trainannot/9.png")
-    done = pack(PackTask(store, None, "", "train", [gone, pair], 0, CAMVID))
-    assert (done.entries, len(done.faults), done.pixels.sum()) == ((), 2, NUM_PIXELS)
-    for fault, key in zip(done.faults, (gone.image, gone.label), strict=True):
-        assert f"{store.root}/{key}" in fault
-        assert fault.endswith("cannot be read: data.source must be readable from every Ray node")
-    (tmp_path / "file").touch()
-    shards = open_store(str(tmp_path / "file"), config("unused").storage)
-    (fault,) = pack(PackTask(store, shards, "a.parquet", "train", [pair], 0, CAMVID)).faults
-    assert fault.startswith(f"{tmp_path}/file/a.parquet: cannot be written: ")
 
 
 def test_a_changed_file_behind_a_link_is_a_changed_source(tmp_path: Path) -> None:
@@ -253,39 +236,6 @@ def test_bad_files_are_all_named_and_nothing_is_left(path: str, tmp_path: Path) 
     assert read_manifest(data_store(made)) == manifest
     for fault in ("truncated PNG", "42 (768 pixels)", "10 x 10 pixels, its image 32 x 24"):
         assert fault in str(caught.value)
-
-
-def test_one_odd_file_hides_no_other_fault(tmp_path: Path) -> None:
-    """A picture of 1.2 gigapixels, an empty file and a folder in the place of a file; one sample holds two faults."""
-    folder = source(tmp_path / "source", train=6)
-    small = image_of(1)
-    huge = with_checksums(small[:16] + (40_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big") + small[24:])
-    (folder / "train" / "001.png").write_bytes(huge)
-    (folder / "train" / "002.png").write_bytes(b"")
-    (folder / "trainannot" / "002.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    store = open_store(str(folder), config("unused").storage)
-    (folder / "trainannot" / "003.png").unlink()
-    (folder / "trainannot" / "003.png").mkdir()
-    pairs = [Pair(f"{i:03d}", f"train/{i:03d}.png", f"trainannot/{i:03d}.png") for i in range(6)]
-    faults = pack(PackTask(store, None, "", "train", pairs, 0, CAMVID)).faults
-    expected = [
-        ("train/001.png", "40000 x 30000 pixels: at most 268435456 pixels"),
-        ("train/002.png", "empty file"),
-        ("trainannot/002.png", "a Git LFS pointer"),
-        ("trainannot/003.png", "cannot be used (Is a directory)"),
-    ]
-    assert [fault[: len(f"{folder}/{key}: {what}")] for fault, (key, what) in zip(faults, expected, strict=True)] == [
-        f"{folder}/{key}: {what}" for key, what in expected
-    ]
-
-
-def test_a_store_that_went_away_is_no_fault_of_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise every file would wait for it in turn."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    away = Store("s3://bucket/p", "http://127.0.0.1:9", patience_s=0.2)
-    with pytest.raises(StorageError, match="cannot be reached"):
-        pack(PackTask(away, None, "", "train", [Pair("0", "train/0.png", "trainannot/0.png")], 0, CAMVID.label_map))
 
 
 @pytest.mark.parametrize("lost", ["val-000001.parquet", "index-val/00000000.arrow", "index-train/class-003/00000000.i64"])

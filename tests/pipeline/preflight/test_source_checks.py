@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.load import override
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.data.prepare import prepare
-from pipeline.data.source_record import record_key
+from pipeline.data.source.record import record_key
 from pipeline.images.codec import encode_png
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.source_checks import AGAIN, source

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.errors import DiskError
+from pipeline.errors import DiskError, StorageError
 from pipeline.fault_tolerance.failures import Kind, classify
 from pipeline.storage import disk
 from pipeline.storage.probe import check
@@ -83,3 +83,14 @@ def test_other_faults_of_a_disk_and_errors_that_are_none() -> None:
     assert disk.number(raised.value) == errno.ENOSPC
     for none in (FileNotFoundError(errno.ENOENT, "No such file", "/a"), PermissionError(errno.EACCES, "no"), ValueError("28")):
         assert disk.sentence(none) is None
+
+
+def test_an_input_output_error_behind_an_error_of_a_store_is_none_of_a_disk() -> None:
+    """s3fs raises it for each reply that it does not know."""
+    refused = StorageError("s3://bucket/a: refused")
+    refused.__cause__ = OSError(errno.EIO, "SecondLevelDomainForbidden")
+    wrapped = RuntimeError("a step failed")
+    wrapped.__cause__ = refused
+    for error in (refused, wrapped):
+        assert disk.sentence(error) is None
+        assert "the disk fails" not in classify(error).what

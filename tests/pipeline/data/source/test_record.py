@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config.load import parse
 from pipeline.data.classes import Classes
 from pipeline.data.source.pairing import Pair
-from pipeline.data.source_record import Samples, differences, identity, read_record, record_key, samples_of, write_record
+from pipeline.data.source.record import Samples, differences, identity, read_record, record_key, samples_of, write_record
 from pipeline.errors import ShardError
 from pipeline.storage.store import Object, Store
 from tests.pipeline.data.test_labels import manifest, split
