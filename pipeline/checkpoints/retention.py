@@ -31,6 +31,8 @@ from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+PARTS = ("metrics", "config", "protocol", "record", "model")
+"""Parts of a checkpoint's progress, each a JSON object."""
 SHOWN = 10
 """Checkpoints that cannot be read, of which an error shows the fault."""
 
@@ -132,6 +134,10 @@ def read_progress(store: Store, name: str, sha256: str, entries: Mapping[str, En
     progress = parse(store.url(key), read_verified(store, key, entries[PROGRESS]))
     if not isinstance(progress.get("step"), int):
         raise CheckpointError(f"{store.url(key)}: has no `step`")
+    if odd := [part for part in PARTS if not isinstance(progress.get(part, {}), dict)]:
+        raise CheckpointError(f"{store.url(key)}: `{odd[0]}` is no JSON object; {OTHER_VERSION}")
+    if not isinstance(miou(progress), float | int | None):
+        raise CheckpointError(f"{store.url(key)}: its miou is no number; {OTHER_VERSION}")
     return with_score(store, name, sha256, progress)
 
 

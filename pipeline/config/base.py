@@ -1,13 +1,17 @@
 """The base class and the shared types of all sections, and the two sections that every command needs: storage and tracking."""
 
 import os
+import posixpath
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 OUTPUT_STRIDE = 8
+LONGEST_NAME = 256
+"""Characters of an experiment's or a registered model's name: what MLflow's databases hold."""
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a submitted job, whose folder is a temporary copy
 
 
@@ -103,10 +107,27 @@ class Storage(Section):
         return known[max(holding, key=len)] if holding else Bucket()
 
 
+def _listed(value: str) -> str:
+    """Raises ValueError for a name that MLflow cannot keep or show."""
+    if not value.strip() or len(value) > LONGEST_NAME:
+        raise ValueError(f"has {len(value)} characters: must be 1 to {LONGEST_NAME}, not all blanks (try another name)")
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value):
+        raise ValueError("contains a control character, which MLflow does not keep (remove it)")
+    return value
+
+
+def _model_name(value: str) -> str:
+    if "/" in value or ":" in value or posixpath.normpath(value) != value or value in (".", "..") or value.startswith(".."):
+        raise ValueError(
+            "must have no `/` and no `:` and not begin with `..`, which MLflow refuses in a model's name (try a-b for a/b)"
+        )
+    return value
+
+
 class Tracking(Section):
     uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in the current folder."""
-    experiment: str = "ccnet"
+    experiment: Annotated[str, AfterValidator(_listed)] = "ccnet"
     """MLflow experiment."""
-    register_as: str | None = None
+    register_as: Annotated[str, AfterValidator(_listed), AfterValidator(_model_name)] | None = None
     """Name in the model registry for the best checkpoint; null registers none."""

@@ -13,6 +13,8 @@ from pipeline.formatting import percent
 from pipeline.images.codec import IGNORE, check_encoding
 from pipeline.images.colored_labels import has_palette, is_rgb, with_ids
 
+FEW_LABELLED = 0.1
+"""Share of labelled pixels below which a score says little about the images."""
 Inspected = tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]
 """(height, width), the pixels by stored label id int64[256], and the faults, as `inspect` returns them."""
 
@@ -58,6 +60,24 @@ def unteachable(manifest: Manifest) -> list[tuple[str, str]]:
                 f"if 255 is the class `{names[missing]}`, write {lines} into classes.yaml, and run python -m jobs.prepare CONFIG"
             )
         found.append((what, ids))
+    return found
+
+
+def doubts(manifest: Manifest, name: str) -> list[str]:
+    """What speaks against a score of split `name`, each in a few words: images that training saw, labels that say little."""
+    split, listed = manifest.splits[name], len(manifest.duplicates)
+    found = ["images of the training split"] if name == "train" else []
+    # Each pair names the image of the earlier split first.
+    seen = sum(later.startswith(f"{name}/") for _, later in manifest.duplicates)
+    if seen and listed < manifest.num_duplicates:  # the manifest lists only the first ones
+        found.append(f"{seen} or more of the images also in another split")
+    elif seen:
+        found.append(f"{seen} of the images also in another split")
+    if name in manifest.alike:
+        found.append("all labels the same file")
+    labelled = sum(split.pixels)
+    if 0 < labelled < FEW_LABELLED * (labelled + split.ignored):
+        found.append(f"{labelled:,} of {labelled + split.ignored:,} pixels labelled")
     return found
 
 

@@ -65,6 +65,8 @@ class Manifest:
     """The account of the source's files as lines of text: those of samples, and those left out with the reason."""
     left_out: tuple[tuple[str, str], ...] = ()
     """(what, fix) of left-out files that look like samples."""
+    alike: tuple[str, ...] = ()
+    """Splits whose labels are all the one file that is every label of train."""
     version: int = VERSION
     fingerprint: str = ""
     """sha256 of what the data contain; the same whether they are packed or in place."""
@@ -83,8 +85,8 @@ class Manifest:
         """This manifest with its fingerprint."""
         content = asdict(replace(self, fingerprint=""))
         # The place of the bytes is excluded, so that a run may change between packed and in place (decision 30), and what lies
-        # beside the samples.
-        for key in ("packed", "source", "files", "left_out"):
+        # beside the samples or follows from them.
+        for key in ("packed", "source", "files", "left_out", "alike"):
             del content[key]
         for split in content["splits"].values():
             del split["index"]

@@ -53,9 +53,10 @@ def manifest_of(config: Config, known: Classes, done: list[PackResult], identity
     data = config.data
     parts = {name: of_split(done, name) for name in dict.fromkeys(d.split for d in done)}
     splits = {name: _split(part, known, f"{prefix}/index-{name}") for name, part in parts.items()}
-    twins = _duplicates({name: entries_of(part) for name, part in parts.items()})
+    entries = {name: entries_of(part) for name, part in parts.items()}
+    twins = _duplicates(entries)
     return Manifest(data.name, data.layout, known.names, known.colors, known.label_map, splits, data.packed, identity,
-                    num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]))  # fmt: skip
+                    num_duplicates=len(twins), duplicates=tuple(twins[:SHOWN_DUPLICATES]), alike=_alike(entries))  # fmt: skip
 
 
 def _split(done: list[PackResult], known: Classes, index: str) -> Split:
@@ -87,6 +88,14 @@ def _duplicates(splits: dict[str, list[Entry]]) -> list[tuple[str, str]]:
             if seen[0] != split:
                 twins.append(("/".join(seen), f"{split}/{entry.sample_id}"))
     return twins
+
+
+def _alike(splits: dict[str, list[Entry]]) -> tuple[str, ...]:
+    """Splits whose labels are all the same file as every label of train; none if train has a single image."""
+    labels = {name: {entry.label_sha256 for entry in entries} for name, entries in splits.items()}
+    if len(splits.get("train", ())) < 2 or len(labels["train"]) > 1:
+        return ()
+    return tuple(name for name, found in labels.items() if found == labels["train"])
 
 
 def split_table(manifest: Manifest) -> str:

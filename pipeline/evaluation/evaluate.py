@@ -12,6 +12,7 @@ from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
+from pipeline.data.labels import doubts
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, predict_image
 from pipeline.evaluation.metrics import Counts, Score
@@ -60,7 +61,8 @@ def checked_score(counts: Counts, num_images: int, manifest: Manifest, split: st
     if num_images != manifest.num_images(split):
         raise RuntimeError(f"{num_images} images of {split} were scored, the manifest lists {manifest.num_images(split)}")
     confusion, boundary = counts.confusion.counts.tolist(), counts.boundary.counts.tolist()
-    return Score(confusion, tuple(manifest.class_names), num_images, protocol, boundary)
+    names, found = tuple(manifest.class_names), tuple(doubts(manifest, split))
+    return Score(confusion, names, num_images, protocol, boundary, doubts=found)
 
 
 def evaluate(config: Config) -> Score:

@@ -77,7 +77,7 @@ def _address(config: Config) -> tuple[Store, str]:
 
 
 def _origin(found: Checkpoint) -> dict[str, Any]:
-    """The record of the checkpoint: its mIoU, with the protocol and the recurrence of that mIoU (law 8)."""
+    """The record of the checkpoint: its mIoU, what speaks against it, and its protocol and recurrence (law 8)."""
     progress = found.progress
     return {
         "url": found.url,
@@ -85,6 +85,7 @@ def _origin(found: Checkpoint) -> dict[str, Any]:
         "step": found.step,
         "recurrence": progress["model"]["recurrence"],
         "miou": progress["metrics"].get("miou"),
+        "caveat": progress["metrics"].get("caveat"),
         "protocol": progress["protocol"],
     }
 

@@ -3,6 +3,7 @@
 matplotlib takes half a second to import, so it is imported only where something is drawn.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,8 @@ WRONG, GREY = (230, 30, 40), (150, 150, 150)
 TILE, MAX_TILE = 300, 640
 """Width of a panel's pictures in pixels: smaller ones are enlarged at least to TILE, larger ones reduced below MAX_TILE."""
 GAP, DPI = 12, 100
+LONGEST_NAME = 40
+"""Characters of a class's name in a picture."""
 TITLES = ("image", "truth", "prediction", "error")
 BLUES, HEAT = ("#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"), ("#d1495b", "#ff8c1a", "#ffe066")
 """Colour scales of confusion matrices and of attention, from the lowest value to the highest."""
@@ -171,6 +174,7 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
 
     entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
     entries += [(np.array(WRONG) / 255, "wrong")]
+    entries = [(color, _short(name)) for color, name in entries]
     cell, line = 50 + 11 * max(len(name) for _, name in entries), 34
     per_line = max(1, (width - 2 * GAP) // cell)
     height = line * -(-len(entries) // per_line) + 16
@@ -182,13 +186,13 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
             corner, side / width, side / height, transform=figure.transFigure, facecolor=color, edgecolor=MUTED, lw=0.5
         )
         figure.add_artist(box)
-        figure.text((x + 27) / width, y / height, name, size=13, color=INK, va="center_baseline")
+        figure.text((x + 27) / width, y / height, name, size=13, color=INK, va="center_baseline", parse_math=False)
     return _pixels(figure)
 
 
 def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
     """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU next to it."""
-    num_classes = len(names)
+    num_classes, names = len(names), [_short(name) for name in names]
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
@@ -208,8 +212,8 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
         iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "n/a"
         axes.text(num_classes - 0.2, i, iou, ha="left", va="center", size=10, color=INK, weight="bold")
     axes.text(num_classes - 0.2, num_classes - 0.4, "IoU %", ha="left", va="top", size=9, color=MUTED)
-    axes.set_yticks(range(num_classes), names)
-    axes.set_xticks(range(num_classes), names, rotation=45, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(num_classes), names, parse_math=False)
+    axes.set_xticks(range(num_classes), names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
     axes.xaxis.tick_top()
     _bare(axes)
     axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
@@ -220,6 +224,10 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
         GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top"
     )
     return _pixels(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]} ..."
 
 
 def _bare(axes: Any) -> None:
@@ -247,5 +255,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
 
 def _pixels(figure: "Figure") -> Image:
     canvas: Any = figure.canvas  # matplotlib's canvas has no types
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box, in every picture again
+        canvas.draw()
     return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]

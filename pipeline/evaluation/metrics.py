@@ -11,6 +11,8 @@ from pipeline.tracking.keys import class_keys
 
 BOUNDARY_RATIO = 0.02
 """Width of a boundary as a share of the image diagonal: the paper's value for COCO and LVIS."""
+ABOVE_CHANCE = 0.02
+"""How far an mIoU must lie above that of the same predictions at random pixels: labels of noise stay below."""
 
 
 class Counts(NamedTuple):
@@ -50,6 +52,8 @@ class Score(NamedTuple):
     """int64[2, K], intersection and union of the boundaries."""
     interval: tuple[float, float] | None = None
     """Interval of the mIoU over images, of the kind in the protocol's `miou_interval`; None if it was not computed."""
+    doubts: tuple[str, ...] = ()
+    """What the data say against the score, each in a few words: `doubts` of pipeline/data/labels.py."""
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -88,7 +92,26 @@ class Score(NamedTuple):
         if not self.miou > self.majority_miou:
             figures = f"its mIoU {self.miou:.4f} is not above {self.majority_miou:.4f}"
             return f"{figures}, that of always predicting the most frequent class"
-        return None
+        if not self.miou > self.chance_miou + ABOVE_CHANCE:
+            figures = f"its mIoU {self.miou:.4f} is not more than {ABOVE_CHANCE:g} above {self.chance_miou:.4f}"
+            return f"{figures}, that of the same predictions at random pixels"
+        few = ["a single image"] if self.num_images == 1 else []
+        return f"its score means little: {', '.join([*few, *self.doubts])}" if few or self.doubts else None
+
+    @property
+    def caveat(self) -> str:
+        """All that speaks against the score, in a few words, to be shown next to its figures; empty if nothing does."""
+        return _joined(self.coverage, self._weakness)
+
+    @property
+    def _weakness(self) -> str:
+        """The caveat without the classes that are absent."""
+        weak = ""
+        if not self.miou > self.majority_miou and self.num_labelled > 1:
+            weak = f"not above the {self.majority_miou:.4f} of the majority class"
+        elif not self.miou > self.chance_miou + ABOVE_CHANCE and self.num_labelled > 1:
+            weak = f"hardly above the {self.chance_miou:.4f} of chance"
+        return _joined(weak, *self.doubts)
 
     @property
     def majority_miou(self) -> float:
@@ -97,6 +120,14 @@ class Score(NamedTuple):
         majority = torch.zeros_like(torch.tensor(self.counts))
         majority[:, int(pixels.argmax())] = pixels
         return _matrix(majority).miou()
+
+    @property
+    def chance_miou(self) -> float:
+        """mIoU that is expected if each class is predicted as often as here, but at random pixels."""
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        labelled, predicted = counts.sum(1), counts.sum(0)
+        both = labelled * predicted / counts.sum()
+        return (both / (labelled + predicted - both)).nanmean().item()
 
     def metrics(self) -> dict[str, float]:
         """Metric points val/<figure>, and val/iou/<key of the class> of every class that occurs.
@@ -130,20 +161,30 @@ class Score(NamedTuple):
 
     def _summary(self) -> list[tuple[str, float, str]]:
         """(name, value, note) of each figure over all classes."""
-        matrix, note = self.matrix, ", ".join(filter(None, [self.coverage, f"{self.num_images} images"]))
+        matrix, caveat, note = self.matrix, self.caveat, _joined(self.caveat, counted(self.num_images))
         if self.interval:
             low, high = self.interval
             note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"
         absent = f"over all {len(self.class_names)} classes, absent ones counting 0: the published code's figure"
+        width = f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"
         return [
             ("mIoU", self.miou, note),
-            ("all-classes mIoU", matrix.miou_all_classes(), absent),
-            ("pixel accuracy", matrix.pixel_accuracy(), ""),
-            ("mean accuracy", matrix.mean_accuracy(), ""),
-            ("frequency-weighted IoU", matrix.frequency_weighted_iou(), ""),
-            ("boundary mIoU", self.boundary.miou(), f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"),
+            ("all-classes mIoU", matrix.miou_all_classes(), _joined(self._weakness, absent)),
+            ("pixel accuracy", matrix.pixel_accuracy(), caveat),
+            ("mean accuracy", matrix.mean_accuracy(), caveat),
+            ("frequency-weighted IoU", matrix.frequency_weighted_iou(), caveat),
+            ("boundary mIoU", self.boundary.miou(), _joined(caveat, width)),
             ("majority class", self.majority_miou, "mIoU of always predicting the most frequent class"),
         ]
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def counted(num_images: int) -> str:
+    """`1 image`, `4 images`."""
+    return "1 image" if num_images == 1 else f"{num_images} images"
 
 
 def _matrix(counts: torch.Tensor) -> ConfusionMatrix:

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import ray
@@ -83,6 +84,15 @@ class TimeSpent(NamedTuple):
         return None
 
 
+def preempted(nodes: Iterable[str], left_s: float, stored_s: float) -> Interruption:
+    """What to do about nodes that are taken away in `left_s` seconds, if storing a checkpoint takes `stored_s` seconds."""
+    fits = left_s > MARGIN * stored_s
+    time_left = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
+    too_late = "" if fits else f", too soon for a checkpoint, which takes {stored_s:.0f} s"
+    named = ", ".join(node[:8] for node in nodes)
+    return Interruption(f"node {named} is about to be taken away{time_left}{too_late}", moves=True, save=fits)
+
+
 class InterruptionMonitor:
     """Checks for interruptions every `faults.look_every` steps; every worker must call `check` at the same steps."""
 
@@ -103,13 +113,12 @@ class InterruptionMonitor:
         if step % self.config.faults.look_every:
             return None
         if info := ray.train.get_preemption_info():
-            nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
             left_s = math.inf if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
             # Rank 0 decides for all, because clocks and measured times differ.
-            fits: bool = ray.train.collective.broadcast_from_rank_zero(left_s > MARGIN * stored_s)
-            time_left = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
-            too_late = "" if fits else f", too soon for a checkpoint, which takes {stored_s:.0f} s"
-            return Interruption(f"node {nodes} is about to be taken away{time_left}{too_late}", moves=True, save=fits)
+            moved: Interruption = ray.train.collective.broadcast_from_rank_zero(
+                preempted(info.preempted_node_ids, left_s, stored_s)
+            )
+            return moved
         found_here = self._budget_or_request() if ray.train.get_context().get_world_rank() == 0 else None
         found: Interruption | None = ray.train.collective.broadcast_from_rank_zero(found_here)
         return found

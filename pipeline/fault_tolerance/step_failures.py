@@ -53,10 +53,18 @@ MICRO_BATCH = "micro-batch.json"
 
 
 def noted_micro_batch(store: Store) -> int | None:
-    """Images per pass that an earlier attempt noted when it ran out of memory; None if none did."""
-    if not store.exists(MICRO_BATCH):
+    """Images per pass that an earlier attempt noted when it ran out of memory; None if none did, or if the note is damaged."""
+    try:
+        number = json.loads(store.read(MICRO_BATCH))["micro_batch"]
+        if type(number) is not int or number < 1:
+            raise ValueError(f"micro_batch = {number!r}")
+    except FileNotFoundError:
         return None
-    return int(json.loads(store.read(MICRO_BATCH))["micro_batch"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("%s is damaged and not used (%s): passes are as large as configured until one does not fit",
+                       store.url(MICRO_BATCH), error)  # fmt: skip
+        return None
+    return number
 
 
 @contextmanager

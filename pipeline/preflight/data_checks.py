@@ -34,6 +34,9 @@ def labels(manifest: Manifest) -> list[Finding]:
         share = "every pixel is" if split.ignored == total else f"{percent(split.ignored / total)} of the pixels are"
         fix = f"compare the ids in the labels with the label map of layout `{manifest.layout}`"
         found.append(Finding("warning", f"{name}: {share} ignored", fix))
+    if "train" in manifest.alike:
+        what = "train: every label is the same file, which a network learns without looking at an image"
+        found.append(Finding("warning", what, "compare the labels with their images"))
     return found + _unseen(manifest)
 
 

@@ -9,10 +9,14 @@ import math
 import re
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +44,29 @@ def log_best(
     step: int,
     miou: float,
     protocol: Mapping[str, Any],
+    flaw: str | None = None,
 ) -> None:
-    """Records the run's best checkpoint so far by reference, in tags and best_checkpoint.json. Replaces the previous one."""
+    """Records the run's best checkpoint so far by reference, in tags and best_checkpoint.json. Replaces the previous one.
+
+    `flaw`: a reason not to trust the mIoU.
+    """
     from mlflow.entities import RunTag
 
     client = connect(uri)
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol) | {"ccnet.step": str(step)}
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw) | {"ccnet.step": str(step)}
     entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
+    entry |= {"flaw": flaw} if flaw else {}
+    if not flaw and FLAW in client.get_run(run_id).data.tags:  # of the previous one
+        client.delete_tag(run_id, FLAW)
     client.log_text(run_id, json.dumps(entry, indent=2, sort_keys=True) + "\n", "best_checkpoint.json")
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
-def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any]) -> dict[str, str]:
+def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any], flaw: str | None) -> dict[str, str]:
     # Two scores are comparable if only the model differs, so the protocol to compare excludes the checkpoint's hash.
     rest = {key: value for key, value in protocol.items() if value != sha256}
-    return {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
+    tags = {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
+    return tags | ({FLAW: flaw} if flaw else {})
 
 
 def register(
@@ -83,14 +95,14 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol)
-    versions = client.search_model_versions(f"name = '{name}'")
-    version = next((v for v in versions if v.run_id == run_id and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw)
+    holder = _holder(client, name)
+    versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
+    version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
     if version is None:
         remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        version = client.create_model_version(name, source, run_id, tags=tags | ({FLAW: flaw} if flaw else {}))
-    holder = next((v for v in versions if ALIAS in client.get_model_version(name, v.version).aliases), None)
+        version = client.create_model_version(name, source, run_id, tags=tags)
     if flaw or math.isnan(miou):
         reason = flaw or "its mIoU is not a number"
         log.warning("models:/%s@%s does not move to version %s: %s", name, ALIAS, version.version, reason)
@@ -101,15 +113,27 @@ def register(
     return str(version.version)
 
 
+def _holder(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """The version that has the alias; None if no version has it, or only one that was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, ALIAS)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # of no alias, MLflow says the second
+            raise
+        return None
+
+
 def find_checkpoint(uri: str, reference: str) -> Reference:
     """The checkpoint of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
     try:
-        if match := re.fullmatch(r"models:/([^@/]+)@([^@/]+)", reference):
+        if match := re.fullmatch(r"models:/([^/]+)@([^@/]+)", reference):
             tags = client.get_model_version_by_alias(*match.groups()).tags
-        elif match := re.fullmatch(r"models:/([^@/]+)/([0-9]+)", reference):
+        elif match := re.fullmatch(r"models:/([^/]+)/([0-9]+)", reference):
             tags = client.get_model_version(*match.groups()).tags
         elif re.fullmatch(r"[0-9a-f]{32}", reference):
             tags = client.get_run(reference).data.tags

@@ -30,6 +30,8 @@ CLASS = "ccnet.class"
 EARLIER_RUN = "ccnet.earlier_run"
 SECTIONS = ("seed", "data", "model", "train", "loss", "stop", "faults", "evaluate")
 """What shapes or describes a run: logged as its parameters."""
+LONGEST_FOLDER = 60
+"""Characters of the folder of an experiment's artifacts, in which each may take four bytes."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
 """Characters of a value that MLflow takes; newer servers take longer tags."""
 
@@ -89,7 +91,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 
     location = None
     if uri.startswith("sqlite:"):  # without a server, MLflow would put artifacts into the current folder
-        location = (database_file(uri).parent / "mlartifacts" / name).as_uri()
+        location = (database_file(uri).parent / "mlartifacts" / legal_key(name, LONGEST_FOLDER)).as_uri()
     for _ in range(2):
         if found := client.get_experiment_by_name(name):
             if found.lifecycle_stage != "active":

@@ -70,7 +70,8 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
         run_id = runs.open_mlflow_run(
             config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line, class_names=names
         )
-        if newest and newest["run_id"] != run_id:
-            runs.take_over(uri, newest["run_id"], run_id, newest["step"])
+        earlier = newest.get("run_id", run_id) if newest else run_id
+        if newest and earlier != run_id:
+            runs.take_over(uri, earlier, run_id, newest["step"])
         on_gpus = connect.gpus_for(config.train.fewest_workers)
         yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, environment=made_by)

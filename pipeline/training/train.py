@@ -238,10 +238,11 @@ def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
     registry.log_best(run.tracking_uri, run.run_id, **facts)
     if run.config.tracking.register_as:
         del facts["step"]
-        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts, flaw=score.flaw)
+        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
 
 
 def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
     """The facts about a checkpoint that MLflow records."""
     protocol = score.protocol | {"checkpoint_sha256": best.sha256}
-    return {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou, "protocol": protocol}
+    facts = {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou}
+    return facts | {"protocol": protocol, "flaw": score.flaw}

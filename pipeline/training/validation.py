@@ -19,7 +19,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.cluster.task_errors import task_errors
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import evaluate, figures, panels
-from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import root_cause
 from pipeline.fault_tolerance.hang import HangDetector
@@ -65,9 +65,9 @@ def validate(
         log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
         for name, picture in panels.of_validation(run.config, run.manifest, net, device).items():
             log.picture(name, step, picture)
-        note = f"{score.coverage}, " if score.coverage else ""
-        logger.info("step %d/%d  val mIoU %.4f %son %d images  (%.1f s)", step, run.config.train.steps, score.miou, note,
-                    score.num_images, time.monotonic() - started)  # fmt: skip
+        note = f"{score.caveat}, " if score.caveat else ""
+        logger.info("step %d/%d  val mIoU %.4f %son %s  (%.1f s)", step, run.config.train.steps, score.miou, note,
+                    counted(score.num_images), time.monotonic() - started)  # fmt: skip
     return score
 
 

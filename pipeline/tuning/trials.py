@@ -29,6 +29,8 @@ class Trial(NamedTuple):
     number: str
     overrides: dict[str, Any]
     miou: float
+    caveat: str
+    """What speaks against this score; empty if nothing does."""
     step: int
     stopped_early: bool
     run_id: str
@@ -95,13 +97,14 @@ def end_trial(parent: Run, key: str, result: Any) -> Trial:
     stopped_early = step < config.train.steps
     run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, number), run_id=run_id)
     send_unsent(run)
-    miou = float(result.metrics["miou"])
+    miou, caveat = float(result.metrics["miou"]), result.metrics.get("caveat", "")
     if checkpoint.best(run.checkpoints):
         best, score = best_of(run)
         registry.log_best(run.tracking_uri, run_id, **checkpoint_summary(best, score))
-        miou = score.miou if math.isnan(miou) else max(miou, score.miou)
+        if not miou >= score.miou:  # it is smaller or NaN
+            miou, caveat = score.miou, score.caveat
     runs.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
-    return Trial(number, dict(result.config), miou, step, stopped_early, run_id)
+    return Trial(number, dict(result.config), miou, caveat, step, stopped_early, run_id)
 
 
 class TuneScoreCallback(TuneReportCallback):
@@ -119,7 +122,8 @@ class TrialLines(tune.Callback):
         self.ended: set[str] = set()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        logger.info("trial %s  step %d  mIoU %.4f  %s", trial.trial_id, result["step"], result["miou"], trial.config)
+        score = f"{result['miou']:.4f} {result.get('caveat', '')}".rstrip()
+        logger.info("trial %s  step %d  mIoU %s  %s", trial.trial_id, result["step"], score, trial.config)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended.add(trial.trial_id)

@@ -44,13 +44,13 @@ class SearchResult(NamedTuple):
             [
                 trial.number,
                 *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()),
-                f"{trial.miou:.4f}",
+                f"{trial.miou:.4f} {trial.caveat}".rstrip(),
                 str(trial.step),
                 "stopped early" if trial.stopped_early else "complete",
             ]
             for trial in self.trials
         ]
-        lines = table(["trial", *keys, f"mIoU {self.score.coverage}".rstrip(), "step", "ended"], rows)
+        lines = table(["trial", *keys, "mIoU", "step", "ended"], rows)
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.trials[0].overrides.items()}
         winner = shlex.join(f"{key}={value}" for key, value in values.items())
         return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"

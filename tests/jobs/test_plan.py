@@ -116,6 +116,7 @@ NOTHING_TO_LEARN = {
     "ids from 1": (THREE, [rows_of(0, 1, 2, 3)] * 2, [ALL], "error", "[{id: 0, ignore: true}, {id: 1, name: road}"),
     "a class that no split has": (THREE, [rows_of(0, 1)] * 2, [rows_of(0, 1)], "warning", "no split has a pixel of 1 of the 3 "),
     "a class that val lacks": (BINARY, [rows_of(0, 1)] * 2, [rows_of(0)], "warning", "val has no pixel of 1 of the 2 classes: "),
+    "one label for all images": (BINARY, [rows_of(0, 1)] * 2, [rows_of(0, 1)], "warning", "train: every label is the same file"),
     "a class that train lacks": (THREE, [rows_of(0, 1)] * 2, [ALL], "warning", "train has no pixel of 1 of the 3 classes: tree"),
 }  # fmt: skip
 
@@ -144,11 +145,11 @@ def test_images_that_train_and_val_share_are_a_warning(tmp_path: Path, capsys: p
 
 
 def test_a_source_that_changed_since_it_was_prepared_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = folders.write(tmp_path / "source", THREE, [ALL] * 2, [ALL])
+    folder = folders.write(tmp_path / "source", THREE, [ALL, rows_of(2, 1, 0)], [ALL])
     made = folders.config(tmp_path, folder)
     prepare(made)
     assert plan.run(made, strict=True) == 0
-    folders.write(folder, "[road, car, tree]", [ALL] * 3, [])
+    folders.write(folder, "[road, car, tree]", [ALL, rows_of(2, 1, 0), ALL], [])
     assert plan.run(made) == 1
     shown = capsys.readouterr().out
     assert (

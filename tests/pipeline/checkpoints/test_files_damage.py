@@ -77,6 +77,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no tensors": (f"{MODEL}: not in the safetensors format", lambda f: listed_again(f, MODEL, b"garbage")),
     "garbage progress": (f"{PROGRESS}: not valid JSON", lambda f: listed_again(f, PROGRESS, b"{")),
     "no step": (f"{PROGRESS}: has no `step`", lambda f: listed_again(f, PROGRESS, b"{}")),
+    "other metrics": (
+        f"{PROGRESS}: `metrics` is no JSON object; either damaged or written by another",
+        lambda f: listed_again(f, PROGRESS, b'{"step": 20, "metrics": null}'),
+    ),
+    "a score in words": (
+        f"{PROGRESS}: its miou is no number",
+        lambda f: listed_again(f, PROGRESS, b'{"step": 20, "metrics": {"miou": "high"}}'),
+    ),
 }
 
 

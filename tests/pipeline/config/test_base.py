@@ -1,6 +1,7 @@
-"""Addresses: which are refused, and what stays as it is written."""
+"""Addresses and names in MLflow: which are refused, and what stays as it is written."""
 
 import pytest
+from mlflow.utils.validation import _validate_model_name
 
 from pipeline.config.base import JOB_MARK
 from pipeline.config.load import load, override
@@ -40,3 +41,30 @@ def test_an_address_is_the_same_after_every_override() -> None:
     config = load(CONFIGS / "demo.yaml", addresses)
     assert (config.storage.path, config.data.source, config.predict.images) == ("s3://b/c", "s3://b//set//", "s3://b/a[1]/")
     assert override(override(config, {"seed": 3}), {"seed": 0}) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ("tracking.experiment= ", "has 1 characters: must be 1 to 256, not all blanks (try another name)"),
+        ("tracking.experiment=a\nb", "contains a control character, which MLflow does not keep (remove it)"),
+        ("tracking.experiment=\ud800", "contains a control character, which MLflow does not keep (remove it)"),
+        (f"tracking.register_as={'a' * 257}", "has 257 characters: must be 1 to 256, not all blanks (try another name)"),
+        *((f"tracking.register_as={name}", None) for name in ("a/b", "a:b", "/", ".", "..", "../a", "..a")),
+    ],
+)
+def test_a_name_that_mlflow_refuses_is_refused_before_a_run(setting: str, fault: str | None) -> None:
+    fault = (
+        fault or "must have no `/` and no `:` and not begin with `..`, which MLflow refuses in a model's name (try a-b for a/b)"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [setting])
+    key, _, value = setting.partition("=")
+    assert caught.value.mistakes == [f"{key} = {value!r}: {fault}"]
+
+
+@pytest.mark.parametrize("name", ["道路 🚗", 'it\'s "q"', "a@b", "latest", "v1", "None", "%s", "a.b", "x" * 256])
+def test_any_other_name_is_taken(name: str) -> None:
+    _validate_model_name(name)
+    config = load(CONFIGS / "demo.yaml", [f"tracking.register_as={name}", f"tracking.experiment={name}"])
+    assert (config.tracking.register_as, config.tracking.experiment) == (name, name)

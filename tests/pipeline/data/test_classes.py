@@ -124,6 +124,47 @@ def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("a\nmIoU 1.0", "contains '\\n': must be one line of text without control characters (remove it)"),
+        ("\x1b[31mred", "contains '\\x1b': must be one line of text without control characters (remove it)"),
+        ("\ud800", "contains '\\ud800': must be one line of text without control characters (remove it)"),
+        ("a\u2028b", "contains '\\u2028': must be one line of text without control characters (remove it)"),
+        ("\u202eroad", "contains '\\u202e': must be one line of text without control characters (remove it)"),
+        ("\u200b", "has no visible character (give the class a name)"),
+        ("x" * 301, "has 301 characters: must be at most 300 (shorten it)"),
+    ],
+    ids=ascii,
+)
+def test_a_name_that_would_garble_a_table_is_refused(tmp_path: Path, name: str, fault: str) -> None:
+    text = json.dumps([name, "road"])  # which is YAML too
+    assert class_faults(Store(str(tmp_path)), text) == [f"entry 1: name = {name[:60]!a}: {fault}"]
+
+
+def test_names_in_any_script_are_taken_as_they_are(tmp_path: Path) -> None:
+    names = (
+        "道路",
+        "🚗",
+        "👩\u200d🚒",
+        "طريق",
+        "सड़क",
+        "cafe\u0301",
+        "Road",
+        "road",
+        "a/b",
+        "..",
+        "None",
+        "true",
+        "1",
+        "$x$",
+        "x" * 300,
+    )
+    store = Store(str(tmp_path))
+    store.write("classes.yaml", json.dumps(names, ensure_ascii=False).encode())
+    assert classes("folders", store).names == names
+
+
 def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     source = Store(str(tmp_path))
     form = "a list of names, or `classes:` and a list of {id, name, color, ignore}"

@@ -118,3 +118,12 @@ def test_confusion_picture_grows_with_the_classes(num_classes: int) -> None:
     assert picture.dtype == np.uint8
     assert min(picture.shape[:2]) > 46 * num_classes
     assert max(picture.shape[:2]) < 46 * num_classes + 200
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a$b$c", "道路", "🚗", "طريق", "\\", "%s {x}", "x" * 300], ids=ascii)
+def test_a_name_of_a_class_is_drawn_as_text_and_cut(name: str) -> None:
+    """Dollars mean mathematics to matplotlib; a script that its font lacks must not be a warning at each validation."""
+    counts, label = np.eye(2, dtype=np.int64), np.zeros((9, 9), np.uint8)
+    assert max(figures.confusion_picture(counts, [name, "road"]).shape) < 600
+    image = np.zeros((9, 9, 3), np.uint8)
+    assert figures.panel([(image, label, label)], [(0, 0, 0), (9, 9, 9)], [name, "road"]).any()

@@ -26,10 +26,10 @@ def test_the_table_of_an_evaluation() -> None:
         "sky                     absent    absent        absent    0.0%",
         "mIoU                    0.6944  over 2 of 3 classes, 4 images, 95 % interval over images 0.6100 to 0.7400",
         "all-classes mIoU        0.4630  over all 3 classes, absent ones counting 0: the published code's figure",
-        "pixel accuracy          0.9000",
-        "mean accuracy           0.9444",
-        "frequency-weighted IoU  0.8500",
-        "boundary mIoU           0.4500  d = 2 % of the image diagonal",
+        "pixel accuracy          0.9000  over 2 of 3 classes",
+        "mean accuracy           0.9444  over 2 of 3 classes",
+        "frequency-weighted IoU  0.8500  over 2 of 3 classes",
+        "boundary mIoU           0.4500  over 2 of 3 classes, d = 2 % of the image diagonal",
         "majority class          0.4500  mIoU of always predicting the most frequent class",
     ]
 
@@ -57,22 +57,46 @@ def scored(*counts: list[int]) -> Score:
     return TRAINED._replace(counts=list(counts), class_names=("background", "crack"), boundary_counts=[[0, 0], [0, 0]])
 
 
+MAJORITY = "its mIoU 0.4000 is not above 0.4000, that of always predicting the most frequent class"
+CHANCE = "is not more than 0.02 above 0.3333, that of the same predictions at random pixels"
+
+
 @pytest.mark.parametrize(
-    ("score", "coverage", "flaw"),
+    ("score", "caveat", "flaw"),
     [
         (scored([9, 1], [1, 9]), "", None),
         (scored([9, 0], [0, 0]), "over 1 of 2 classes", "its score covers 1 of 2 classes"),
         (scored([8, 1], [0, 0]), "over 2 of 2 classes, 1 of them without a label", "its score covers 1 of 2 classes"),
         (scored([0, 0], [0, 0]), "over 0 of 2 classes", "its score covers 0 of 2 classes"),
-        (scored([8, 0], [2, 0]), "", "its mIoU 0.4000 is not above 0.4000, that of always predicting the most frequent class"),
+        (scored([8, 0], [2, 0]), "not above the 0.4000 of the majority class", MAJORITY),
+        (scored([5, 5], [5, 5]), "hardly above the 0.3333 of chance", f"its mIoU 0.3333 {CHANCE}"),
+        (scored([9, 1], [1, 9])._replace(doubts=("all seen",)), "all seen", "its score means little: all seen"),
     ],
-)
-def test_a_score_says_in_its_own_line_what_it_covers_and_why_it_recommends_nothing(
-    score: Score, coverage: str, flaw: str | None
+)  # fmt: skip
+def test_a_score_says_in_its_own_lines_what_speaks_against_it_and_why_it_recommends_nothing(
+    score: Score, caveat: str, flaw: str | None
 ) -> None:
-    assert (score.coverage, score.flaw) == (coverage, flaw)
-    (line,) = [line for line in score.table().splitlines() if line.startswith("mIoU")]
-    assert (f"{coverage}, 4 images" if coverage else "  4 images") in line
+    assert (score.caveat, score.flaw) == (caveat, flaw)
+    lines = {line[:22].strip(): line for line in score.table().splitlines()}
+    assert lines["mIoU"].endswith(f"{caveat}, 4 images" if caveat else "  4 images")
+    for name in ("pixel accuracy", "mean accuracy", "frequency-weighted IoU", "boundary mIoU"):
+        assert caveat in lines[name]
+
+
+def test_labels_of_noise_are_at_chance_however_they_are_predicted() -> None:
+    """A network that guesses beats the majority class: 1/3 against 1/4 for two classes of equal size."""
+    drawn = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 2, (4, 24, 24), dtype=torch.uint8, generator=drawn)
+    blobs = torch.randint(0, 2, (4, 3, 3), dtype=torch.uint8, generator=drawn).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    counts = Counts.none(2).add(blobs, label).confusion.counts
+    score = scored(*counts.tolist())
+    assert score.miou > score.majority_miou
+    assert score.flaw
+    assert score.flaw.endswith("that of the same predictions at random pixels")
+
+
+def test_a_score_of_one_image_recommends_nothing() -> None:
+    assert scored([9, 1], [1, 9])._replace(num_images=1).flaw == "its score means little: a single image"
 
 
 @pytest.mark.parametrize("score", [EVALUATED, TRAINED])

@@ -78,6 +78,18 @@ def test_half_as_many_images_a_pass_are_noted_for_the_next_attempt(tmp_path: Pat
     assert noted_micro_batch(store) == then
 
 
+@pytest.mark.parametrize(
+    "note", [b"", b"\xff{", b"[]", b"{}", b'{"micro_batch": 0}', b'{"micro_batch": "2"}', b'{"micro_batch": true}']
+)
+def test_a_damaged_note_is_named_and_not_used(tmp_path: Path, note: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(str(tmp_path))
+    store.write(MICRO_BATCH, note)
+    assert noted_micro_batch(store) is None
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path}/{MICRO_BATCH} is damaged and not used (")
+    assert store.read(MICRO_BATCH) == note
+
+
 def test_when_one_image_does_not_fit_the_fix_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match=r"one image of \(17, 17\) does not fit: lower data.crop_size, or .*bf16") as raised:
         short_of_memory(Store(str(tmp_path)), 1)

@@ -255,6 +255,17 @@ def test_no_alias_moves_to_a_score_that_recommends_nothing(mlflow_server: Mlflow
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+@pytest.mark.parametrize("name", ["../../up", "/root", "a?b#c", "道" * 256])
+def test_artifacts_without_a_server_stay_beside_the_database(tmp_path: Path, name: str) -> None:
+    uri = f"sqlite:///{tmp_path}/in/mlflow.db"
+    (tmp_path / "in").mkdir()
+    runs.open_mlflow_run(settings(uri, **{"tracking.experiment": name}), environment=ENVIRONMENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert len([*(tmp_path / "in" / "mlartifacts").rglob("config.yaml")]) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["models:/nobody@best", "0" * 32, "models:/x"])
 def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: str) -> None:
     with pytest.raises(errors.TrackingError, match=f"checkpoint '{reference}'"):

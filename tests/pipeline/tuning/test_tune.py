@@ -39,7 +39,8 @@ def test_the_line_that_reproduces_the_best_gives_its_settings() -> None:
         "data.scale": [0.5, 2.0],
     }
     score = Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]])
-    found = SearchResult("run", "uri", [Trial("0", values, 0.5, 10, False, "run")], score)
+    found = SearchResult("run", "uri", [Trial("0", values, 0.5, "over 1 of 2 classes", 10, False, "run")], score)
+    assert "  0.5000 over 1 of 2 classes  " in found.table()
     config = load("jobs/configs/demo.yaml", shlex.split(found.table().splitlines()[-1]))
     assert (config.data.source, config.train.learning_rate) == ("/data/my set #1", 0.02)
     assert (config.model.backbone, config.data.scale) == ("resnet34", (0.5, 2.0))
