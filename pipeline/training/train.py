@@ -168,13 +168,19 @@ def stopping(flag: Any) -> Iterator[None]:
 
 
 def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
-    """The run's best checkpoint and its score. Raises CheckpointError if no checkpoint is validated."""
+    """The run's best checkpoint and its score. Raises CheckpointError if none is validated by this version."""
     best = checkpoint.load_best(run.checkpoints)
     if best is None:
         raise CheckpointError(
             f"{run.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again to validate it"
         )
-    return best, Score(**best.progress["score"])
+    try:
+        return best, Score(**best.progress["score"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{best.url}: its score is of another version of this program ({error}); use that version, or give the run another "
+            "name (name=...)"
+        ) from error
 
 
 def train(config: Config) -> Outcome:

@@ -11,6 +11,7 @@ import torch
 from pipeline.checkpoints import checkpoint
 from pipeline.config.load import override
 from pipeline.data.manifest import Manifest
+from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score
 from pipeline.storage.lease import LEASE, Claim, Holder, held
 from pipeline.storage.store import Store
@@ -18,7 +19,7 @@ from pipeline.tracking import registry, runs
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.loop import replaced_in_all
 from pipeline.training.run import Run
-from pipeline.training.train import STOPPED, end_run, record_best
+from pipeline.training.train import STOPPED, best_of, end_run, record_best
 from tests.support.checkpoints import saved
 from tests.support.own_data import config
 
@@ -49,6 +50,16 @@ def test_replaced_samples_are_counted_and_stop_the_run_past_the_number_allowed(t
     assert replaced_in_all(config(tmp_path, max_skipped=3), 3, CPU) == 3
     with pytest.raises(RuntimeError, match=r"4 training samples .* were replaced, data\.max_skipped = 3"):
         replaced_in_all(config(tmp_path, max_skipped=3), 4, CPU)
+
+
+@pytest.mark.parametrize("recorded", [{}, {"score": None}, {"score": {"counts": [[1]], "entropy": 0.1}}])
+def test_a_score_of_another_version_is_named(tmp_path: Path, recorded: dict[str, object]) -> None:
+    store = Store(str(tmp_path / "run"))
+    manifest = Manifest("g", "generated", ("road", "car"), (), {}, {}, True, "")
+    run = Run(config(tmp_path), manifest, store, "", "", Claim(store, ""))
+    saved(store, tmp_path, 10, 0.5, **recorded)
+    with pytest.raises(CheckpointError, match=r"step-000010: its score is of another version of this program .*\(name=\.\.\.\)"):
+        best_of(run)
 
 
 @pytest.mark.slow
