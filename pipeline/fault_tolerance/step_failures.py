@@ -64,7 +64,7 @@ def noted_micro_batch(store: Store) -> int | None:
         logger.warning("%s is damaged and not used (%s): passes are as large as configured until one does not fit",
                        store.url(MICRO_BATCH), error)  # fmt: skip
         return None
-    return number
+    return int(number)
 
 
 @contextmanager

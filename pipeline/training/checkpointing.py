@@ -185,4 +185,5 @@ def uploaded(store: Store, name: str) -> ray.train.Checkpoint:
 
 def score_metrics(score: Score) -> dict[str, Any]:
     """The metrics of a score that Ray Train and Tune receive, with what speaks against it."""
-    return {"miou": score.miou, "num_images": score.num_images} | ({"caveat": score.caveat} if score.caveat else {})
+    metrics: dict[str, Any] = {"miou": score.miou, "num_images": score.num_images}
+    return metrics | ({"caveat": score.caveat} if score.caveat else {})

@@ -250,5 +250,5 @@ def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
 def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
     """The facts about a checkpoint that MLflow records."""
     protocol = score.protocol | {"checkpoint_sha256": best.sha256}
-    facts = {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou}
+    facts: dict[str, Any] = {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou}
     return facts | {"protocol": protocol, "flaw": score.flaw}
