@@ -154,6 +154,15 @@ def check_pixels(data: bytes) -> None:
             raise ValueError(f"damaged TIFF: {part} has {length} of {needed} bytes")
 
 
+def palette(data: bytes) -> list[tuple[int, int, int]]:
+    """RGB colours by index, in 8 of their 16 bits; none if there is no palette."""
+    numbers = directory(data).tags.get(PALETTE, ())
+    wide = max(numbers, default=0) > 255  # some writers fill only 8 of the bits, as libtiff knows too
+    bytes_of = [number >> 8 if wide else number for number in numbers]
+    third = len(bytes_of) // 3
+    return list(zip(bytes_of[:third], bytes_of[third : 2 * third], bytes_of[2 * third :], strict=True))
+
+
 def as_grey(data: bytes) -> bytes:
     """The TIFF with a palette as a grey one, whose pixels are the indices of the palette."""
     return _with(data, PHOTOMETRIC, {3: 1})
