@@ -65,7 +65,8 @@ def unteachable(manifest: Manifest) -> list[tuple[str, str]]:
 def misnumbered(known: Classes, stored: npt.NDArray[np.int64]) -> str | None:
     """The lines of classes.yaml for labels that number the classes in another common way; None if that is not the cause.
 
-    `stored`: int64[256], pixels by stored id in the whole data set. The ways: spread over 0 to 255, from 1 with 0 unlabelled, or with gaps.
+    `stored`: int64[256], pixels by stored id in the whole data set.
+    The ways: spread over 0 to 255, from 1 with 0 unlabelled, or with gaps.
     """
     ids, number = {int(i) for i in np.flatnonzero(stored)}, len(known.names)
     if ids <= known.label_map.keys() or [i for i, k in known.label_map.items() if k != IGNORE] != list(range(number)):

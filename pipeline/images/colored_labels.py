@@ -68,7 +68,8 @@ def _by_colors(data: bytes, color_ids: Mapping[Color, int]) -> bytes:
         shown = ", ".join(f"{list(color)} ({-count} pixels)" for count, color in unknown[:SHOWN])
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         fix = (
-            "list them in classes.yaml (layout `folders`; with ignore: true if they are no class), or store class ids in one channel"
+            "list them in classes.yaml (layout `folders`; with ignore: true if they are no class), or store class ids in one "
+            "channel"
             if len(colors) <= MANY
             else f"so many are no classes: {NO_MASK}"
         )

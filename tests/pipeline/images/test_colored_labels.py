@@ -79,7 +79,7 @@ def test_colours_and_palettes_are_read_alike_from_every_format_of_labels(form: s
     agrees = drawn([[0, 1, 2]], ROAD, CAR, VOID)
     assert with_ids(agrees, THREE, OWN_MAP) == agrees
     assert decode_label(with_ids(drawn([[3, 1, 2]], (9, 9, 9), CAR, VOID, ROAD), THREE, OWN_MAP)).tolist() == [[0, 1, 2]]
-    with pytest.raises(ValueError, match="contradicts .*: index 0 has the colour of id 1, index 1 has the colour of id 0"):
+    with pytest.raises(ValueError, match=r"contradicts .*: index 0 has the colour of id 1, index 1 has the colour of id 0"):
         with_ids(drawn([[0, 1, 2]], CAR, ROAD, VOID), THREE, OWN_MAP)
 
 
