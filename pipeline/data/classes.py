@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -154,15 +155,25 @@ def _folders(source: Store) -> Classes:
         fault = f"{where}: no such file: layout `folders` reads its classes from there; write {form}{other}"
         raise SourceError([f"{fault} (the tables {', '.join(export_classes.PARSERS)} of annotation tools are read too)"])
     try:
-        tree = yaml.safe_load(read_text(source, "classes.yaml"))
+        text = read_text(source, "classes.yaml")
+        tree, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise SourceError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if twice:
+        raise SourceError([f"{where}: has {', '.join(twice)} twice, of which YAML would keep the last: delete one"])
     entries = _entries(tree)
     if entries is None:
         found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else "nothing" if tree is None else repr(tree)
         raise SourceError([f"{where}: expected {form}; found {found}"])
     known = _from_entries(entries, where)
     return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
+
+
+def _twice(root: yaml.Node | None) -> list[str]:
+    """The keys that a mapping, at the top or one level below, has more than once."""
+    inner = [value for _, value in root.value] if isinstance(root, yaml.MappingNode) else []
+    maps = [node for node in (root, *inner) if isinstance(node, yaml.MappingNode)]
+    return [key for node in maps for key, uses in Counter(str(name.value) for name, _ in node.value).items() if uses > 1]
 
 
 def _entries(tree: object) -> list[object] | None:

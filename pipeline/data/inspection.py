@@ -7,13 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.images import codec
-from pipeline.images.colored_labels import NO_MASK
+from pipeline.images.colored_labels import MANY, NO_MASK
 from pipeline.images.header import Header
 
 SHOWN = 10
 """Ids that one fault lists."""
-MANY = 32
-"""More ids outside the map than this are seldom ids."""
 TURN = "turn the pixels (`exiftran -ai FILE` for JPEG, else `magick mogrify -auto-orient FILE`)"
 
 

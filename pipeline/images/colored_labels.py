@@ -13,8 +13,8 @@ Color = tuple[int, int, int]
 
 SHOWN = 5
 """Colours that one message lists."""
-MANY = 256
-"""A label of more colours or values than this share no list of classes with anything."""
+MANY = 32
+"""More unknown colours or ids than this are seldom classes."""
 NO_MASK = "exchange images and masks if they are swapped, or export the mask again as PNG, without smoothing"
 PALETTES = {"PNG": png.palette, "TIFF": tiff.palette, "BMP": bmp.palette}
 
@@ -42,6 +42,8 @@ def with_ids(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[int
         return _by_palette(data, header, color_ids, label_map)
     if header.colours in ("grey", "grey and alpha"):
         values = decode_values(data)
+        if values.itemsize * 8 < header.bits:  # OpenCV halves TIFF's grey with alpha of 16 bits, in which ids become 0
+            return data
         return encode_png(_in_8_bits(values if values.ndim == 2 else values[..., 0]))
     return _by_colors(data, color_ids) if header.colours in ("RGB", "RGBA") and header.bits == 8 else data
 
@@ -68,12 +70,11 @@ def _by_colors(data: bytes, color_ids: Mapping[Color, int]) -> bytes:
         shown = ", ".join(f"{list(color)} ({-count} pixels)" for count, color in unknown[:SHOWN])
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         fix = (
-            "list them in classes.yaml (layout `folders`; with ignore: true if they are no class), or store class ids in one "
-            "channel"
-            if len(colors) <= MANY
-            else f"so many are no classes: {NO_MASK}"
+            "list them in classes.yaml (layout `folders`; with ignore: true if they are no class), or store "
+            "class ids in one channel"
         )
-        raise ValueError(f"colours that the list of classes gives to none or to several: {shown}{more}; {fix}")
+        hint = f"{NO_MASK}, or " if len(unknown) > MANY else ""
+        raise ValueError(f"colours that the list of classes gives to none or to several: {shown}{more}; {hint}{fix}")
     ids = np.array([color_ids[color] for color in colors], np.uint8)
     return encode_png(ids[places].reshape(pixels.shape[:2]))
 

@@ -92,6 +92,11 @@ def read_header(data: bytes) -> Header:
         (compression not in COMPRESSIONS, f"with compression {compression}: save it with LZW or Deflate"),
         # OpenCV 5.0 refuses such tiles.
         (compression == 1 and tiled, "of tiles without compression: save it with LZW or Deflate"),
+        (
+            # OpenCV 5.0 takes the pixels of such tiles from other places.
+            tiled and page.one(WIDTH) % page.one(TILE_WIDTH) > 0 and colour < 2 and (samples == 2 or max(bits) == 16),
+            "of tiles that reach over its right side, in grey of 16 bits or with alpha: save it without tiles",
+        ),
         (page.one(ORIENTATION, 1) != 1, f"with orientation tag {page.one(ORIENTATION)}: save it upright, without the tag"),
         (
             (colour, samples) not in COLOURS,

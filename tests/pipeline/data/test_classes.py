@@ -149,6 +149,8 @@ def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     assert class_faults(source, "{nc: 1, names: [wall]}") == [f"expected {form}; found the keys nc, names"]
     assert class_faults(source, "{wall: 0, door: 1}") == [f"expected {form}; found the keys wall, door"]
     assert class_faults(source, "{-1: wall, 0: door}")[0].startswith("entry 1: id = -1: must be a whole number from 0 to 255")
+    for text in ("{0: wall, 1: door, 1: sky}", "names: {0: wall, 1: door, 1: sky}"):
+        assert class_faults(source, text) == ["has 1 twice, of which YAML would keep the last: delete one"]
     assert class_faults(source, "[wall")[0].startswith("not valid YAML: ")
     fix = "name also what the other pixels are, such as {id: 0, name: background}"
     for text, number in (("[]", "0 classes that are"), ("[crack]", "1 class that is")):

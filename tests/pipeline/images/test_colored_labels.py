@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.images.codec import UInt8, decode_label, encode_png
 from pipeline.images.colored_labels import Color, holds_ids, with_ids
-from tests.support.pictures import saved
+from tests.support.pictures import saved, tiff
 
 ROAD, CAR, VOID = (128, 64, 128), (0, 0, 142), (0, 0, 0)
 IDS: dict[Color, int] = {ROAD: 0, CAR: 4, VOID: 7}
@@ -62,7 +62,9 @@ def test_colours_without_a_class_are_counted_the_most_frequent_first() -> None:
     with pytest.raises(ValueError, match=r" and 27 more; list them in classes.yaml"):
         with_ids(png(Image.fromarray(photograph)), IDS, MAP)
     photograph = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"so many are no classes: exchange images and masks if they are swapped, or export"):
+    with pytest.raises(
+        ValueError, match=r"exchange images and masks if they are swapped, or export the mask .* list them in classes"
+    ):
         with_ids(png(Image.fromarray(photograph)), IDS, MAP)
 
 
@@ -108,6 +110,13 @@ def test_ids_in_16_bits_in_grey_with_alpha_or_in_three_equal_channels_become_ids
         assert decode_label(with_ids(label, {}, MAP)).tolist() == ids.tolist()
     with pytest.raises(ValueError, match=r"\[1, 1, 1\] \(1 pixels\)"):  # a list of colours says that colours are classes
         with_ids(saved(Image.merge("RGB", (grey, grey, grey)), form), IDS, MAP)
+
+
+def test_grey_with_alpha_of_16_bits_in_a_tiff_is_not_taken_for_ids_of_0() -> None:
+    label = tiff(np.dstack([np.arange(6).reshape(2, 3)] * 2).astype(np.uint16), 1, t338=[2])
+    assert with_ids(label, {}, MAP) == label
+    with pytest.raises(ValueError, match="found grey and alpha of 16 bits a channel; store class ids instead"):
+        decode_label(label)
 
 
 def test_16_bit_values_that_are_no_ids_are_a_fault() -> None:
