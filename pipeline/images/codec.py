@@ -72,7 +72,7 @@ def is_of_ids(header: Header) -> bool:
     return header.format in LABEL_FORMATS and header.colours in ("grey", "palette") and header.bits <= 8
 
 
-def decode_values(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def decode_values(data: bytes) -> UInt8 | npt.NDArray[np.uint16]:
     """uint8 or uint16 [H, W] or [H, W, C] as stored, but BGR. Raises ValueError if it does not decode."""
     return _decode(_without_alpha(data), cv2.IMREAD_UNCHANGED)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.images import bmp, png, tiff
 from pipeline.images.codec import IGNORE, LABEL_FORMATS, UInt8, decode_image, decode_label, decode_values, encode_png, is_of_ids
@@ -48,7 +49,7 @@ def with_ids(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[int
     return _by_colors(data, color_ids) if header.colours in ("RGB", "RGBA") and header.bits == 8 else data
 
 
-def _in_8_bits(values: np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]) -> UInt8:
+def _in_8_bits(values: UInt8 | npt.NDArray[np.uint16]) -> UInt8:
     if above := np.unique(values[values > IGNORE]).tolist():
         shown = ", ".join(map(str, above[:SHOWN])) + (f" and {len(above) - SHOWN} more" if len(above) > SHOWN else "")
         raise ValueError(
