@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -83,6 +84,9 @@ GENERATED = Classes(synthetic.NAMES, synthetic.COLORS, {i: i for i in range(len(
 
 ADE20K_BASES = ("", "ADEChallengeData2016/")
 ADE20K_INFO = "objectInfo150.txt"
+OTHER_TABLES = ("classes.yml", "data.yaml", "dataset.yaml", "classes.txt", "classes.json", "labels.txt", "obj.names",
+                "dataset.json", "meta.json")  # fmt: skip
+"""Files that often name classes, in forms that are not read."""
 
 
 def classes(layout: str, source: Store | None) -> Classes:
@@ -147,35 +151,62 @@ def _ade20k(source: Store) -> Classes:
 
 
 def _folders(source: Store) -> Classes:
-    where, form = source.url("classes.yaml"), "a list of names, or `classes:` and a list of {id, name, color, ignore}"
+    where = source.url("classes.yaml")
+    form = "a list of names, {id: name}, or `classes:` and a list of {id, name, color, ignore}"
     if not source.exists("classes.yaml"):
-        if table := export_classes.find_table(source):
-            return _from_export(source, table)
-        tables = ", ".join(export_classes.PARSERS)
-        fault = f"{where}: no such file: layout `folders` reads its classes from there; write {form}"
-        raise SourceError([f"{fault} (the tables {tables} of annotation tools are read too)"])
+        if tables := export_classes.find_tables(source):
+            return _from_export(source, tables)
+        other = next((f"; {source.url(key)} is not read: copy its names" for key in OTHER_TABLES if source.exists(key)), "")
+        fault = f"{where}: no such file: layout `folders` reads its classes from there; write {form}{other}"
+        raise SourceError([f"{fault} (the tables {', '.join(export_classes.PARSERS)} of annotation tools are read too)"])
     try:
-        tree = yaml.safe_load(read_text(source, "classes.yaml"))
+        text = read_text(source, "classes.yaml")
+        tree, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise SourceError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
-    if isinstance(tree, list):
-        entries: list[object] = [{"id": i, "name": name} for i, name in enumerate(tree)]
-    elif isinstance(tree, dict) and set(tree) == {"classes"} and isinstance(tree["classes"], list):
-        entries = tree["classes"]
-    else:
-        found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else type(tree).__name__
+    if twice:
+        raise SourceError([f"{where}: has {', '.join(twice)} twice, of which YAML would keep the last: delete one"])
+    entries = _entries(tree)
+    if entries is None:
+        found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else "nothing" if tree is None else repr(tree)
         raise SourceError([f"{where}: expected {form}; found {found}"])
     known = _from_entries(entries, where)
     return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
 
 
-def _from_export(source: Store, key: str) -> Classes:
-    """The classes of an annotation tool's own table."""
-    where = source.url(key)
-    try:
-        known = _from_entries([*export_classes.parse(key, read_text(source, key))], where)
-    except ValueError as error:
-        raise SourceError([f"{where}: {error}"]) from error
+def _twice(root: yaml.Node | None) -> list[str]:
+    """The keys that a mapping, at the top or one level below, has more than once."""
+    inner = [value for _, value in root.value] if isinstance(root, yaml.MappingNode) else []
+    maps = [node for node in (root, *inner) if isinstance(node, yaml.MappingNode)]
+    return [key for node in maps for key, uses in Counter(str(name.value) for name, _ in node.value).items() if uses > 1]
+
+
+def _entries(tree: object) -> list[object] | None:
+    """The entries of a list or of {id: name}, which may be all that lies below `classes` or `names`; None for another form."""
+    if isinstance(tree, dict) and len(tree) == 1 and not tree.keys().isdisjoint(("classes", "names")):
+        (tree,) = tree.values()
+    if isinstance(tree, dict) and tree and all(isinstance(key, int) for key in tree):
+        return [{"id": stored, "name": name} for stored, name in tree.items()]
+    if not isinstance(tree, list) or any(isinstance(entry, dict) for entry in tree):
+        return tree if isinstance(tree, list) else None
+    return [{"id": i, "name": name} for i, name in enumerate(tree)]
+
+
+def _from_export(source: Store, keys: list[str]) -> Classes:
+    """The classes of an annotation tool's own tables. Raises SourceError unless those of all splits are the same."""
+    tables = []
+    for key in keys:
+        try:
+            tables.append(export_classes.parse(key, read_text(source, key)))
+        except ValueError as error:
+            raise SourceError([f"{source.url(key)}: {error}"]) from error
+    first = source.url(keys[0])
+    if other := next((key for key, table in zip(keys, tables, strict=True) if table != tables[0]), None):
+        fix = "export the splits with the same classes"
+        raise SourceError(
+            [f"{source.url(other)}: its ids or names are not those of {first}, so equal ids mean other classes: {fix}"]
+        )
+    known = _from_entries([*tables[0]], first)
     return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 from pipeline.storage.store import Store
 
+FOLDERS = ("", "train/", "training/", "valid/", "val/", "validation/", "test/")
 Entry = dict[str, Any]
 """`{id, name}`, with `color: [red, green, blue]` where the table has one."""
 
 
-def find_table(source: Store) -> str | None:
-    """The key of the class table of a source, at its top or in a split's folder; None if there is none."""
-    keys = (f"{folder}{name}" for folder in ("", "train/", "training/", "valid/", "val/") for name in PARSERS)
-    return next((key for key in keys if source.exists(key)), None)
+def find_tables(source: Store) -> list[str]:
+    """The keys of the class tables of a source, at its top and in the splits' folders: all of the first name that is found."""
+    keys = (f"{folder}{name}" for folder in FOLDERS for name in PARSERS)
+    first = next((key for key in keys if source.exists(key)), None)
+    name = posixpath.basename(first or "")
+    return [key for folder in FOLDERS if source.exists(key := f"{folder}{name}")] if first else []
 
 
 def parse(key: str, text: str) -> list[Entry]:
@@ -50,10 +53,16 @@ def class_dict(text: str) -> list[Entry]:
     ]
 
 
+def class_names(text: str) -> list[Entry]:
+    """`class_names.txt` of labelme's labelme2voc.py: a name in each line, the id is the position."""
+    return [{"id": position, "name": name.strip()} for position, name in enumerate(text.strip().splitlines())]
+
+
 PARSERS: dict[str, Callable[[str], list[Entry]]] = {
     "labelmap.txt": labelmap,
     "_classes.csv": roboflow,
     "class_dict.csv": class_dict,
+    "class_names.txt": class_names,
 }
 """File name -> its parser."""
 

@@ -7,16 +7,26 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.images import codec
+from pipeline.images.colored_labels import MANY, NO_MASK
 from pipeline.images.header import Header
 
+SHOWN = 10
+"""Ids that one fault lists."""
 TURN = "turn the pixels (`exiftran -ai FILE` for JPEG, else `magick mogrify -auto-orient FILE`)"
 
 
 def inspect(
-    image_url: str, label_url: str, image: bytes, label: bytes, label_map: Mapping[int, int]
+    image_url: str,
+    label_url: str,
+    image: bytes,
+    label: bytes,
+    label_map: Mapping[int, int],
+    *,
+    drawn: Header | None = None,
 ) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]:
     """Returns (height, width), the pixels by stored label id int64[256], and every fault of the two files as `file: fault`.
 
+    `drawn`: the header of the file that the label was made from, if it is not stored as it was.
     The size is (0, 0) if the image cannot be decoded; the counts are 0 if the label cannot.
     """
     pixels, ids, faults = None, None, list[str]()
@@ -27,14 +37,17 @@ def inspect(
         label_header = codec.check_encoding(label)
         ids = codec.decode_label(label)
     if pixels is not None and ids is not None:
-        faults += _mismatch(image_url, label_url, image_header, label_header)
+        faults += _mismatch(image_url, label_url, image_header, drawn or label_header)
     counts = np.zeros(256, np.int64)
     for rows in [] if ids is None else np.array_split(ids, -(-ids.size // 2**24)):  # bincount takes 8 bytes a pixel
         counts += np.bincount(rows.ravel(), minlength=256)
     illegal = [int(i) for i in np.flatnonzero(counts) if int(i) not in label_map]
     if illegal:
-        found = ", ".join(f"{i} ({counts[i]} pixels)" for i in illegal)
-        faults.append(f"{label_url}: label ids outside the map: {found}; legal: {', '.join(map(str, sorted(label_map)))}")
+        found = ", ".join(f"{i} ({counts[i]} pixels)" for i in illegal[:SHOWN])
+        more = f" and {len(illegal) - SHOWN} more" if len(illegal) > SHOWN else ""
+        hint = f": {NO_MASK}, or list the ids in classes.yaml" if len(illegal) > MANY else ""
+        legal = ", ".join(map(str, sorted(label_map)))
+        faults.append(f"{label_url}: label ids outside the map: {found}{more}; legal: {legal}{hint}")
     return (pixels.shape[0], pixels.shape[1]) if pixels is not None else (0, 0), counts, faults
 
 
@@ -67,5 +80,11 @@ def _mismatch(image_url: str, label_url: str, image: Header, label: Header) -> l
             "viewer, or delete the tag (`exiftool -Orientation= FILE`) if the label lies on the stored pixels"
         ]
     if drawn != stored:
-        return [f"{label_url}: label is {drawn[1]} x {drawn[0]} pixels, its image {stored[1]} x {stored[0]} ({image_url})"]
+        sizes = f"label is {drawn[1]} x {drawn[0]} pixels, its image {stored[1]} x {stored[0]} ({image_url})"
+        fix = (
+            "export it again in the size of the image"
+            if drawn != stored[::-1]
+            else "its sides are exchanged: turn or transpose it"
+        )
+        return [f"{label_url}: {sizes}: {fix}"]
     return []

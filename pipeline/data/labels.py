@@ -11,7 +11,7 @@ from pipeline.data.inspection import inspect
 from pipeline.data.manifest import Manifest
 from pipeline.formatting import percent
 from pipeline.images.codec import IGNORE, check_encoding
-from pipeline.images.colored_labels import has_palette, is_rgb, with_ids
+from pipeline.images.colored_labels import holds_ids, with_ids
 
 FEW_LABELLED = 0.1
 """Share of labelled pixels below which a score says little about the images."""
@@ -20,18 +20,19 @@ Inspected = tuple[tuple[int, int], npt.NDArray[np.int64], list[str]]
 
 
 def inspect_pair(urls: tuple[str, str], image: bytes, label: bytes, known: Classes, packed: bool) -> tuple[bytes, Inspected]:
-    """Inspects an image and its label; returns the label too, as one of ids if its classes are stored as colours.
+    """Inspects an image and its label; returns the label too, as one of 8-bit ids if it is stored otherwise.
 
     `urls`: the addresses of image and label, for the faults. Only a packed data set can hold what is not in the source's file.
     """
-    if not is_rgb(label) and not (known.color_ids and has_palette(label)):
-        return label, inspect(*urls, image, label, known.label_map)
     try:
-        check_encoding(label)
+        if holds_ids(label, known.color_ids):
+            return label, inspect(*urls, image, label, known.label_map)
+        header = check_encoding(label)
         ids = with_ids(label, known.color_ids, known.label_map)
         if ids != label and not packed:
-            raise ValueError("its classes are stored as colours, which only packing turns into ids: set data.packed=true")
-        return ids, inspect(*urls, image, ids, known.label_map)
+            stored = f"{header.colours} of {header.bits} bits a channel"
+            raise ValueError(f"its ids are stored as {stored}, which only packing turns into 8-bit ids: set data.packed=true")
+        return ids, inspect(*urls, image, ids, known.label_map, drawn=header)
     except Exception as error:  # of any type: one odd file must not hide the faults of the others
         size, counts, faults = inspect(*urls, image, label, known.label_map)
         others = [fault for fault in faults if not fault.startswith(f"{urls[1]}: ")]
@@ -84,7 +85,8 @@ def doubts(manifest: Manifest, name: str) -> list[str]:
 def misnumbered(known: Classes, stored: npt.NDArray[np.int64]) -> str | None:
     """The lines of classes.yaml for labels that number the classes in another common way; None if that is not the cause.
 
-    `stored`: int64[256], pixels by stored id in the whole data set. The ways: spread over 0 to 255, or from 1 with 0 unlabelled.
+    `stored`: int64[256], pixels by stored id in the whole data set.
+    The ways: spread over 0 to 255, from 1 with 0 unlabelled, or with gaps.
     """
     ids, number = {int(i) for i in np.flatnonzero(stored)}, len(known.names)
     if ids <= known.label_map.keys() or [i for i, k in known.label_map.items() if k != IGNORE] != list(range(number)):
@@ -97,6 +99,11 @@ def misnumbered(known: Classes, stored: npt.NDArray[np.int64]) -> str | None:
     if number in ids and ids <= {*range(number + 1), IGNORE}:
         lines = class_lines({0: None} | dict(enumerate(known.names, 1)))
         return f"the ids look like classes from 1, with 0 for unlabelled pixels: write {lines} into classes.yaml"
+    if len(ids - {IGNORE}) == number:
+        lines = class_lines(dict(zip(sorted(ids), known.names, strict=False)))
+        return (
+            f"the labels hold {number} other ids for {number} classes: if they are in this order, write {lines} into classes.yaml"
+        )
     return None
 
 

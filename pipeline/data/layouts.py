@@ -9,18 +9,35 @@ from pipeline.data.classes import ADE20K_BASES
 from pipeline.data.source.fraction import cut_val
 from pipeline.data.source.inventory import Inventory, Read, take_inventory
 from pipeline.data.source.listing import Files, Listing, dead_links, list_source, overview
-from pipeline.data.source.pairing import Found, Pair, Place, TextList, beside, by_folder, by_list, shared_ids
+from pipeline.data.source.pairing import (
+    POLYGONS,
+    Found,
+    Pair,
+    Place,
+    TextList,
+    beside,
+    by_folder,
+    by_list,
+    has_polygons,
+    shared_ids,
+)
 from pipeline.errors import SourceError
 from pipeline.images.codec import LABEL_SUFFIXES, SUFFIXES
 from pipeline.storage.store import Object, Store
 
 SPLITS = ("train", "val", "test")
 """`train` and `val` are required; `test` is used only if the source has labels for it."""
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+NAMES = {
+    "train": ("train", "training", "train2017"),
+    "val": ("val", "valid", "validation", "val2017"),
+    "test": ("test", "testing", "test2017"),
+}
 """Names of the folder or the list of a split."""
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "rgb", "inputs", "input")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "rgb", "inputs", "input",
+                 "images_png", "image_2")  # fmt: skip
 LABEL_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "anns", "segmentationclass",
-                 "segmentations", "segmentation", "seg", "gt", "ground_truth", "groundtruth", "targets")  # fmt: skip
+                 "segmentations", "segmentation", "seg", "gt", "ground_truth", "groundtruth", "targets",
+                 "masks_png", "semantic", "semantic_masks", "masks_machine")  # fmt: skip
 LIST_FOLDERS = ("", "imagesets/segmentation/", "imagesets/", "lists/", "list/", "splits/")
 WHOLE = ("all", "trainval", "default")
 """Names of a list of all samples, from which `data.val_fraction` takes the split `val`."""
@@ -206,11 +223,12 @@ def _no_split(listing: Listing, split: str) -> list[str]:
     if split == "test":
         return []
     fraction = "; or data.val_fraction=0.2 takes it from train (or from all images, if there is no train)"
-    deeper = listing.elsewhere("images")
-    place = f"; or {deeper}" if deeper.startswith("set ") else ""
+    deeper = (listing.elsewhere(folder) for folder in IMAGE_FOLDERS)
+    place = next((f"; or {fix}" for fix in deeper if fix.startswith("set ")), "")
+    polygons = f"; {POLYGONS}" if has_polygons(listing, listing.keys) else ""
     return [
         f"{listing.source.root}: no split `{split}`: layout `folders` keeps it either in images/{split}/ and masks/{split}/, "
         f"or in images/ and masks/ with {split}.txt next to them, one sample id (image name without suffix) per line"
-        f"{fraction if split == 'val' else ''}; or set data.lists.{split} to a list of `IMAGE LABEL` lines{place}",
+        f"{fraction if split == 'val' else ''}; or set data.lists.{split} to a list of `IMAGE LABEL` lines{place}{polygons}",
         f"{listing.source.root}: what lies there: {overview(listing)}",
     ]

@@ -22,6 +22,8 @@ class Layout(NamedTuple):
     """Bits of a pixel: 1, 4 or 8 with a palette, 24 or 32 without."""
     upwards: bool
     """The first row is the lowest."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """RGB colours by index."""
 
     @property
     def stride(self) -> int:
@@ -40,8 +42,9 @@ def layout(data: bytes) -> Layout:
     masked = bits == 32 and compression in (3, 6) and data[54:66] == MASKS
     if bits not in (1, 4, 8, 24, 32) or planes != 1 or not (compression == 0 or masked):
         raise ValueError(f"BMP of {bits} bits a pixel, compression {compression}: save it as PNG")
-    found = Layout(start, width, abs(height), bits, height > 0)
     table = 14 + size + (4 * (colours or 2**bits) if bits <= 8 else 0)
+    rows = zip(data[14 + size : table : 4], data[15 + size : table : 4], data[16 + size : table : 4], strict=False)
+    found = Layout(start, width, abs(height), bits, height > 0, tuple((red, green, blue) for blue, green, red in rows))
     if start < table or colours > 2 ** min(bits, 8):
         raise ValueError(f"damaged BMP: its pixels start at byte {start}, inside its header and palette of {table} bytes")
     if width > 0 and start + found.stride * found.height > len(data):
@@ -52,7 +55,15 @@ def layout(data: bytes) -> Layout:
 def read_header(data: bytes) -> Header:
     """The header. Raises ValueError for a damaged BMP, or for one of a form that is not read."""
     found = layout(data)
-    return Header("BMP", found.width, found.height, "palette" if found.bits <= 8 else "RGB", min(found.bits, 8))
+    # A BMP has no other form of grey than a palette of greys.
+    greys = [(grey, grey, grey) for grey in (i * 255 // (2 ** min(found.bits, 8) - 1) for i in range(len(found.palette)))]
+    colours = "RGB" if found.bits > 8 else "grey" if list(found.palette) == greys else "palette"
+    return Header("BMP", found.width, found.height, colours, min(found.bits, 8))
+
+
+def palette(data: bytes) -> list[tuple[int, int, int]]:
+    """RGB colours by index; none if there is no palette."""
+    return list(layout(data).palette)
 
 
 def indices(data: bytes) -> npt.NDArray[np.uint8]:

@@ -21,6 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 """Endings of the names of label files, in lower or upper case: formats that keep every value."""
 ONE_CHANNEL = "a label is an 8-bit image of one channel or a palette PNG"
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 FEW_LEVELS = 32
 """Grey levels of a channel; a 16-bit image that keeps fewer of its levels as 8 bits is refused."""
 LOST = re.compile(
@@ -55,15 +56,25 @@ def decode_label(data: bytes) -> UInt8:
     Raises ValueError for any other image, or if it does not decode.
     """
     header = files.read_header(data)
-    if header.format not in ("PNG", "TIFF", "BMP"):
-        raise ValueError(f"a label must be a PNG, TIFF or BMP: {header.format} changes the class ids")
-    if header.colours not in ("grey", "palette") or header.bits > 8:
+    if header.format not in LABEL_FORMATS:
+        raise ValueError(f"a label must be a PNG, TIFF or BMP: {header.format} changes the class ids: export it again as PNG")
+    if not is_of_ids(header):
         raise ValueError(f"{ONE_CHANNEL}, found {header.colours} of {header.bits} bits a channel; store class ids instead")
     if header.format == "BMP":
         return bmp.indices(data)
     label = _decode(png.as_grey(data) if header.format == "PNG" else tiff.as_grey(data), cv2.IMREAD_UNCHANGED)
     # OpenCV scales values of 1, 2 and 4 bits to 0..255; labels need the stored values.
     return label if header.bits == 8 else label // np.uint8(255 // (2**header.bits - 1))
+
+
+def is_of_ids(header: Header) -> bool:
+    """Whether `decode_label` reads it: one channel of at most 8 bits, or a palette."""
+    return header.format in LABEL_FORMATS and header.colours in ("grey", "palette") and header.bits <= 8
+
+
+def decode_values(data: bytes) -> UInt8 | npt.NDArray[np.uint16]:
+    """uint8 or uint16 [H, W] or [H, W, C] as stored, but BGR. Raises ValueError if it does not decode."""
+    return _decode(_without_alpha(data), cv2.IMREAD_UNCHANGED)
 
 
 def check_encoding(data: bytes) -> Header:

@@ -6,7 +6,8 @@ from pipeline.images import bmp, jpeg, png, tiff, webp
 from pipeline.images.header import Header
 
 READ = "PNG, JPEG, TIFF, BMP and WebP are read"
-CONVERT = "convert it to PNG or JPEG"
+CONVERT = "convert it to PNG"
+"""Also right for labels, whose ids a JPEG would change."""
 FOREIGN = tuple(
     (re.compile(start, re.DOTALL | re.IGNORECASE), sentence)
     for start, sentence in (
@@ -25,7 +26,7 @@ FOREIGN = tuple(
         (rb"\0\x05\x16[\0\x07]", "a companion file of macOS, without an image: delete it"),
         (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|.{257}ustar", "an archive: unpack it"),
         (rb"%PDF", "a PDF: save its pictures as PNG or JPEG"),
-        (rb"\x93NUMPY|\x89HDF", f"an array, not an image: {CONVERT}"),
+        (rb"\x93NUMPY|\x89HDF|MATLAB 5", f"an array, not an image: {CONVERT}"),
         (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", f"SVG: {CONVERT}"),
         (rb"(\xef\xbb\xbf)?\s*(<!DOCTYPE html|<html|<head|<body)", "an HTML page, often a refused download: download it again"),
         (rb"(\xef\xbb\xbf)?\s*<(\?xml|Error)", "an XML document, often a refused download: download it again"),
@@ -42,7 +43,7 @@ def read_header(data: bytes) -> Header:
     All that can be seen without decoding: markers, chunks, lengths, checksums, and the size.
     """
     if not data:
-        raise ValueError("empty file")
+        raise ValueError("empty file: copy it again")
     if data.startswith(png.SIGNATURE):
         header = png.read_header(data)
     elif data.startswith(b"\xff\xd8"):
@@ -55,5 +56,7 @@ def read_header(data: bytes) -> Header:
         header = webp.read_header(data)
     else:
         head = data[:1024]
-        raise ValueError(next((text for start, text in FOREIGN if start.match(head)), f"no image that is known: {READ}"))
+        raise ValueError(
+            next((text for start, text in FOREIGN if start.match(head)), f"no image that is known: {CONVERT}: {READ}")
+        )
     return header.checked()

@@ -62,6 +62,12 @@ def chunks(data: bytes) -> Iterator[tuple[str, int, int]]:
         place = end + 4
 
 
+def palette(data: bytes) -> list[tuple[int, int, int]]:
+    """RGB colours by index; none if there is no palette."""
+    start, end = next(((start, end) for kind, start, end in chunks(data) if kind == "PLTE"), (0, 0))
+    return [(data[i], data[i + 1], data[i + 2]) for i in range(start, end - 2, 3)]
+
+
 def as_grey(data: bytes) -> bytes:
     """The PNG of one channel or with a palette as a grey one, whose pixels are the indices of the palette.
 

@@ -92,6 +92,11 @@ def read_header(data: bytes) -> Header:
         (compression not in COMPRESSIONS, f"with compression {compression}: save it with LZW or Deflate"),
         # OpenCV 5.0 refuses such tiles.
         (compression == 1 and tiled, "of tiles without compression: save it with LZW or Deflate"),
+        (
+            # OpenCV 5.0 takes the pixels of such tiles from other places.
+            tiled and page.one(WIDTH) % page.one(TILE_WIDTH) > 0 and colour < 2 and (samples == 2 or max(bits) == 16),
+            "of tiles that reach over its right side, in grey of 16 bits or with alpha: save it without tiles",
+        ),
         (page.one(ORIENTATION, 1) != 1, f"with orientation tag {page.one(ORIENTATION)}: save it upright, without the tag"),
         (
             (colour, samples) not in COLOURS,
@@ -152,6 +157,15 @@ def check_pixels(data: bytes) -> None:
             length = inflated("TIFF", [data[start : start + length]], needed)
         if not length or (length < needed and page.one(COMPRESSION, 1) in (1, *DEFLATE)):
             raise ValueError(f"damaged TIFF: {part} has {length} of {needed} bytes")
+
+
+def palette(data: bytes) -> list[tuple[int, int, int]]:
+    """RGB colours by index, in 8 of their 16 bits; none if there is no palette."""
+    numbers = directory(data).tags.get(PALETTE, ())
+    wide = max(numbers, default=0) > 255  # some writers fill only 8 of the bits, as libtiff knows too
+    bytes_of = [number >> 8 if wide else number for number in numbers]
+    third = len(bytes_of) // 3
+    return list(zip(bytes_of[:third], bytes_of[third : 2 * third], bytes_of[2 * third :], strict=True))
 
 
 def as_grey(data: bytes) -> bytes:

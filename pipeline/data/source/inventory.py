@@ -17,7 +17,9 @@ DEAD_LINKS = ("links whose target does not exist", "restore their targets, or de
 UNKNOWN = "files with endings that are not read"
 CONVERT = "if they are samples, convert images to PNG or JPEG and labels to PNG; otherwise move them to another folder"
 MOVE = "if they are samples, move them to the folder of a split, or list them (data.lists)"
-TABLES = frozenset({"classes.yaml", "classes.json", "objectInfo150.txt", "labelmap.txt", "_classes.csv", "class_dict.csv"})
+TABLES = frozenset(
+    {"classes.yaml", "classes.json", "objectInfo150.txt", "labelmap.txt", "_classes.csv", "class_dict.csv", "class_names.txt"}
+)
 """Names of files that list classes."""
 
 
@@ -36,8 +38,9 @@ class Read:
 
     @cached_property
     def stems(self) -> frozenset[str]:
-        """Names of its images and labels, without folders and endings."""
-        return frozenset(_stem(key) for pair in self.pairs for key in pair.keys)
+        """Names of its samples, images and labels, without folders and endings."""
+        ids = (posixpath.basename(pair.sample_id) for pair in self.pairs)  # Cityscapes' previews have neither name of the pair
+        return frozenset([*map(composed, ids), *(_stem(key) for pair in self.pairs for key in pair.keys)])
 
     @cached_property
     def folders(self) -> set[str]:

@@ -4,7 +4,7 @@ import posixpath
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,8 +14,9 @@ from pipeline.storage.store import DANGLING, Object, Store
 
 LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
 """Names of files and folders that desktops and disks leave behind, in lower case."""
-OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jpe", ".ppm", ".pgm", ".pnm", ".svg", ".dng", ".cr2",
-                  ".nef", ".arw", ".raw", ".exr", ".hdr", ".tga", ".npy", ".npz", ".mat", ".dcm", ".nii")  # fmt: skip
+OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jpe", ".mpo", ".apng",
+                  ".ico", ".psd", ".ppm", ".pgm", ".pnm", ".svg", ".dng", ".cr2",
+                  ".cr3", ".nef", ".arw", ".raw", ".exr", ".hdr", ".tga", ".npy", ".npz", ".mat", ".dcm", ".nii")  # fmt: skip
 """Endings of files that often hold images or labels and that are not read."""
 UNFINISHED = ("~", ".tmp", ".part", ".crdownload", ".bak", ".swp")
 """Endings of copies and downloads that are not the file itself."""
@@ -66,10 +67,10 @@ class Listing:
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:
-        """File name without folders -> keys."""
+        """File name without folders, in lower case -> keys."""
         found: dict[str, list[str]] = {}
         for key in self.keys:
-            found.setdefault(posixpath.basename(key), []).append(key)
+            found.setdefault(posixpath.basename(key).lower(), []).append(key)
         return found
 
     @cached_property
@@ -103,15 +104,28 @@ class Listing:
 
     def elsewhere(self, folder: str) -> str:
         """The fix for a folder without files: the data.source that contains it, if the source has it at a deeper level."""
-        for key in self.keys:
-            if (place := key.find(f"/{folder}/")) >= 0:
-                return f"set data.source={self.source.url(key[:place])}"
+        places = {key[:place] for key in self.keys if (place := key.find(f"/{folder}/")) >= 0}
+        if len(places) == 1:
+            return f"set data.source={self.source.url(places.pop())}"
         return "put them there, or correct data.source or data.layout"
+
+    def inside(self, path: str) -> str:
+        """The key that a path of a list means: it may be a full one, and Windows writes backslashes."""
+        path = composed(path.strip())
+        if path not in self.composed:
+            path = path.replace("\\", "/")
+        # DeepLab's lists of VOC start their paths with a slash.
+        return posixpath.normpath(path.removeprefix(f"{self.source.root}/").lstrip("/"))
+
+    def near(self, key: str, among: Collection[str] | None = None) -> str | None:
+        """The key, one of `among`, that a path probably means: only its upper folders, or upper and lower case, differ."""
+        path = f"/{key}".lower()
+        same = [k for k in self.by_name.get(posixpath.basename(path), []) if among is None or k in among]
+        return next((k for k in same if path.endswith(f"/{k}".lower()) or f"/{k}".lower().endswith(path)), None)
 
     def missing(self, key: str) -> str:
         """Fault of a file that a list names but the source lacks. If only the path differs, the fix names the right file."""
-        same = self.by_name.get(posixpath.basename(key), [])
-        near = next((k for k in same if key.endswith(f"/{k}") or k.endswith(f"/{key}")), None)
+        near = self.near(key)
         fix = f"the source has {near}, write that" if near else "add it, or correct the line"
         return f"{self.source.url(key)}: no such file: {fix} (paths are relative to data.source)"
 
@@ -125,7 +139,14 @@ def list_source(source: Store) -> Listing:
     if not objects or objects[0].key == "":
         state = "no such folder, or an empty one" if not source.is_s3 else "nothing below this prefix"
         raise SourceError([f"data.source = {source.root}: {state}: correct data.source"])
+    if odd := [found.key.encode(errors="backslashreplace").decode() for found in objects if not is_text(found.key)]:
+        raise SourceError([f"{source.url(key)}: the name is no UTF-8 text: rename the file" for key in odd])
     return Listing(source, tuple(objects))
+
+
+def is_text(key: str) -> bool:
+    """False for a name in another encoding than UTF-8, which no table or manifest can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in key)
 
 
 def lines_of(store: Store, key: str) -> list[tuple[int, str]]:

@@ -18,7 +18,8 @@ LABEL_WORDS = frozenset({
 PREVIEW_WORDS = frozenset({
     "color", "colors", "colour", "colours", "colored", "colorized", "overlay", "overlays", "vis", "viz", "visualization",
     "visualizations", "preview", "previews", "blend", "blended", "instance", "instances", "instanceids", "panoptic", "pseudo",
-    "depth", "heatmap", "thumb", "thumbs", "thumbnail", "thumbnails",
+    "depth", "heatmap", "thumb", "thumbs", "thumbnail", "thumbnails", "segmentationobject", "segmentationclassvisualization",
+    "segmentationobjectvisualization",
 })  # fmt: skip
 """Words in the names of files and folders that show a sample or hold something else than class ids."""
 NEUTRAL = frozenset(end[1:] for end in SUFFIXES)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pipeline.data.source.listing import OTHER_PICTURES, Files, Listing, composed, contents, ending, lines_of
-from pipeline.data.source.names import is_label, is_preview, match
+from pipeline.data.source.listing import OTHER_PICTURES, Files, Listing, composed, contents, ending, lines_of, overview
+from pipeline.data.source.names import is_label, is_preview, match, separators
 from pipeline.images.codec import LABEL_SUFFIXES, SUFFIXES
+from pipeline.images.colored_labels import NO_MASK
 from pipeline.storage.store import Store
 
 POLYGONS = (
@@ -86,13 +87,8 @@ def by_folder(listing: Listing, place: Place, split: str, suffix: str | None) ->
     for files in (images, labels):
         if not files.keys:
             lies = contents(listing.below(files.folder))
-            kinds = {ending(key) for key in listing.below(files.folder)}
-            fix = listing.elsewhere(files.folder)
-            if kinds & {*OTHER_PICTURES, *SUFFIXES}:
-                fix = f"convert them to PNG{', value = class id' if files is labels else ' or JPEG'}"
-            elif files is labels and kinds & {".txt", ".json", ".xml"}:
-                fix = POLYGONS
-            faults.append(f"{url(files.folder)}: no files *{files.ends}{f' ({lies} there)' if lies else ''}: {fix}")
+            state = f" ({lies} there)" if lies else ""
+            faults.append(f"{url(files.folder)}: no files *{files.ends}{state}: {_fix_of_none(listing, place, files, split)}")
         faults += [fault for stem in sorted(files.keys) for fault in same_names(files, listing.source, stem)]
     pairs, several = match(images.keys, labels.keys, suffix)
     if several:
@@ -100,6 +96,37 @@ def by_folder(listing: Listing, place: Place, split: str, suffix: str | None) ->
     elif images.keys and labels.keys:
         faults += _unpaired(listing, place, split, pairs, suffix)
     return Found([pair_of(place, image, label) for image, label in pairs.items()], faults)
+
+
+def _fix_of_none(listing: Listing, place: Place, files: Files, split: str) -> str:
+    """The fix for a folder that has no images, or no labels."""
+    below = listing.below(files.folder)
+    kinds, labels = {ending(key) for key in below}, files is place.labels
+    if other := next((key for key in below if key.lower().endswith(LABEL_SUFFIXES if labels else SUFFIXES)), None):
+        own = "set data.layout=folders and write a classes.yaml with the ids of these labels" if labels else "rename the images"
+        return f"{other} and the others have other names: correct data.layout, or {own}"
+    if labels and kinds & {*SUFFIXES}:
+        return f"JPEG and WebP change class ids: {NO_MASK}"
+    if kinds & {*OTHER_PICTURES, *SUFFIXES}:
+        return f"convert them to PNG{', value = class id' if labels else ' or JPEG'}"
+    if labels and has_polygons(listing, below or listing.keys):
+        return POLYGONS
+    if below or not labels or not place.images.keys:
+        return listing.elsewhere(files.folder)
+    unlabelled = f"; if {split} has no labels, move it to a folder `test`" if split == "val" else ""
+    lies = f"what lies there: {overview(listing)}"
+    return f"{listing.elsewhere(files.folder)}; or {LISTS.format(split=split)} ({lies}){unlabelled}"
+
+
+def has_polygons(listing: Listing, keys: Sequence[str]) -> bool:
+    """True if some of the files hold polygons, by their names: as a picture but .json, .xml or .txt, or as COCO's."""
+    texts = [_name(key) for key in keys if ending(key) in (".txt", ".json", ".xml")]
+    pictures = {_name(key) for key in listing.keys if ending(key) in (*SUFFIXES, *OTHER_PICTURES)} if texts else set()
+    return any(name in pictures or name.startswith("instances_") or name.endswith(".coco") for name in texts)
+
+
+def _name(key: str) -> str:
+    return posixpath.splitext(posixpath.basename(key))[0]
 
 
 def _ambiguous(listing: Listing, place: Place, split: str, several: Mapping[str, Sequence[str]]) -> str:
@@ -120,7 +147,13 @@ def _unpaired(listing: Listing, place: Place, split: str, pairs: Mapping[str, st
     paired = pairs.keys() | taken
     lost = sorted(stem for stem in labels.keys.keys() - taken if not is_preview(stem, paired) and stem.endswith(suffix or ""))
     twins = {stem.lower(): stem for stem in lost}
-    if not pairs and len(bare) > 1 and len(labels.keys) > 1:
+    owners = Counter(next((s[:cut] for cut in separators(s) if s[:cut] in images.keys), "") for s in lost)
+    parted = [stem for stem, number in owners.items() if stem and number > 1]
+    if not pairs and parted:
+        several = ", ".join(posixpath.basename(labels.keys[s][0]) for s in lost if s.startswith(parted[0]))
+        fix = "one mask per class or object is not read: draw them into one mask, value = class id"
+        return [f"{url(images.keys[parted[0]][0])}: has several masks: {several}: {fix}"]
+    if not pairs and not any(stem.lower() in twins for stem in bare) and len(bare) > 1 and len(labels.keys) > 1:
         names = f"{images.keys[bare[0]][0]}, {next(iter(labels.keys.values()))[0]}"
         return [f"{url(images.folder)}: no image has a label of its name ({names}): rename the labels like their images, set "
                 f"data.label_suffix to what labels have after it, or {LISTS.format(split=split)}"]  # fmt: skip
@@ -133,9 +166,16 @@ def _unpaired(listing: Listing, place: Place, split: str, pairs: Mapping[str, st
         if twin:
             fix = f"{url(labels.keys[twin][0])} differs in upper and lower case only: rename it"
         elif other and ending(other) not in LABEL_SUFFIXES and inside != f"{images.folder}/":
-            fix = f"{url(other)} is no label file: save it as PNG, value = class id"
+            fix = f"{url(other)} is no label file: export it again as PNG, value = class id"
         faults.append(f"{url(images.keys[stem][0])}: image without label: {fix}")
-    return faults + [f"{url(labels.keys[s][0])}: label without image: add it to {url(images.folder)}" for s in lost]
+    known = {stem.lower() for stem in bare}
+    raw = {composed(posixpath.splitext(key)[0]): key for key in listing.below(images.folder) if ending(key) in OTHER_PICTURES}
+    for stem in lost:
+        other = raw.get(posixpath.join(images.folder, stem.removesuffix(suffix or "")))
+        fix = f"{url(other)} is not read: convert it to PNG or JPEG" if other else f"add it to {url(images.folder)}"
+        if stem.lower() not in known:
+            faults.append(f"{url(labels.keys[stem][0])}: label without image: {fix}")
+    return faults
 
 
 def pair_of(place: Place, image: str, label: str) -> Pair:
@@ -174,7 +214,7 @@ def by_list(listing: Listing, text: TextList, place: Place, suffix: str | None) 
     if not lines:
         wanted = "`IMAGE LABEL` pair of paths" if text.setting else "sample id (image name without suffix)"
         return Found([], [f"{where}: lists no sample: write one {wanted} per line"])
-    named = any(_image_of(line, place.images) for _, line in lines)
+    named = any(_image_of(line, place.images, listing) for _, line in lines)
     if _are_files(fields(lines[0][1], listing), listing) or (text.setting and not named):
         return _by_pairs(listing, where, lines)
     return _by_names(listing, where, lines, place, suffix)
@@ -184,13 +224,17 @@ def _by_names(listing: Listing, where: str, lines: Sequence[tuple[int, str]], pl
     """Pairs of the images that a list names, with or without folder and ending."""
     images, labels = place.images, place.labels
     matched, several = match(images.keys, labels.keys, suffix)
+    known = {key for keys in images.keys.values() for key in keys}
     faults: list[str] = []
     first: dict[str, int] = {}
     for number, line in lines:
-        spot, stem = f"{where}: line {number}: `{line}`", _image_of(line, images)
+        spot, stem = f"{where}: line {number}: `{line}`", _image_of(line, images, listing)
         own = line if stem is None else stem
         if first.setdefault(own, number) != number:
             faults.append(f"{spot}: is in line {first[own]} already: delete one")
+            continue
+        if stem is None and (near := listing.near(listing.inside(line), known)):
+            faults.append(f"{spot}: no such image: the source has {near}, write that")
             continue
         for kind, files, ends, found in (
             ("image", images, images.ends, stem is not None),
@@ -206,9 +250,9 @@ def _by_names(listing: Listing, where: str, lines: Sequence[tuple[int, str]], pl
     return Found(pairs, faults, frozenset(key for pair in rest for key in pair.keys))
 
 
-def _image_of(line: str, images: Files) -> str | None:
-    """Stem of the image that a line names by id, file name or path; of a name without folders also if one image alone has it."""
-    text = composed(posixpath.normpath(line).lstrip("/"))
+def _image_of(line: str, images: Files, listing: Listing) -> str | None:
+    """Stem of the image that a line names by id, file name or path."""
+    text = listing.inside(line)
     inner = text.removeprefix(f"{images.folder}/")
     names = [form for name in (text, inner) for form in (name, name[: -len(ending(name))] if ending(name) in SUFFIXES else name)]
     return next((name for name in names if name in images.keys), None)
@@ -217,9 +261,9 @@ def _image_of(line: str, images: Files) -> str | None:
 def fields(line: str, listing: Listing) -> list[str]:
     """The paths of a line, which a tab, blanks, a comma or a semicolon separates."""
     ways = [line.split("\t")] if "\t" in line else [line.split(), line.split(","), line.split(";")]
-    # DeepLab's lists of VOC start their paths with a slash.
-    paths = [[composed(posixpath.normpath(part.strip()).lstrip("/")) for part in way] for way in ways]
-    return next((way for way in paths if _are_files(way, listing)), paths[0])
+    paths = [[listing.inside(part) for part in way] for way in ways]
+    two = [way for way in paths if len(way) == 2]
+    return next((way for way in two if _are_files(way, listing)), next(iter(two), paths[0]))
 
 
 def _are_files(paths: Sequence[str], listing: Listing) -> bool:

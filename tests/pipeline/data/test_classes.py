@@ -104,6 +104,21 @@ def test_classes_yaml_with_ids_colours_and_ignored_ones(tmp_path: Path) -> None:
     assert known.label_map == {0: 255, 9: 0, 255: 1}
 
 
+@pytest.mark.parametrize("form", ["{}", "names: {}", "classes: {}"])
+@pytest.mark.parametrize(
+    "entries", ["{7: road, 2: car}", "[{id: 7, name: road}, {id: 2, name: car}]", "[_, _, car, _, _, _, _, road]"]
+)
+def test_classes_yaml_is_a_list_or_ids_with_names(tmp_path: Path, form: str, entries: str) -> None:
+    known = classes("folders", make(tmp_path, classes__yaml=form.format(entries)))
+    assert [known.names[known.label_map[stored]] for stored in (2, 7)] == ["car", "road"]
+    assert known.label_map[255] == 255
+
+
+def test_a_table_that_is_not_read_is_named_where_there_is_no_other(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"classes.yaml: no such file: .*; .*/data.yaml is not read: copy its names \("):
+        classes("folders", make(tmp_path, data__yaml="names: [road, car]"))
+
+
 def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
     text = """
     classes:
@@ -167,11 +182,16 @@ def test_names_in_any_script_are_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_classes_yaml_as_a_whole(tmp_path: Path) -> None:
     source = Store(str(tmp_path))
-    form = "a list of names, or `classes:` and a list of {id, name, color, ignore}"
+    form = "a list of names, {id: name}, or `classes:` and a list of {id, name, color, ignore}"
     with pytest.raises(SourceError, match=r"classes.yaml: no such file: layout `folders` reads its classes from there"):
         classes("folders", source)
-    assert class_faults(source, "wall") == [f"expected {form}; found str"]
-    assert class_faults(source, "names: [wall]") == [f"expected {form}; found the keys names"]
+    assert class_faults(source, "wall") == [f"expected {form}; found 'wall'"]
+    assert class_faults(source, "") == [f"expected {form}; found nothing"]
+    assert class_faults(source, "{nc: 1, names: [wall]}") == [f"expected {form}; found the keys nc, names"]
+    assert class_faults(source, "{wall: 0, door: 1}") == [f"expected {form}; found the keys wall, door"]
+    assert class_faults(source, "{-1: wall, 0: door}")[0].startswith("entry 1: id = -1: must be a whole number from 0 to 255")
+    for text in ("{0: wall, 1: door, 1: sky}", "names: {0: wall, 1: door, 1: sky}"):
+        assert class_faults(source, text) == ["has 1 twice, of which YAML would keep the last: delete one"]
     assert class_faults(source, "[wall")[0].startswith("not valid YAML: ")
     fix = "name also what the other pixels are, such as {id: 0, name: background}"
     for text, number in (("[]", "0 classes that are"), ("[crack]", "1 class that is")):

@@ -23,6 +23,7 @@ CVAT = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\n
             (0, 1, 7),
         ),
         ("_classes.csv", "\ufeffPixel Value, Class\n0,road, wet\n1,car\n", ("road, wet", "car"), (0, 1)),
+        ("class_names.txt", "_background_\r\ncar", ("_background_", "car"), (0, 1)),
         ("class_dict.csv", "name,r,g,b\nSky,128,128,128\nCar,64,0,128\n", ("Sky", "Car"), (0, 1)),
     ],
 )
@@ -36,6 +37,19 @@ def test_the_tables_of_annotation_tools_name_the_classes(
     assert known.label_map == {IGNORE: IGNORE, **{stored: index for index, stored in enumerate(ids)}}
     if key in ("labelmap.txt", "class_dict.csv"):
         assert known.colors[1] == ((128, 64, 128) if key == "labelmap.txt" else (64, 0, 128))
+
+
+def test_tables_of_two_splits_must_be_the_same(tmp_path: Path) -> None:
+    source = make(tmp_path, "train/a.jpg")
+    table = "Pixel Value, Class\n0, background\n1, {}\n2, {}\n"
+    source.write("train/_classes.csv", table.format("car", "tree").encode())
+    source.write("valid/_classes.csv", table.format("car", "tree").encode())
+    assert classes("folders", source).names == ("background", "car", "tree")
+    source.write("valid/_classes.csv", table.format("tree", "car").encode())
+    with pytest.raises(
+        SourceError, match=r"valid/_classes.csv: its ids or names are not those of .*/train/_classes.csv, so equal"
+    ):
+        classes("folders", source)
 
 
 def test_a_classes_yaml_comes_first(tmp_path: Path) -> None:

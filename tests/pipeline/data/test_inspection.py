@@ -50,12 +50,12 @@ SMALL = flat(2, 2, 7)
         (IMAGE[:10], LABEL, "train/a.png: truncated PNG: ends after 10 bytes, before its IEND"),
         (IMAGE[:300] + b"\0\0" + IMAGE[302:], LABEL, "train/a.png: damaged PNG: chunk 'IDAT'"),
         (IMAGE[:17] + b"\1" + IMAGE[18:], LABEL, "train/a.png: damaged PNG: chunk 'IHDR' at byte 8 fails its checksum"),
-        (b"", LABEL, "train/a.png: empty file"),
-        (b"GIF89a", LABEL, "train/a.png: GIF: convert it to PNG or JPEG"),
+        (b"", LABEL, "train/a.png: empty file: copy it again"),
+        (b"GIF89a", LABEL, "train/a.png: GIF: convert it to PNG"),
         (jpeg(PIXELS)[:-2], LABEL, "train/a.png: truncated JPEG: no end marker"),
         (b"\xff\xd8 no image \xff\xd9", LABEL, "train/a.png: damaged JPEG: no marker at byte 2"),
         (IMAGE, LABEL[:-1], "trainannot/a.png: truncated PNG"),
-        (IMAGE, b"", "trainannot/a.png: empty file"),
+        (IMAGE, b"", "trainannot/a.png: empty file: copy it again"),
         (IMAGE, flat(32, 24, 0), "trainannot/a.png: label is 24 x 32 pixels, its image 32 x 24 (train/a.png)"),
         (IMAGE, flat(24, 32, 17), "trainannot/a.png: label ids outside the map: 17 (768 pixels); legal: 0, 1, 2, 3"),
         (IMAGE, jpeg(IDS), "trainannot/a.png: a label must be a PNG, TIFF or BMP: JPEG changes the class ids"),
@@ -86,6 +86,23 @@ def test_faults_of_both_files_are_reported_together() -> None:
     first, second = inspect(*URLS, IMAGE, flat(3, 4, 200), CAMVID.label_map)[2]
     assert "label is 4 x 3 pixels" in first
     assert "outside the map: 200 (12 pixels)" in second
+
+
+def test_a_photograph_in_the_place_of_a_label_is_called_so() -> None:
+    ids = np.arange(768, dtype=np.uint16).reshape(24, 32).astype(np.uint8)
+    (fault,) = inspect(*URLS, IMAGE, codec.encode_png(ids), CAMVID.label_map)[2]
+    assert fault.startswith("trainannot/a.png: label ids outside the map: 12 (3 pixels), 13 (3 pixels)")
+    assert fault.endswith(
+        " and 234 more; legal: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: exchange images and masks if they are swapped, or export "
+        "the mask again as PNG, without smoothing, or list the ids in classes.yaml"
+    )
+
+
+def test_a_label_of_another_size_has_its_fix() -> None:
+    (turned,) = inspect(*URLS, IMAGE, flat(32, 24, 0), CAMVID.label_map)[2]
+    assert turned.endswith(": its sides are exchanged: turn or transpose it")
+    (half,) = inspect(*URLS, IMAGE, flat(12, 16, 0), CAMVID.label_map)[2]
+    assert half.endswith(": export it again in the size of the image")
 
 
 @pytest.mark.parametrize(

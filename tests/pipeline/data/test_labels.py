@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline.data.classes import Classes, palette
-from pipeline.data.labels import class_lines, misnumbered, unteachable
+from pipeline.data.labels import class_lines, inspect_pair, misnumbered, unteachable
 from pipeline.data.manifest import Manifest, Split
+from tests.support.pictures import saved
 
 NAMES = ("road", "car", "tree")
 
@@ -97,6 +99,25 @@ def test_ids_from_1_are_recognised() -> None:
         "the ids look like classes from 1, with 0 for unlabelled pixels: write `classes: [{id: 0, ignore: true}, {id: 1, "
         "name: c0}, {id: 2, name: c1}, {id: 3, name: c2}]` into classes.yaml"
     )
+
+
+def test_ids_with_gaps_are_given_to_the_classes_in_their_order() -> None:
+    assert misnumbered(known(), counts(11, 7, 7, 8, 255)) == (
+        "the labels hold 3 other ids for 3 classes: if they are in this order, write `classes: [{id: 7, name: c0}, {id: 8, "
+        "name: c1}, {id: 11, name: c2}]` into classes.yaml"
+    )
+
+
+def test_a_label_that_is_stored_in_colours_keeps_its_orientation_tag() -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    grey = Image.new("RGB", (8, 8))
+    image, label = saved(np.zeros((8, 8, 3), np.uint8), "png"), saved(grey, "png", exif=tags)
+    _, (_, _, faults) = inspect_pair(("a.png", "a_mask.png"), image, label, known(), packed=True)
+    assert [fault.partition(" turn ")[0] for fault in faults] == ["a_mask.png: orientation tag 6, but 1 in its image (a.png):"]
+    upright = saved(grey, "png")
+    stored, (_, _, faults) = inspect_pair(("a.png", "a_mask.png"), image, upright, known(), packed=True)
+    assert (stored != upright, faults) == (True, [])
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (0, 255), (0, 1, 2, 77), (0, 5), (9,)])

@@ -75,7 +75,9 @@ def test_test_is_taken_when_it_has_labels(tmp_path: Path) -> None:
 def test_all_faults_of_all_splits_at_once(tmp_path: Path) -> None:
     source = make(tmp_path, "val/a.png", "val/b.png", "val/b.jpg", "val/c.png", "valannot/c.png", "valannot/d.png", "train/x.png")
     assert faults("camvid", source) == [
-        f"trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout",
+        f"trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout; or write a list of `IMAGE "
+        "LABEL` lines and set data.lists.train=LIST (what lies there: train/: 1 .png; val/: 3 .png, 1 .jpg; "
+        "valannot/: 2 .png)",
         "val/b.png: same name as b.jpg: a sample has one file",
         "val/a.png: image without label: add valannot/a.png",
         "val/b.jpg: image without label: add valannot/b.png",
@@ -188,6 +190,33 @@ def test_a_list_replaces_the_layouts_own_way_for_its_split(tmp_path: Path) -> No
     }
 
 
+def test_a_list_may_hold_full_paths_and_paths_of_windows(tmp_path: Path) -> None:
+    files = [f"images/{name}.jpg" for name in "abcd"] + [f"masks/{name}.png" for name in "abcd"]
+    texts = {
+        "train.txt": f"\ufeff{tmp_path}/images/a.jpg \r\nimages\\b.jpg\t\r\n\r\n",
+        "val.txt": f"{tmp_path}/images/c.jpg {tmp_path}/masks/c.png\nimages\\d.jpg,masks\\d.png\n",
+    }
+    source = make(tmp_path, *files)
+    for name, text in texts.items():
+        source.write(name, text.encode())
+    splits = find_splits("folders", source, {})
+    assert {k: [p.sample_id for p in v] for k, v in splits.items()} == {"train": ["a", "b"], "val": ["c", "d"]}
+
+
+@pytest.mark.parametrize("line", ["/home/joe/set/images/a.jpg", "set/images/a.jpg", "C:\\set\\images\\a.jpg", "A.JPG"])
+def test_a_list_of_another_machine_or_spelling_is_told_the_right_path(tmp_path: Path, line: str) -> None:
+    source = make(tmp_path, "images/a.jpg", "masks/a.png", "masks/b.jpg", train__txt=f"{line}\n", val__txt="b.jpg")
+    near, *others = faults("folders", source)
+    assert near == f"train.txt: line 1: `{line}`: no such image: the source has images/a.jpg, write that"
+    assert others[0].startswith("val.txt: line 1: `b.jpg`: no image images/b.jpg")  # and not masks/b.jpg
+
+
+def test_a_name_that_is_no_text_is_a_fault_of_its_file(tmp_path: Path) -> None:
+    source = make(tmp_path, "train/a.png", "trainannot/a.png", *VAL)
+    Path(os.fsdecode(bytes(tmp_path) + b"/train/\xff.png")).write_bytes(b"x")
+    assert faults("camvid", source) == ["train/\\udcff.png: the name is no UTF-8 text: rename the file"]
+
+
 def test_faults_of_a_list_name_the_line(tmp_path: Path) -> None:
     text = "a.jpg a.png\na.jpg a.png\nb.jpg\na b c\ngone.jpg a.png\na.png a.png"
     source = make(tmp_path, *VAL, "a.jpg", "a.png", ours__txt=text, empty__txt="\n")
@@ -238,5 +267,7 @@ def test_faults_in_a_bucket_give_the_full_address(bucket: Store) -> None:
     with pytest.raises(SourceError) as caught:
         find_splits("camvid", bucket, {})
     assert caught.value.faults == [
-        f"{bucket.root}/trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout"
+        f"{bucket.root}/trainannot: no files *{LABELS}: put them there, or correct data.source or data.layout; or write a "
+        "list of `IMAGE LABEL` lines and set data.lists.train=LIST (what lies there: train/: 1 .png; val/: 1 .png; "
+        "valannot/: 1 .png)"
     ]

@@ -147,8 +147,80 @@ def test_a_label_saved_as_jpeg_and_one_in_other_letters_are_explained(tmp_path: 
     source = make(tmp_path, *images, *labels, "images/train/c.jpg", "masks/train/c.png", "masks/train/a.png")
     assert faults("folders", source)[:2] == [
         "images/train/A.jpg: image without label: masks/train/a.png differs in upper and lower case only: rename it",
-        "images/train/b.jpg: image without label: masks/train/b.jpg is no label file: save it as PNG, value = class id",
+        "images/train/b.jpg: image without label: masks/train/b.jpg is no label file: export it again as PNG, value = class id",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["train/a.json", "train/_annotations.coco.json", "annotations/instances_train2017.json", "annotations/a.xml"]
+)
+def test_polygons_are_named_wherever_they_lie(tmp_path: Path, text: str) -> None:
+    source = make(tmp_path, "train/a.jpg", "train/b.jpg", text)
+    assert "polygons and boxes are not read, and no command imports them" in faults("folders", source)[0]
+    flat = make(tmp_path / "flat", "a.jpg", "a.json")
+    assert "polygons and boxes are not read" in faults("folders", flat)[0]
+
+
+def test_labels_in_an_unknown_folder_are_shown_with_the_lists_that_read_them(tmp_path: Path) -> None:
+    source = make(tmp_path, "train/images/a.jpg", "train/v1.2/labels/a.png", "val/images/b.jpg")
+    first, second = faults("folders", source)
+    assert first == (
+        "train/masks: no files *.png|.tif|.tiff|.bmp: put them there, or correct data.source or data.layout; or write a list of "
+        "`IMAGE LABEL` lines and set data.lists.train=LIST (what lies there: train/images/: 1 .jpg; train/v1.2/: 1 .png; "
+        "val/images/: 1 .jpg)"
+    )
+    assert second.endswith("; if val has no labels, move it to a folder `test`")
+
+
+def test_labels_of_jpeg_or_with_other_names_are_not_advised_to_be_renamed(tmp_path: Path) -> None:
+    source = make(tmp_path, "images/train/a.png", "masks/train/a.jpg", "images/val/v.png", "masks/val/v.png")
+    assert faults("folders", source)[0].endswith(
+        " (1 .jpg there): JPEG and WebP change class ids: exchange images and masks if they are swapped, or export the mask "
+        "again as PNG, without smoothing"
+    )
+    ids = [f"{split}/x/x_0" for split in ("train", "val")]
+    files = [f"leftImg8bit/{i}_leftImg8bit.png" for i in ids] + [f"gtFine/{i}_gtFine_labelTrainIds.png" for i in ids]
+    assert faults("cityscapes", make(tmp_path / "city", *files))[0].endswith(
+        "(1 .png there): gtFine/train/x/x_0_gtFine_labelTrainIds.png and the others have other names: correct data.layout, or "
+        "set data.layout=folders and write a classes.yaml with the ids of these labels"
+    )
+
+
+def test_a_folder_at_one_deeper_place_is_proposed_and_at_several_is_not(tmp_path: Path) -> None:
+    source = make(tmp_path, "set/img/a.jpg", "set/masks_machine/a.png")
+    assert faults("folders", source)[0].endswith(f"; or set data.source={source.url('set')}".replace(f"{source.root}/", ""))
+    make(tmp_path, "other/img/a.jpg")
+    assert "set data.source" not in faults("folders", source)[0]
+
+
+def test_several_masks_of_an_image_and_an_image_that_is_not_read_are_explained(tmp_path: Path) -> None:
+    source = make(tmp_path, "images/train/a.jpg", "masks/train/a_car.png", "masks/train/a_road.png",
+                  "images/val/v.jpg", "masks/val/v.png", "images/val/q.heic", "masks/val/q.png")  # fmt: skip
+    assert faults("folders", source) == [
+        "images/train/a.jpg: has several masks: a_car.png, a_road.png: one mask per class or object is not read: draw them into "
+        "one mask, value = class id",
+        "masks/val/q.png: label without image: images/val/q.heic is not read: convert it to PNG or JPEG",
+    ]
+
+
+def test_names_in_other_letters_are_explained_where_no_name_fits(tmp_path: Path) -> None:
+    names = [("images/train/A.jpg", "masks/train/a.png"), ("images/train/B.jpg", "masks/train/b.png")]
+    source = make(tmp_path, *(name for pair in names for name in pair), "images/val/v.jpg", "masks/val/v.png")
+    fix = "differs in upper and lower case only: rename it"
+    assert faults("folders", source) == [f"{image}: image without label: {label} {fix}" for image, label in names]
+
+
+def test_the_previews_of_cityscapes_and_the_objects_of_voc_are_no_forgotten_samples(tmp_path: Path) -> None:
+    ids = [f"{split}/x/x_0" for split in ("train", "val")]
+    files = [f"leftImg8bit/{i}_leftImg8bit.png" for i in ids]
+    labels = [
+        f"gtFine/{i}_gtFine_{kind}" for i in ids for kind in ("labelIds.png", "color.png", "instanceIds.png", "polygons.json")
+    ]
+    assert find_samples("cityscapes", make(tmp_path / "city", *files, *labels), {}).inventory.warnings() == ()
+    voc = [f"{folder}/{name}" for name in "ab" for folder in ("SegmentationClass", "SegmentationObject")]
+    source = make(tmp_path / "voc", "JPEGImages/a.jpg", "JPEGImages/b.jpg", *(f"{name}.png" for name in voc),
+                  train__txt="a\n", val__txt="b\n")  # fmt: skip
+    assert find_samples("folders", source, {}).inventory.warnings() == ()
 
 
 def test_links_to_nothing_are_named(tmp_path: Path) -> None:

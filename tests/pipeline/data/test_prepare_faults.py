@@ -42,7 +42,7 @@ def test_one_odd_file_hides_no_other_fault(tmp_path: Path) -> None:
     faults = pack(PackTask(store, None, "", "train", pairs, 0, CAMVID)).faults
     expected = [
         ("train/001.png", "40000 x 30000 pixels: at most 268435456 pixels"),
-        ("train/002.png", "empty file"),
+        ("train/002.png", "empty file: copy it again"),
         ("trainannot/002.png", "a Git LFS pointer"),
         ("trainannot/003.png", "cannot be used (Is a directory)"),
     ]

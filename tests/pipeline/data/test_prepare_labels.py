@@ -51,7 +51,8 @@ def test_labels_in_colours_cannot_be_used_in_place(tmp_path: Path) -> None:
         prepare(config(tmp_path, folder, packed=False))
     (fault,) = caught.value.faults
     assert fault == (
-        f"{folder}/masks/train/1.png: its classes are stored as colours, which only packing turns into ids: set data.packed=true"
+        f"{folder}/masks/train/1.png: its ids are stored as RGB of 8 bits a channel, "
+        "which only packing turns into 8-bit ids: set data.packed=true"
     )
 
 
@@ -64,7 +65,7 @@ def test_faults_of_labels_in_colours_are_named_once_beside_those_of_the_image(tm
     with pytest.raises(SourceError) as caught:
         prepare(config(tmp_path, folder))
     faults = [fault.removeprefix(f"{folder}/") for fault in caught.value.faults]
-    assert faults[0] == "images/train/2.png: empty file"
+    assert faults[0] == "images/train/2.png: empty file: copy it again"
     assert faults[1].startswith("masks/train/1.png: truncated PNG")
     assert faults[2].startswith("masks/train/2.png: colours that the list of classes gives to none or to several: [5, 5, 5] (576")
     assert len(faults) == 3

@@ -104,7 +104,7 @@ def test_a_bad_image_is_named_and_the_others_are_predicted(
     assert printed.out.splitlines()[-1] == "2 images predicted"
     cut, empty, last = printed.err.splitlines()[-3:]
     assert cut.startswith(f"{images}/cut.png: truncated PNG")
-    assert empty == f"{images}/empty.jpg: empty file"
+    assert empty == f"{images}/empty.jpg: empty file: copy it again"
     assert last == "images not predicted, named above: 2"
 
 
@@ -214,4 +214,4 @@ def test_a_bucket_is_treated_like_a_folder(config: Config, endpoint: str, creden
 def test_tasks_name_bad_images_too(config: Config, local_ray: None, tmp_path: Path) -> None:
     images = folder(tmp_path / "in", a__jpg=JPEG, m__jpg=b"", z__jpg=JPEG)
     done = predict(asked(config, images, tmp_path / "out", **{"train.workers": 2, "train.cpus_per_worker": 0.5}))
-    assert (names(done), done.faults) == (["a.png", "z.png"], [f"{images}/m.jpg: empty file"])
+    assert (names(done), done.faults) == (["a.png", "z.png"], [f"{images}/m.jpg: empty file: copy it again"])

@@ -30,6 +30,28 @@ def test_each_arrangement_of_the_pixels_is_read(order: str, big: bool, tile: int
         assert np.array_equal(codec.decode_label(data), IDS)
 
 
+@pytest.mark.parametrize("width", [48, 50])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_tiles_are_read_as_they_are_stored_or_refused(width: int, samples: int, wide: bool, photometric: int) -> None:
+    """OpenCV mistakes some tiles that reach over the right side."""
+    stored = RANDOM.integers(0, 256, (40, width, samples), dtype=np.uint8)
+    shown = 255 - stored if photometric == 0 and samples == 1 else stored
+    if samples == 2:
+        shown = shown[..., :1]
+    pixels = stored.astype(np.uint16) * 257 if wide else stored
+    tags = {"t338": [2]} if samples in (2, 4) else {}
+    kind = 2 if samples > 2 else 1 if samples == 2 else photometric
+    data = tiff(pixels[..., 0] if samples == 1 else pixels, kind, tile=16, **tags)
+    if width == 50 and (samples == 2 or (samples == 1 and wide)):
+        with pytest.raises(ValueError, match=r"TIFF of tiles that reach over its right side, .*: save it without tiles"):
+            codec.check_image(data)
+    else:
+        codec.check_image(data)
+        assert np.array_equal(codec.decode_image(data), np.broadcast_to(shown[..., :3], (40, width, 3)))
+
+
 @pytest.mark.parametrize("extra", [[0], [1], [2]])
 def test_alpha_is_dropped_and_the_colours_stay(extra: list[int]) -> None:
     data = tiff(np.dstack([COLOUR, IDS]), 2, t338=extra)
