@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +53,26 @@ def _without_empty_parts(value: str) -> str:
     return f"{scheme}://{rest}"
 
 
+def _in_writing(value: str) -> str:
+    if odd := sorted({each for each in value if unicodedata.category(each) in ("Cc", "Cs")}):
+        raise ValueError(f"has a character that listings of buckets cannot hold, {odd[0]!r} (try an address without it)")
+    return value
+
+
+def _plain(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
+        fix = re.sub(r"[^a-z0-9_-]+", "-", value.lower()).strip("-_") or "mine"
+        raise ValueError(f"becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try {fix})")
+    return value
+
+
+def _registrable(value: str) -> str:
+    if not value or re.search(r"[/:@'\"]", value) or not value.isprintable():
+        fix = re.sub(r"[^\w.-]+", "-", value).strip("-") or "mine"
+        raise ValueError(f"is no name of a registered model: it may not be empty or have / : @ or quotation marks (try {fix})")
+    return value
+
+
 def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
     for side in value:
         if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
@@ -62,8 +83,10 @@ def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
 
 Address = Annotated[str, AfterValidator(_absolute_url)]
 """`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
-Root = Annotated[Address, AfterValidator(_without_empty_parts)]
+Root = Annotated[Address, AfterValidator(_without_empty_parts), AfterValidator(_in_writing)]
 """An address below which this project makes folders of its own; without a slash at the end."""
+Name = Annotated[str, AfterValidator(_plain)]
+"""Lower-case letters, digits, `-` and `_`."""
 Sides = Annotated[
     tuple[int, int],
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
@@ -106,7 +129,7 @@ class Storage(Section):
 class Tracking(Section):
     uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the file mlflow.db in the current folder."""
-    experiment: str = "ccnet"
+    experiment: str = Field("ccnet", min_length=1, max_length=500)
     """MLflow experiment."""
-    register_as: str | None = None
+    register_as: Annotated[str, AfterValidator(_registrable)] | None = None
     """Name in the model registry for the best checkpoint; null registers none."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 
     location = None
     if uri.startswith("sqlite:"):  # without a server, MLflow would put artifacts into the current folder
-        location = (database_file(uri).parent / "mlartifacts" / name).as_uri()
+        folder = re.sub(r"[^\w-]", "-", name)[:80]  # of equal ones, the runs' folders still differ by their ids
+        location = (database_file(uri).parent / "mlartifacts" / folder).as_uri()
     for _ in range(2):
         if found := client.get_experiment_by_name(name):
             if found.lifecycle_stage != "active":

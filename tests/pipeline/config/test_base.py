@@ -40,3 +40,32 @@ def test_an_address_is_the_same_after_every_override() -> None:
     config = load(CONFIGS / "demo.yaml", addresses)
     assert (config.storage.path, config.data.source, config.predict.images) == ("s3://b/c", "s3://b//set//", "s3://b/a[1]/")
     assert override(override(config, {"seed": 3}), {"seed": 0}) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=My run", "name = 'My run': becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try my-run)"),
+        ("data.name=../x", "becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try x)"),
+        ("data.name=道", "use a-z, 0-9, - and _ only (try mine)"),
+        ("name=a\n", "use a-z, 0-9, - and _ only (try a)"),
+        ("train.resume=../../data/tiny", "use a-z, 0-9, - and _ only (try data-tiny)"),
+        ("train.resume=it's-12345678", "use a-z, 0-9, - and _ only (try it-s-12345678)"),
+        ("tracking.register_as=it's", "it may not be empty or have / : @ or quotation marks (try it-s)"),
+        ("tracking.register_as=team/net@2", "it may not be empty or have / : @ or quotation marks (try team-net-2)"),
+        ("storage.path=/data/a\nb", r"has a character that listings of buckets cannot hold, '\n'"),
+        ("storage.path=s3://bucket/a\x01", r"has a character that listings of buckets cannot hold, '\x01'"),
+        ("storage.path=/data/\udcff", r"has a character that listings of buckets cannot hold, '\udcff'"),
+    ],
+)
+def test_a_name_that_could_not_be_a_key_is_refused_with_one_that_can(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [word])
+    (line,) = caught.value.mistakes
+    assert message in line
+
+
+def test_any_printable_name_of_storage_and_experiment_is_taken_as_it_is() -> None:
+    odd = "ex[1]*? {a,b}#%41+&'\"!道 "
+    config = load(CONFIGS / "demo.yaml", [f"storage.path=s3://bucket/{odd}", f"tracking.experiment={odd}"])
+    assert (config.runs_url, config.tracking.experiment) == (f"s3://bucket/{odd}/runs", odd)
