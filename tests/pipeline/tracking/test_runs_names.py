@@ -7,7 +7,6 @@ import pytest
 from pipeline.tracking import runs
 from pipeline.tracking.client import connect
 from tests.pipeline.tracking.test_runs import settings
-from tests.support.mlflow_server import MlflowServer
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +34,3 @@ def test_artifacts_of_any_experiment_lie_beside_the_database(tmp_path: Path) -> 
         found_again(f"sqlite:///{home}/mlflow.db", name)
     assert {file.relative_to(tmp_path).parts[:3] for file in tmp_path.rglob("config.yaml")} == {("deep", "home", "mlartifacts")}
     assert len(list(tmp_path.rglob("config.yaml"))) == len(list(home.glob("mlartifacts/*/*/artifacts/config.yaml"))) == len(NAMES)
-
-
-def test_a_server_takes_experiments_of_any_name(mlflow_server: MlflowServer) -> None:
-    assert len({found_again(mlflow_server.uri, name) for name in NAMES}) == len(NAMES)
