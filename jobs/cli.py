@@ -4,8 +4,10 @@ import atexit
 import gc
 import io
 import logging
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from pipeline.config.config import Config
 from pipeline.config.load import load
@@ -15,7 +17,10 @@ from pipeline.storage import disk
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
-    """Runs the verb. Returns its exit code, 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines."""
+    """Runs the verb. Returns its exit code: 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines.
+
+    130 after Ctrl-C and 143 after SIGTERM, if it ended before its work was done.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; the log's stream does this itself
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -32,16 +37,41 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
         print("\n".join(error.mistakes), file=sys.stderr)
         return 2
     connected = _ray_is_connected()
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        """Ends the verb as Ctrl-C does, so that what it began is undone or recorded."""
+        terminated.append(number)
+        raise KeyboardInterrupt  # Ray replaces a SystemExit by one of its own, with another code
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         return verb(config)
-    except Exception as error:
-        answer = str(error) if isinstance(error, PipelineError) else disk.sentence(error)
+    except BaseException as error:
+        code, answer = _explained(error, bool(terminated))
         if answer is None:
             raise
+        if code in _STOPPED:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once, without a traceback
         if not connected and _ray_is_connected():
             sys.modules["ray"].shutdown()  # otherwise late lines of its processes would follow the answer
         print(answer, file=sys.stderr)
-        return 1
+        return code
+
+
+_STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
+"""128 + number of a signal -> its name."""
+
+
+def _explained(error: BaseException, terminated: bool) -> tuple[int, str | None]:
+    """Exit code and answer; no answer for an exception that nobody foresaw. `terminated`: SIGTERM has arrived."""
+    if isinstance(error, PipelineError):
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        code = 143 if terminated or getattr(error, "code", 0) == 143 else 130
+        return code, f"stopped by {_STOPPED[code]} before the end: run the same command again"
+    return 1, disk.sentence(error) if isinstance(error, Exception) else None
 
 
 def _ray_is_connected() -> bool:

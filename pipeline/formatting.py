@@ -1,7 +1,11 @@
 """Formats numbers and tables as text, and limits the log to the pipeline's own lines."""
 
 import logging
+import unicodedata
 from collections.abc import Sequence
+
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that reorder the rest of a line where it is shown. Scripts written from the right do not need them."""
 
 
 def percent(share: float) -> str:
@@ -29,6 +33,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int 
         )
         for line in lines
     )
+
+
+def name_fault(name: str, longest: int) -> str | None:
+    """Why a name cannot stand in a table, a picture or a listing, with the fix; None if it can."""
+    if len(name) > longest:
+        return f"has {len(name)} characters: must be at most {longest} (shorten it)"
+    if hidden := [each for each in name if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") or each in DIRECTIONS]:
+        return f"contains {hidden[0]!a}: must be one line of text without control characters (remove it)"
+    if all(unicodedata.category(each)[0] in "CZM" for each in name):
+        return "has no visible character (write a name)"
+    return None
 
 
 def show_own_lines(level: int = logging.INFO) -> None:

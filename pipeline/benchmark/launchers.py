@@ -24,6 +24,7 @@ from ccnet import distributed
 from pipeline.benchmark.device import own_device, seconds
 from pipeline.benchmark.network import NUM_CLASSES, drawn_batch
 from pipeline.cluster import connect
+from pipeline.cluster.fit import fit
 from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.loading.sampler import share
@@ -172,11 +173,12 @@ def _under_ray(task: Task) -> None:
     """Runs the loop on a cluster that exists for this run only, as torchrun's processes exist for their run only."""
     connect.join(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
     try:
-        TorchTrainer(
+        trainer = TorchTrainer(
             lambda: loop(task, ray.train.torch.get_device()),
             scaling_config=ScalingConfig(num_workers=task.num_workers, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(name="bench", storage_path=str(task.blocks.parent)),
-        ).fit()
+        )
+        fit(trainer)
     finally:
         ray.shutdown()
 

@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,9 +50,12 @@ def join(num_cpus: int | None = None) -> None:
     own_token = "address" in options and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if own_token:  # otherwise Ray writes a token into the home folder, which everybody can read
         os.environ["RAY_AUTH_TOKEN"] = _own_token()
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's handler would end this process without a word
         if own_token:  # the cluster has it now; this process may connect to another cluster later
             del os.environ["RAY_AUTH_TOKEN"]
     resources = ray.cluster_resources()

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pipeline.formatting import name_fault
+
 OUTPUT_STRIDE = 8
 LONGEST_NAME = 256
 """Characters of an experiment's or a registered model's name: what MLflow's databases hold."""
@@ -56,6 +58,19 @@ def _without_empty_parts(value: str) -> str:
     return f"{scheme}://{rest}"
 
 
+def _in_writing(value: str) -> str:
+    if odd := sorted({each for each in value if unicodedata.category(each) in ("Cc", "Cs")}):
+        raise ValueError(f"has a character that listings of buckets cannot hold, {odd[0]!r} (try an address without it)")
+    return value
+
+
+def _plain(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
+        fix = re.sub(r"[^a-z0-9_-]+", "-", value.lower()).strip("-_") or "mine"
+        raise ValueError(f"becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try {fix})")
+    return value
+
+
 def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
     for side in value:
         if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
@@ -66,8 +81,10 @@ def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
 
 Address = Annotated[str, AfterValidator(_absolute_url)]
 """`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
-Root = Annotated[Address, AfterValidator(_without_empty_parts)]
+Root = Annotated[Address, AfterValidator(_without_empty_parts), AfterValidator(_in_writing)]
 """An address below which this project makes folders of its own; without a slash at the end."""
+Name = Annotated[str, AfterValidator(_plain)]
+"""Lower-case letters, digits, `-` and `_`."""
 Sides = Annotated[
     tuple[int, int],
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
@@ -108,11 +125,8 @@ class Storage(Section):
 
 
 def _listed(value: str) -> str:
-    """Raises ValueError for a name that MLflow cannot keep or show."""
-    if not value.strip() or len(value) > LONGEST_NAME:
-        raise ValueError(f"has {len(value)} characters: must be 1 to {LONGEST_NAME}, not all blanks (try another name)")
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value):
-        raise ValueError("contains a control character, which MLflow does not keep (remove it)")
+    if fault := name_fault(value, LONGEST_NAME):
+        raise ValueError(fault)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section, Storage, Tracking
+from pipeline.config.base import Name, Section, Storage, Tracking
 from pipeline.config.benchmark import Benchmark
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate, Export, Predict
@@ -18,7 +18,7 @@ from pipeline.config.tune import Tune
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: Name
     """Name of the run; the run key adds a hash of every setting that shapes the result."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the first weights, the order of samples, augmentation and dropout."""

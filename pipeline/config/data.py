@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Section, Sides, absolute
+from pipeline.config.base import Name, Section, Sides, absolute
 
 
 class Generated(Section):
@@ -17,7 +17,7 @@ class Generated(Section):
 
 
 class Data(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: Name
     """Name of the packed data set; its shards lie under `<storage.path>/data/<name>`."""
     layout: Literal["generated", "camvid", "cityscapes", "ade20k", "voc", "folders"]
     """How the source is laid out; README shows the folders of each."""

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import Name, Section
 
 
 class Train(Section):
@@ -48,7 +48,7 @@ class Train(Section):
     """Steps between progress lines and metric points."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of newest checkpoints to keep, besides the best one."""
-    resume: str | None = Field(None, min_length=1)
+    resume: Name | None = None
     """Run key of an earlier run to resume; refused if a setting that shapes the result differs. By default the key follows from
     the settings."""
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,13 @@ import yaml
 
 from pipeline.data import export_classes, synthetic
 from pipeline.errors import SourceError
+from pipeline.formatting import name_fault
 from pipeline.images.codec import IGNORE
 from pipeline.storage.store import Store
 
 Color = tuple[int, int, int]
 LONGEST_NAME, SHOWN_NAME = 300, 60
 """Characters of a class's name, and of those that a fault shows."""
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that reorder the rest of a line where it is shown. Scripts written from the right do not need them."""
 
 
 @dataclass(frozen=True)
@@ -263,22 +261,11 @@ def _entry_faults(entry: object) -> Iterator[str]:
         yield f"ignore = {ignored!r}: must be true or false"
     if (not isinstance(name, str) or not name.strip()) and not (ignored is True and name is None):
         yield f"name = {name!r}: must be text (YAML reads an unquoted no, on or 1 as another type: put it in quotes)"
-    elif isinstance(name, str) and (odd := _odd(name)):
+    elif isinstance(name, str) and (odd := name_fault(name, LONGEST_NAME)):
         yield f"name = {name[:SHOWN_NAME]!a}: {odd}"
     color = entry.get("color", [0, 0, 0])
     if not isinstance(color, list) or len(color) != 3 or not all(map(_is_byte, color)):
         yield f"color = {color!r}: must be [red, green, blue], each 0 to 255 (or leave it out)"
-
-
-def _odd(name: str) -> str | None:
-    """Why a name cannot stand in tables and pictures, with the fix; None if it can."""
-    if len(name) > LONGEST_NAME:
-        return f"has {len(name)} characters: must be at most {LONGEST_NAME} (shorten it)"
-    if hidden := [letter for letter in name if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in DIRECTIONS]:
-        return f"contains {hidden[0]!a}: must be one line of text without control characters (remove it)"
-    if all(unicodedata.category(letter)[0] in "CZM" for letter in name):
-        return "has no visible character (give the class a name)"
-    return None
 
 
 def _is_byte(value: object) -> bool:

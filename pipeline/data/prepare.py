@@ -12,8 +12,9 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,11 +162,12 @@ def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
     results = _by_ray_data(tasks, config) if connect.joined() else _in_threads(tasks)
     done: dict[int, PackResult] = {}
     start = last_line = time.monotonic()
-    for number, result in results:
-        done[number] = result
-        if time.monotonic() - last_line > 2 or len(done) == len(tasks):
-            last_line = time.monotonic()
-            logger.info("prepare: %d of %d parts, %.0f s", len(done), len(tasks), last_line - start)
+    with closing(results):  # no task writes on when this has ended, also after Ctrl-C
+        for number, result in results:
+            done[number] = result
+            if time.monotonic() - last_line > 2 or len(done) == len(tasks):
+                last_line = time.monotonic()
+                logger.info("prepare: %d of %d parts, %.0f s", len(done), len(tasks), last_line - start)
     faults = [fault for result in done.values() for fault in result.faults]
     if faults:
         stored = np.sum([result.pixels for result in done.values()], axis=0)
@@ -174,7 +176,7 @@ def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
     return [done[number] for number in range(len(tasks))]
 
 
-def _in_threads(tasks: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
+def _in_threads(tasks: list[PackTask]) -> Generator[tuple[int, PackResult], None, None]:
     """(number, result) of each task. Threads run in parallel, because reading and decoding release Python's global lock."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
@@ -183,7 +185,7 @@ def _in_threads(tasks: list[PackTask]) -> Iterator[tuple[int, PackResult]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _by_ray_data(tasks: list[PackTask], config: Config) -> Iterator[tuple[int, PackResult]]:
+def _by_ray_data(tasks: list[PackTask], config: Config) -> Generator[tuple[int, PackResult], None, None]:
     """(number, result) of each task, in the order of completion."""
     source = [shared.Place("data.source", str(config.data.source))] if tasks and tasks[0].source else []
     output = [shared.Place("storage.path", config.storage.path, written=True)] if tasks and tasks[0].shards else []

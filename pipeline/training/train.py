@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster import connect
+from pipeline.cluster.fit import fit
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, RunFailed, TrackingError
@@ -69,17 +68,6 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
         dataset_config=ResumableDataConfig(partial(resumed, run.config, run.manifest, run.checkpoints)),
         validation_config=background_validation(run) if run.config.evaluate.background else None,
     )
-
-
-def fit(trainer: TorchTrainer) -> None:
-    """Trains. Ray Train's processes get the address of this cluster.
-
-    Its cleaner, which frees the resources of a killed run, asks a cluster whether the run is alive. With two clusters on a
-    machine it would not know which one to ask.
-    """
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    with connect.address_in_environment():
-        trainer.fit()
 
 
 class Outcome(NamedTuple):
@@ -152,19 +140,31 @@ def validate_pending(run: Run) -> None:
 
 
 @contextmanager
-def stopping(flag: Any) -> Iterator[None]:
-    """Turns the first SIGTERM into a request to save a checkpoint and stop; the second one ends the process."""
+def stopping(flag: Any) -> Iterator[list[int]]:
+    """Turns the first SIGTERM or Ctrl-C into a request to save a checkpoint and stop; the second one ends the process.
+
+    Gives the list of the signals received, which is empty at first. A signal that this process ignores stays ignored.
+    """
+    received: list[int] = []
 
     def request_stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        logger.warning("stop requested: saving a checkpoint within faults.look_every steps")
+        received.append(number)
+        restore()
+        logger.warning("stop requested: saving a checkpoint within faults.look_every steps; a second request ends at once")
         flag.request.remote(STOPPED)
 
-    before = signal.signal(signal.SIGTERM, request_stop)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, request_stop)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore()
 
 
 def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
@@ -200,11 +200,11 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
     run = run._replace(stop_flag=flag)
     try:
         send_unsent(run)  # of an earlier attempt
-        with stopping(flag):
+        with stopping(flag) as received:
             reason = run_to_end(run)
         if reason == STOPPED:
             send_unsent(run)
-            raise SystemExit(143)  # 128 + SIGTERM
+            raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
         with reached(run.tracking_uri):
@@ -227,6 +227,7 @@ def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:
     `reason`: why the run stopped early. If another process has taken the run over, its status is no longer ours.
     """
     status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+    reason = STOPPED if status == "KILLED" else reason
     try:
         if run.claim.lost():
             return

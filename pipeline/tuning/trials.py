@@ -9,6 +9,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import connect
+from pipeline.cluster.fit import fit
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.tune import Dimension
@@ -18,7 +19,7 @@ from pipeline.tracking import registry, runs
 from pipeline.tracking.provenance import environment
 from pipeline.training.metric_logs import send_unsent
 from pipeline.training.run import Run
-from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run, fit
+from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run
 
 logger = logging.getLogger(__name__)
 

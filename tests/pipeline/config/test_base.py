@@ -46,10 +46,10 @@ def test_an_address_is_the_same_after_every_override() -> None:
 @pytest.mark.parametrize(
     ("setting", "fault"),
     [
-        ("tracking.experiment= ", "has 1 characters: must be 1 to 256, not all blanks (try another name)"),
-        ("tracking.experiment=a\nb", "contains a control character, which MLflow does not keep (remove it)"),
-        ("tracking.experiment=\ud800", "contains a control character, which MLflow does not keep (remove it)"),
-        (f"tracking.register_as={'a' * 257}", "has 257 characters: must be 1 to 256, not all blanks (try another name)"),
+        ("tracking.experiment= ", "has no visible character (write a name)"),
+        ("tracking.experiment=a\nb", "contains '\\n': must be one line of text without control characters (remove it)"),
+        ("tracking.experiment=\ud800", "contains '\\ud800': must be one line of text without control characters (remove it)"),
+        (f"tracking.register_as={'a' * 257}", "has 257 characters: must be at most 256 (shorten it)"),
         *((f"tracking.register_as={name}", None) for name in ("a/b", "a:b", "/", ".", "..", "../a", "..a")),
     ],
 )
@@ -68,3 +68,30 @@ def test_any_other_name_is_taken(name: str) -> None:
     _validate_model_name(name)
     config = load(CONFIGS / "demo.yaml", [f"tracking.register_as={name}", f"tracking.experiment={name}"])
     assert (config.tracking.register_as, config.tracking.experiment) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=My run", "name = 'My run': becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try my-run)"),
+        ("data.name=../x", "becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try x)"),
+        ("data.name=道", "use a-z, 0-9, - and _ only (try mine)"),
+        ("name=a\n", "use a-z, 0-9, - and _ only (try a)"),
+        ("train.resume=../../data/tiny", "use a-z, 0-9, - and _ only (try data-tiny)"),
+        ("train.resume=it's-12345678", "use a-z, 0-9, - and _ only (try it-s-12345678)"),
+        ("storage.path=/data/a\nb", r"has a character that listings of buckets cannot hold, '\n'"),
+        ("storage.path=s3://bucket/a\x01", r"has a character that listings of buckets cannot hold, '\x01'"),
+        ("storage.path=/data/\udcff", r"has a character that listings of buckets cannot hold, '\udcff'"),
+    ],
+)
+def test_a_name_that_could_not_be_a_key_is_refused_with_one_that_can(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [word])
+    (line,) = caught.value.mistakes
+    assert message in line
+
+
+def test_any_printable_name_of_storage_and_experiment_is_taken_as_it_is() -> None:
+    odd = "ex[1]*? {a,b}#%41+&'\"!道 "
+    config = load(CONFIGS / "demo.yaml", [f"storage.path=s3://bucket/{odd}", f"tracking.experiment={odd}"])
+    assert (config.runs_url, config.tracking.experiment) == (f"s3://bucket/{odd}/runs", odd)

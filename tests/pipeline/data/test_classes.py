@@ -147,7 +147,7 @@ def test_every_mistake_in_classes_yaml(tmp_path: Path) -> None:
         ("\ud800", "contains '\\ud800': must be one line of text without control characters (remove it)"),
         ("a\u2028b", "contains '\\u2028': must be one line of text without control characters (remove it)"),
         ("\u202eroad", "contains '\\u202e': must be one line of text without control characters (remove it)"),
-        ("\u200b", "has no visible character (give the class a name)"),
+        ("\u200b", "has no visible character (write a name)"),
         ("x" * 301, "has 301 characters: must be at most 300 (shorten it)"),
     ],
     ids=ascii,

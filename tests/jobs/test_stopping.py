@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM end a command with one sentence and an exit code that is not 0; what it began is undone or recorded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.load import load
+from pipeline.data import synthetic
+from pipeline.images.codec import decode_label, encode_png
+from pipeline.storage.store import open_store
+from tests.support import untrained
+
+CONFIG = "jobs/configs/demo.yaml"
+SAID = {
+    signal.SIGINT: (130, "stopped by Ctrl-C before the end: run the same command again"),
+    signal.SIGTERM: (143, "stopped by SIGTERM before the end: run the same command again"),
+}
+
+
+def words(folder: Path, num_train: int) -> list[str]:
+    """The arguments of a command on generated images, with everything in a folder."""
+    data = f"data.generated={{num_train: {num_train}, num_val: 2, size: 33}}"
+    return [f"storage.path={folder}/out", f"tracking.uri=sqlite:///{folder}/mlflow.db", "data.name=tiny", "data.crop_size=17",
+            "data.shard_rows=20", "train.workers=1", "train.global_batch=2", "tracking.register_as=null", data]  # fmt: skip
+
+
+def stopped(
+    verb: str, arguments: Sequence[str], number: signal.Signals, when: Callable[[str], bool], config: str = CONFIG
+) -> list[str]:
+    """Runs a command and sends the signal to its whole group, as a terminal does, after each line for which `when` is true.
+
+    Returns its lines on standard error. Fails unless the last one is the only sentence, with its exit code.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"jobs.{verb}", config, *arguments],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        # a shell's background jobs ignore SIGINT, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    guard = threading.Timer(300, process.kill)
+    guard.start()
+    lines = []
+    with process:
+        for line in process.stderr or ():
+            lines.append(line.rstrip("\n"))
+            if when(line):
+                os.killpg(process.pid, number)
+    code = process.returncode
+    guard.cancel()
+    text = "\n".join(lines)
+    assert (code, lines[-1]) == SAID[number], text
+    assert "Traceback" not in text, text
+    return lines
+
+
+@pytest.mark.parametrize("number", SAID)
+def test_a_preparation_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    stopped("prepare", words(tmp_path, 200_000), number, lambda line: line.startswith("prepare: "))
+    assert open_store(str(tmp_path / "out"), load(CONFIG, words(tmp_path, 1)).storage).list() == []
+
+
+@pytest.mark.parametrize("number", SAID)
+def test_a_prediction_that_is_stopped_leaves_whole_results(tmp_path: Path, number: signal.Signals) -> None:
+    config = untrained.make(tmp_path / "storage", tmp_path)
+    images, output, file = tmp_path / "images", tmp_path / "masks", tmp_path / "config.yaml"
+    images.mkdir()
+    for index in range(1000):
+        (images / f"{index}.png").write_bytes(encode_png(synthetic.sample(0, 0, 33)[0]))
+    file.write_text(json.dumps(config.record()))
+    arguments = [f"predict.images={images}", f"predict.output={output}", "predict.limit=999"]
+    stopped("predict", arguments, number, lambda line: line.startswith("predict.limit"), str(file))
+    written = list(output.glob("*"))
+    assert len(written) < 2 * 999
+    assert all(decode_label(file.read_bytes()).shape == (33, 33) for file in written if "_overlay" not in file.name)
