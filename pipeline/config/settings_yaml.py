@@ -1,7 +1,7 @@
 """Reads the YAML of settings: numbers and words as YAML 1.2 reads them, and no key twice."""
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
@@ -10,10 +10,8 @@ from yaml.composer import ComposerError
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema: `1e-3` is a number; `no`, `1:30` and dates are texts, `010` is 10; YAML 1.1 differs."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -25,6 +23,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
 for _tag, _pattern, _first in [
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
