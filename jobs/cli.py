@@ -27,8 +27,12 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     show_own_lines()
     atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
     arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & {*arguments}:
+        print(sys.modules[verb.__module__].__doc__)
+        return 0
     if not arguments or arguments[0].startswith("-"):
-        name = verb.__module__ if verb.__module__ != "__main__" else "jobs.VERB"
+        started = getattr(sys.modules["__main__"], "__spec__", None)
+        name = started.name if started and verb.__module__ == "__main__" else verb.__module__
         print(f"usage: python -m {name} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
         return 2
     try:

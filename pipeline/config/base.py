@@ -5,9 +5,9 @@ import posixpath
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.formatting import name_fault
 
@@ -19,6 +19,21 @@ JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a submitted job, whos
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _counts(cls, value: Any, info: ValidationInfo) -> Any:
+        """A truth value is no number, and no count has more than 15 digits: 64 bits must hold what is computed from it."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (
+            int,
+            float,
+            int | None,
+            float | None,
+        ):
+            raise ValueError("must be a number")
+        if isinstance(value, int) and abs(value) >= 10**15:
+            raise ValueError("is too large: has more than 15 digits")
+        return value
 
 
 def has_scheme(address: str) -> bool:

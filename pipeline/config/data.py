@@ -12,7 +12,7 @@ class Generated(Section):
     """Training images to generate."""
     num_val: int = Field(48, ge=1)
     """Validation images to generate."""
-    size: int = Field(65, ge=33)
+    size: int = Field(65, ge=33, le=16384)
     """Height and width in pixels."""
 
 

@@ -14,11 +14,11 @@ class Evaluate(Section):
     """Checkpoint folder, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
     recurrence: int | None = Field(None, ge=0, le=8, strict=True)
     """R to run the checkpoint with, if it must differ from the R of its training."""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0, le=16)
     """Image scale before the network; scores are resized to the label's resolution, at which IoU is counted."""
     window: Sides | None = None
     """Sliding window in pixels, one number or [height, width], each 8k + 1 (published: 769); null takes the whole image."""
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
     """Scales, relative to `evaluate.scale`, whose scores are averaged."""
     flip: bool = False
     """Average the scores with those of the mirrored image."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.config import Config
+from pipeline.config.explain import explain, section_in
+from pipeline.config.settings_yaml import parse_yaml
 from pipeline.errors import ConfigError
 
 
@@ -31,15 +32,16 @@ def override(config: Config, values: dict[str, Any]) -> Config:
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads a YAML file and applies `dotted.key=value` overrides. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = parse_yaml(Path(path).read_bytes())
     except OSError as error:
-        shipped = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        shipped = sorted(str(p) for p in Path(path).parent.glob("*.yaml") if p.is_file())
         near = difflib.get_close_matches(str(path), shipped, n=1)
         raise ConfigError([f"{path}: {error.strerror}" + (f" (did you mean {near[0]}?)" if near else "")]) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
-        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
     if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: expected a mapping of settings, found {type(tree).__name__}"])
+        found = "is empty" if tree is None else f"holds a {'list' if isinstance(tree, list) else 'single value'}"
+        raise ConfigError([f"{path}: {found}: write `section: {{setting: value}}` lines, as in jobs/configs/demo.yaml"])
     mistakes = []
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -63,7 +65,7 @@ def parse(tree: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([_explain(e) for e in error.errors()]) from None
+        raise ConfigError(explain(error)) from None
     mistakes = []
     for key, dimension in config.tune.space.items():
         for value in dimension.examples():
@@ -73,7 +75,7 @@ def parse(tree: dict[str, Any]) -> Config:
                 _put(candidate, key, value)
                 Config.model_validate(candidate)
             except ValidationError as error:
-                mistakes += [f"tune.space: {_explain(e)}" for e in error.errors()]
+                mistakes += [f"tune.space: {line}" for line in explain(error)]
             except ValueError as error:
                 mistakes.append(f"tune.space: {error}")
     if mistakes:
@@ -86,8 +88,8 @@ def _typed(key: str, text: str) -> Any:
     kinds = _kinds(_find(key)[1])
     if str not in kinds or (text == "null" and type(None) in kinds):
         try:
-            return yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):  # the setting's own check says what is legal
+            return parse_yaml(text)
+        except ValueError:  # the setting's own check says what is legal
             return text
     if not text:
         raise ValueError("has no value" + (" (try null)" if type(None) in kinds else ""))
@@ -103,10 +105,10 @@ def _find(key: str) -> tuple[list[str], Any]:
     while rest and model and rest[0] in model.model_fields:
         kind = model.model_fields[rest[0]].annotation
         parts.append(rest.pop(0))
-        model = _section_in(kind)
+        model = section_in(kind)
         if rest and get_origin(kind) is dict:
             kind = get_args(kind)[1]
-            model = _section_in(kind)
+            model = section_in(kind)
             num_fields = int(len(rest) > 1 and model is not None and rest[-1] in model.model_fields)
             parts.append(".".join(rest[: len(rest) - num_fields]))
             rest = rest[len(rest) - num_fields :]
@@ -132,60 +134,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ValueError(f"{key}: `{'.'.join(parents[: depth + 1])}` is a setting, not a section")
         tree = child
     tree[last] = value
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as `key = value: what is legal (nearest fix)`."""
-    # For a union, pydantic appends the type that it tried to the location; such a part is not the name of a setting.
-    location = [str(p) for p in error["loc"] if not (isinstance(p, str) and (p in ("int", "float") or p.startswith("tuple[")))]
-    key = ".".join(location)
-    section, field = _section(location[:-1]), location[-1] if location else ""
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
-        home = _homes(field)
-        hint = (
-            f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else f" (did you mean {home[0]}?)" if home else ""
-        )
-        legal = ", ".join(section.model_fields) if section else ""
-        return f"{key} = {error['input']!r}: no such setting{hint}; legal here: {legal}"
-    if error["type"] == "missing":
-        about = _about(section, field)
-        return f"{key}: missing; {about or 'it has no default'}"
-    value = error["input"]
-    if error["type"] == "literal_error":
-        options = [str(v) for v in get_args(section.model_fields[field].annotation)] if section else []
-        near = difflib.get_close_matches(str(value), options, n=1)
-        return f"{key} = {value!r}: must be one of {', '.join(options)}" + (f" (try {near[0]})" if near else "")
-    message = error["msg"].removeprefix("Value error, ")
-    if isinstance(value, dict):  # the text of a rule about several settings names them already
-        return f"{key}.{message}" if key else message
-    return f"{key} = {value!r}: {message[0].lower() + message[1:]}"
-
-
-def _section(location: list[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Config
-    for part in location:
-        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        model = _section_in(annotation)
-    return model
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation such as `Section | None` means."""
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return kinds[0] if kinds else None
-
-
-def _homes(field: str) -> list[str]:
-    """`section.field` for each section that has a setting of this name."""
-    sections = {n: f.annotation for n, f in Config.model_fields.items()}
-    return [
-        f"{name}.{field}"
-        for name, section in sections.items()
-        if isinstance(section, type) and issubclass(section, BaseModel) and field in section.model_fields
-    ]
-
-
-def _about(section: type[BaseModel] | None, field: str) -> str:
-    description = section.model_fields[field].description if section and field in section.model_fields else None
-    return " ".join((description or "").split())

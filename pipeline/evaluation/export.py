@@ -32,13 +32,14 @@ class Exported(NamedTuple):
 def export(config: Config) -> Exported:
     """Exports the network of `evaluate.checkpoint`, or of the run's best checkpoint, to `export.output`. Joins no cluster.
 
-    An existing file is replaced only after the new one has passed the check. Raises ConfigError for an address that is no .onnx
-    file, CheckpointError when there is no network, ExportFailed when a package is missing or the file and the network disagree,
-    StorageError when the store lost bytes.
+    Only an earlier export and its record are replaced, and only after the new one has passed the check. Raises ConfigError for an
+    address that is no .onnx file and where another file lies, CheckpointError when there is no network, ExportFailed when a
+    package is missing or the file and the network disagree, StorageError when the store lost bytes.
     """
     manifest = open_data(config)
     output, name = _address(config)
     check(output)
+    _refuse_foreign(output, name)
     net, found = load_network(config, manifest)
     crop: Size = (1, *config.data.crop_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +63,9 @@ def export(config: Config) -> Exported:
         "checked": [{"batch": b, "height": h, "width": w, "difference": d} for (b, h, w), d in differences.items()],
         "made_by": environment(),
     }
-    _deliver(output, f"{name}.onnx", data)
+    # The record first: an export that is interrupted between the two is known as such by the next one.
     _deliver(output, f"{name}.json", json.dumps(record, indent=1).encode())
+    _deliver(output, f"{name}.onnx", data)
     return Exported(output.url(f"{name}.onnx"), output.url(f"{name}.json"), len(data), opset, differences)
 
 
@@ -74,6 +76,26 @@ def _address(config: Config) -> tuple[Store, str]:
     if not name.endswith(".onnx") or folder[-1:] in ("", "/"):
         raise ConfigError([f"export.output = {url!r}: must be a .onnx file in a folder or bucket (try {url}/{config.name}.onnx)"])
     return open_store(folder + slash, config.storage), name.removesuffix(".onnx")
+
+
+def _refuse_foreign(output: Store, name: str) -> None:
+    """Raises ConfigError if a file would be replaced that is no record of an export, or not the file of the record beside it."""
+    held = {key: output.read(key) for key in (f"{name}.json", f"{name}.onnx") if output.exists(key)}
+    record = _record(held.get(f"{name}.json", b"{}"))
+    for key, data in held.items():
+        digest = record.get("sha256")
+        if digest is None or (key.endswith(".onnx") and hashlib.sha256(data).hexdigest() != digest):
+            fix = "move it, or choose another export.output"
+            raise ConfigError([f"{output.url(key)} was not replaced: it is no export, or was changed since: {fix}"])
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    """The record of an export; empty if the JSON file is anything else."""
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) and {"file", "sha256", "opset", "checkpoint"} <= tree.keys() else {}
 
 
 def _origin(found: Checkpoint) -> dict[str, Any]:

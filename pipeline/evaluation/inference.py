@@ -8,6 +8,7 @@ import torch
 from ccnet import CCNet, build_ccnet
 from ccnet.inference import predict_classes
 from pipeline.checkpoints import checkpoint
+from pipeline.checkpoints.files import MANIFEST
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest
@@ -98,8 +99,14 @@ def _find(config: Config) -> checkpoint.Checkpoint:
 
 
 def _load(config: Config, url: str) -> checkpoint.Checkpoint:
-    parent, slash, name = url.removesuffix("/").rpartition("/")
-    return checkpoint.load(open_store(parent + slash, config.storage), name, with_optimizer=False)
+    parent, slash, name = url.rstrip("/").rpartition("/")
+    store = open_store(parent + slash, config.storage) if name else None
+    if store is None or not store.exists(f"{name}/{MANIFEST}"):
+        raise CheckpointError(
+            f"evaluate.checkpoint = {url}: no checkpoint, which is a folder step-NUMBER with a {MANIFEST}: those of this "
+            f"configuration's run are in {config.runs_url}/{config.run_key}"
+        )
+    return checkpoint.load(store, name, with_optimizer=False)
 
 
 def known_split(config: Config, manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.images.codec import UInt8, as_uint8
+from pipeline.images.header import MAX_PIXELS
 
 # OpenCV's own threads slow each other down across worker processes and hang after a fork.
 cv2.setNumThreads(0)
@@ -19,9 +20,11 @@ def resize_image(image: UInt8, scale: float) -> UInt8:
 
 
 def resize_to(image: UInt8, size: tuple[int, int]) -> UInt8:
-    """Bilinear resize to (height, width)."""
+    """Bilinear resize to (height, width). Raises MemoryError for more than 2^28 pixels."""
     if image.shape[:2] == size:
         return image
+    if math.prod(size) > MAX_PIXELS:
+        raise MemoryError(f"{size[1]} x {size[0]} pixels are more than {MAX_PIXELS}")
     return as_uint8(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 

@@ -90,4 +90,8 @@ def evaluation_samples(config: Config, manifest: Manifest, split: str, indices: 
             raise row
         image, label = decode(row)
         truth = label_map[label] if index >= 0 else np.full_like(label, codec.IGNORE)
-        yield Sample(index, row.sample_id, resize.resize_image(image, scale), truth)
+        try:
+            scaled = resize.resize_image(image, scale)
+        except MemoryError as error:
+            raise SampleError(f"sample {row.sample_id} does not fit into memory ({error}): lower evaluate.scale") from error
+        yield Sample(index, row.sample_id, scaled, truth)

@@ -4,6 +4,7 @@ Exceptions are recognised by the names of their classes and by the reply that th
 botocore and aiohttp.
 """
 
+import http.client
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ _TORN = {"ClientPayloadError", "IncompleteReadError", "ResponseParserError", "Sh
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _UNTRUSTED = {"SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "AuthFailure"}
+_ENCRYPTED = re.compile(r"\bkms:|KMS\.|Server.Side Encryption|customer.provided", re.IGNORECASE)
 _FIXES = [
     (
         {"InvalidObjectState", "ObjectNotInActiveTierError"},
@@ -48,12 +50,26 @@ _FIXES = [
         {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess", "PathStyleRequestNotAllowed"},
         "the store demands the bucket in the host name: set {own}.addressing=virtual",
     ),
+    (
+        {"407", "511", "ProxyAuthenticationRequired"},
+        "a proxy or a login page stands before the store: log in there, set HTTPS_PROXY with user and password, or "
+        "set NO_PROXY to the store's host",
+    ),
+    (
+        {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "507"},
+        "the store or the bucket's quota is full: delete what you do not need, or raise the quota of bucket `{bucket}`",
+    ),
+    ({"EndpointResolutionError"}, "{endpoint} must be a URL such as http://127.0.0.1:9000"),
 ]  # fmt: skip
 """What some codes of replies and kinds of exceptions mean, and the fix."""
 
 
 class ShortBody(OSError):
     """The reply has fewer bytes than the object holds in the requested range."""
+
+
+class NoListing(OSError):
+    """The reply to the request for a listing has none of its fields."""
 
 
 def codes(error: BaseException) -> set[str]:
@@ -75,7 +91,7 @@ def describe(error: BaseException) -> str:
         status, code = _reply(link)
         if code:
             # HEAD replies have no body, so the status is their only code.
-            words = getattr(link, "response")["Error"].get("Message", "") if code == str(status) else code  # noqa: B009
+            words = (_message(link) or http.client.responses.get(status, "")) if code == str(status) else code
             return _one_line(status or "", words)
     first = next((link for link in _chain(error) if not isinstance(link, Failed | StorageError)), error)
     return f"{type(first).__name__}: {_one_line(first)}"
@@ -111,11 +127,16 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
         return f"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role{public}"
     if "ParamValidationError" in kinds:
         return f"`{bucket}` cannot be the name of a bucket: correct {setting or 'the address'}"
+    if kinds & _UNTRUSTED and "WRONG_VERSION_NUMBER" in fault:
+        return f"the server there does not speak https: write http:// in {endpoint} ({fault})"
     if kinds & _UNTRUSTED:
         return f"its certificate is not trusted ({fault}): set AWS_CA_BUNDLE to a file with the certificate of its authority"
     if fix := next((fix for named, fix in _FIXES if found & named or kinds & named), None):
         return f"{fix.format(bucket=bucket, own=own, endpoint=endpoint, region=_region(error))} ({fault})"
-    if found & _REFUSED or "PermissionError" in kinds:
+    if _ENCRYPTED.search(said := f"{fault}: {_message(error)}"):
+        fix = "allow them kms:Decrypt and kms:GenerateDataKey of it"
+        return f"encrypted with a key that these credentials cannot use ({said}): {fix}"
+    if found & _REFUSED or ("PermissionError" in kinds and not found):
         if store.bucket.anonymous:
             return f"access refused without credentials ({fault}): the bucket is not public: set {own}.anonymous=false"
         rights = "list, read, write and delete" if writes else "list and read" if setting else "do this"
@@ -126,13 +147,25 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
         )
     if "NoSuchBucket" in found:
         return f"bucket `{bucket}` does not exist: create it, or correct {setting or 'its name'}"
-    if store.endpoint and "://" not in store.endpoint:
+    if "InvalidBucketName" in found:
+        return f"`{bucket}` cannot be the name of a bucket: correct {setting or 'the address'}"
+    if (store.endpoint and "://" not in store.endpoint) or "Invalid endpoint" in fault:
         return f"{endpoint} = {store.endpoint!r}: must be a URL such as http://127.0.0.1:9000"
     if not found and kinds & _UNREACHABLE:
         return f"cannot be reached ({fault}): is the store up, and {endpoint} right?"
     if is_transient(error):
         return f"does not recover ({fault}): see the store's log, or raise storage.patience_s"
-    return fault
+    if kinds & {"NoListing"} or any(code.isdecimal() for code in found):  # no code of S3, but HTML or another text
+        return f"this is no answer of an S3 store ({fault}): is {endpoint} right, and does a proxy or login page stand before it?"
+    return f"the store refuses the request ({said}): correct what it names" if found else fault
+
+
+def _message(error: BaseException) -> str:
+    """The words of the store's reply."""
+    replies = (getattr(link, "response", None) for link in _chain(error))
+    return next(
+        (_one_line(reply["Error"].get("Message", "")) for reply in replies if isinstance(reply, dict) and "Error" in reply), ""
+    )
 
 
 def _region(error: BaseException) -> str:
@@ -165,7 +198,9 @@ def _reply(error: BaseException) -> tuple[int, str]:
     response: Any = getattr(error, "response", None)
     if not isinstance(response, dict):
         return 0, ""
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    # A body that is no XML, such as the HTML of a proxy, gives an empty code.
+    return status, str(response.get("Error", {}).get("Code", "") or status or "")
 
 
 def _one_line(*words: object) -> str:
@@ -182,4 +217,4 @@ _NOT_NOW = {
 
 def is_transient_reply(status: int, code: str) -> bool:
     """Whether a request that was answered with this HTTP status and S3 error code may succeed when it is sent again."""
-    return code in _NOT_NOW or status == 429 or (status >= 500 and status != 501)
+    return code in _NOT_NOW or status == 429 or (status >= 500 and status not in (501, 511))

@@ -26,7 +26,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.local import delete, files_below, link_above, replace_file
 from pipeline.storage.retry import Failed, outcome, retried
 from pipeline.storage.s3 import PART_BYTES, RETRIED, OneTrySession, S3FileSystem
-from pipeline.storage.s3_errors import ShortBody, codes, describe, explain, is_transient
+from pipeline.storage.s3_errors import NoListing, ShortBody, codes, describe, explain, is_transient
 
 PIECE_BYTES = 16 * 2**20
 """Largest part of an object that is held in memory during a comparison."""
@@ -177,6 +177,8 @@ class Store:
             bucket, start, _ = fs.split_path(f"{path}/")
             after = {"ContinuationToken": token} if token else {}
             reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=start, MaxKeys=limit, **after)
+            if not {"Name", "IsTruncated", "KeyCount"} & reply.keys():  # any page of HTML reads as an empty listing
+                raise NoListing("the reply is no listing of objects")
             above = f"{prefix}/" if prefix else ""
             objects = [
                 Object(above + found["Key"][len(start) :], int(found["Size"]), found.get("ETag", "").strip('"'))

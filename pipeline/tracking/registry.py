@@ -138,9 +138,13 @@ def find_checkpoint(uri: str, reference: str) -> Reference:
         elif re.fullmatch(r"[0-9a-f]{32}", reference):
             tags = client.get_run(reference).data.tags
         else:
-            raise TrackingError(f"checkpoint {reference!r}: must be a run id, models:/NAME@ALIAS or models:/NAME/VERSION")
+            raise TrackingError(
+                f"checkpoint {reference!r}: must be a run id, models:/NAME@ALIAS, models:/NAME/VERSION or an address with a `/` "
+                f"(try ./{reference} for a folder)"
+            )
     except MlflowException as error:
-        raise TrackingError(f"checkpoint {reference!r}: {error.message}") from error
+        where = "correct evaluate.checkpoint, or tracking.uri if it is of another MLflow"
+        raise TrackingError(f"checkpoint {reference!r}: {error.message}: {where}") from error
     if CHECKPOINT_URL not in tags:
         raise TrackingError(
             f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"

@@ -254,6 +254,20 @@ def test_a_validation_that_does_not_fit_into_memory_ends_the_run_with_the_fix() 
     assert caught.value.fault.what.startswith("sample a does not fit into memory: lower evaluate.scale (")
 
 
+def test_an_image_that_is_too_large_at_the_scale_is_named_with_the_fix(config: Config, manifest: Manifest) -> None:
+    with pytest.raises(
+        SampleError, match=r"^sample val-0 does not fit into memory \(.* pixels are more than .*: lower evaluate.scale$"
+    ):
+        next(evaluation_samples(config, manifest, "val", [0], 1e9))
+
+
+@pytest.mark.parametrize("address", ["{runs}/step-000099", "{runs}", "/", "//", "{runs}/"])
+def test_an_address_without_a_checkpoint_says_where_checkpoints_are(config: Config, manifest: Manifest, address: str) -> None:
+    runs = f"{config.runs_url}/{config.run_key}"
+    with pytest.raises(CheckpointError, match=rf"^evaluate.checkpoint = .*: no checkpoint, .* are in {runs}$"):
+        inference.load_network(override(config, {"evaluate.checkpoint": address.format(runs=runs)}), manifest)
+
+
 @pytest.mark.slow
 def test_other_weights_than_mlflow_recorded_are_refused(config: Config, manifest: Manifest, mlflow_server: MlflowServer) -> None:
     made = override(config, {"tracking.uri": mlflow_server.uri})

@@ -93,3 +93,28 @@ def test_a_network_whose_scores_are_no_numbers_is_not_delivered(
 def test_an_address_that_is_no_onnx_file_is_refused(settings: Path, output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(export.run, [str(settings), f"export.output={output}"]) == 1
     assert f"export.output = '{output}': must be a .onnx file in a folder or bucket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["json", "onnx"])
+def test_a_file_that_is_no_export_is_not_replaced(
+    kind: str, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out" / f"toy.{kind}"
+    file.parent.mkdir()
+    file.write_text('{"shapes": [], "sha256": 1}')
+    assert cli.main(export.run, [str(settings), f"export.output={tmp_path / 'out' / 'toy.onnx'}"]) == 1
+    assert capsys.readouterr().err == (
+        f"{file} was not replaced: it is no export, or was changed since: move it, or choose another export.output\n"
+    )
+    assert file.read_text() == '{"shapes": [], "sha256": 1}'
+
+
+def test_an_export_is_replaced_by_the_next_unless_it_was_changed(settings: Path, tmp_path: Path) -> None:
+    save(load(settings, ["model.recurrence=0"]), tmp_path / "saved", build_ccnet(**MODEL | {"recurrence": 0}))
+    file = tmp_path / "out" / "toy.onnx"
+    command = [str(settings), "model.recurrence=0", f"export.output={file}"]
+    assert [cli.main(export.run, command), cli.main(export.run, command)] == [0, 0]
+    changed = file.read_bytes() + b"\0"
+    file.write_bytes(changed)
+    assert cli.main(export.run, command) == 1
+    assert file.read_bytes() == changed
