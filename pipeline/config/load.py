@@ -8,7 +8,7 @@ Each mistake names the key, the value given, the legal values and the nearest fi
 import difflib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -122,6 +122,13 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
+def _options(annotation: Any) -> list[str]:
+    """The values that an annotation such as `Literal["a", "b"] | None` lists."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for inner in get_args(annotation) for value in _options(inner)]
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = _find(key)[0]
     for depth, part in enumerate(parents):
@@ -140,7 +147,14 @@ def _explain(error: Any) -> str:
     location = [str(p) for p in error["loc"] if not (isinstance(p, str) and (p in ("int", "float") or p.startswith("tuple[")))]
     key = ".".join(location)
     section, field = _section(location[:-1]), location[-1] if location else ""
-    if error["type"] == "extra_forbidden":
+    unknown = error["type"] == "extra_forbidden"
+    if error["type"] == "model_type" and (entry := _section(location)):  # an entry of a dictionary of sections
+        name, dot, setting = field.rpartition(".")
+        if not dot:
+            legal = ", ".join(entry.model_fields)
+            return f"{key} = {error['input']!r}: needs the name of a setting (try {key}.SETTING=...); legal here: {legal}"
+        location, section, field, unknown = [*location[:-1], name, setting], entry, setting, True
+    if unknown:
         near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
         home = _homes(field)
         hint = (
@@ -153,7 +167,7 @@ def _explain(error: Any) -> str:
         return f"{key}: missing; {about or 'it has no default'}"
     value = error["input"]
     if error["type"] == "literal_error":
-        options = [str(v) for v in get_args(section.model_fields[field].annotation)] if section else []
+        options = _options(section.model_fields[field].annotation) if section else []
         near = difflib.get_close_matches(str(value), options, n=1)
         return f"{key} = {value!r}: must be one of {', '.join(options)}" + (f" (try {near[0]})" if near else "")
     message = error["msg"].removeprefix("Value error, ")
@@ -163,10 +177,14 @@ def _explain(error: Any) -> str:
 
 
 def _section(location: list[str]) -> type[BaseModel] | None:
+    """The section at a location. The entries of a dictionary of sections have any name."""
     model: type[BaseModel] | None = Config
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
         model = _section_in(annotation)
+        if get_origin(annotation) is dict and next(parts, None) is None:
+            return None
     return model
 
 

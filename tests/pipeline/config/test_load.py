@@ -274,3 +274,22 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"name: \xff")
     with pytest.raises(ConfigError, match=r"a\.yaml: not valid YAML: 'utf-8' codec can't decode"):
         load(tmp_path / "a.yaml")
+
+
+LEGAL = "legal here: endpoint, profile, anonymous, requester_pays, addressing"
+
+
+@pytest.mark.parametrize(
+    ("override", "mistake"),
+    [
+        ("b.c.anonymos=true", f"b.c.anonymos = True: no such setting (did you mean storage.buckets.b.c.anonymous?); {LEGAL}"),
+        ("b={anonymos: 1}", f"b.anonymos = 1: no such setting (did you mean storage.buckets.b.anonymous?); {LEGAL}"),
+        ("b.xyz=1", f"b.xyz = 1: no such setting; {LEGAL}"),
+        ("b=true", f"b = True: needs the name of a setting (try storage.buckets.b.SETTING=...); {LEGAL}"),
+        ("b.addressing=virtal", "b.addressing = 'virtal': must be one of path, virtual (try virtual)"),
+    ],
+)
+def test_a_misspelt_setting_of_a_bucket_names_the_legal_ones(override: str, mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [f"storage.buckets.{override}"])
+    assert caught.value.mistakes == [f"storage.buckets.{mistake}"]
