@@ -20,10 +20,10 @@ PROBED = (4.0, 2.0)
 """patience_s and read_timeout_s of a check's first request, so that an unreachable endpoint is reported within 15 s."""
 
 
-def check(store: Store) -> None:
+def check(store: Store, setting: str = "storage.path") -> None:
     """Writes, reads back and deletes two files as Ray Train does, one of them in several parts.
 
-    Raises StorageError, which names the bucket or folder, what failed and the fix.
+    `setting` is the one that holds the address. Raises StorageError, which names the bucket or folder, what failed and the fix.
     """
     name = f".check-{uuid.uuid4().hex}"
     try:
@@ -34,7 +34,7 @@ def check(store: Store) -> None:
         finally:
             store.delete(name)
     except Exception as error:
-        raise explain(store, error, setting="storage.path") from error
+        raise explain(store, error, setting=setting) from error
     if not equal:
         raise StorageError(
             f"{store.root}: the data read back differ from the data written: the store loses data without an error; "

@@ -52,6 +52,10 @@ _FIXES = [
 """What some codes of replies and kinds of exceptions mean, and the fix."""
 
 
+WRITTEN = ("storage.path", "predict.output", "export.output")
+"""Settings whose address is written to."""
+
+
 class ShortBody(OSError):
     """The reply has fewer bytes than the object holds in the requested range."""
 
@@ -86,11 +90,14 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     tried = next((f"; {link}" for link in _chain(error) if isinstance(link, Failed) and not link.final), "")
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
-    writes = setting == "storage.path"
+    writes = setting in WRITTEN
     if not store.is_s3:  # s3fs raises "input/output error" for replies that it does not know
         if fault_of_disk := disk.sentence(error, Path(where).parent if key else where):
             return DiskError(fault_of_disk)
-        reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
+        cause = next((e for e in _chain(error) if isinstance(e, OSError) and e.strerror), None)
+        reason = cause.strerror if cause else fault
+        if cause and not setting and str(cause.filename).startswith(f"{where}/"):  # a folder inside, while files are listed
+            where = str(cause.filename)
         if not setting:
             return StorageError(f"{where}: cannot be used ({reason}): check the path and its permissions")
         fix = f"choose another folder for {setting}" if writes else f"correct {setting}"
@@ -103,7 +110,7 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
     """What is wrong, and the fix."""
     found, kinds, own = codes(error), _kinds(error), f"storage.buckets.{bucket}"
     endpoint = f"{own}.endpoint" if store.bucket.endpoint else "storage.endpoint"
-    writes = setting == "storage.path"
+    writes = setting in WRITTEN
     if "ProfileNotFound" in kinds:
         return f"no profile {store.bucket.profile or os.environ.get('AWS_PROFILE')!r} in ~/.aws/config: add it on every node"
     if kinds & _NO_CREDENTIALS:
