@@ -18,6 +18,8 @@ from pipeline.storage.store import Store
 
 PROBED = (4.0, 2.0)
 """patience_s and read_timeout_s of a check's first request, so that an unreachable endpoint is reported within 15 s."""
+PACE_BYTES = 2**20
+"""Bytes of the write that shows whether a store is too slow: more than the buffers on the way take at once."""
 
 
 def check(store: Store, setting: str = "storage.path") -> None:
@@ -29,6 +31,8 @@ def check(store: Store, setting: str = "storage.path") -> None:
     try:
         if store.is_s3:
             _impatient(store).write(f"{name}/probe", b"probe")
+            # Ray's way of writing is tried ten times, for ten minutes if the store is too slow; this one for one minute.
+            replace(store, patience_s=min(store.patience_s, store.read_timeout_s)).write(f"{name}/pace", bytes(PACE_BYTES))
         try:
             equal = _round_trip(store, name)
         finally:

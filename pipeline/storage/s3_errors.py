@@ -60,6 +60,10 @@ class ShortBody(OSError):
     """The reply has fewer bytes than the object holds in the requested range."""
 
 
+class TooSlow(TimeoutError):
+    """The bytes of a request or of its reply trickle; the message is the rate."""
+
+
 def codes(error: BaseException) -> set[str]:
     """S3 error codes of the replies behind an exception, such as {"SlowDown"}; for HEAD replies the status as text."""
     return {_reply(e)[1] for e in _chain(error) if _reply(e)[1]}
@@ -81,7 +85,10 @@ def describe(error: BaseException) -> str:
             # HEAD replies have no body, so the status is their only code.
             words = getattr(link, "response")["Error"].get("Message", "") if code == str(status) else code  # noqa: B009
             return _one_line(status or "", words)
-    first = next((link for link in _chain(error) if not isinstance(link, Failed | StorageError)), error)
+    links = [link for link in _chain(error) if not isinstance(link, Failed | StorageError)]
+    if slow := next((link for link in links if isinstance(link, TooSlow)), None):
+        return str(slow)
+    first = next(iter(links), error)
     return f"{type(first).__name__}: {_one_line(first)}"
 
 
@@ -135,6 +142,11 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
         return f"bucket `{bucket}` does not exist: create it, or correct {setting or 'its name'}"
     if store.endpoint and "://" not in store.endpoint:
         return f"{endpoint} = {store.endpoint!r}: must be a URL such as http://127.0.0.1:9000"
+    if not found and "TooSlow" in kinds:
+        return (
+            f"too slow ({fault}): look for what fills the network or the store, and run the same command again; or use a store "
+            "that is nearer"
+        )
     if not found and kinds & _UNREACHABLE:
         return f"cannot be reached ({fault}): is the store up, and {endpoint} right?"
     if is_transient(error):
