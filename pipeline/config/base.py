@@ -44,14 +44,21 @@ def has_scheme(address: str) -> bool:
 def absolute(value: str) -> str:
     """The address: a folder as an absolute path, a bucket's prefix as it is written.
 
-    Raises ValueError for an address that is empty or has a part `.` or `..` in a bucket, where no folder has these names.
+    Raises ValueError for an address that is blank, is of another kind, or has a part `.` or `..` in a bucket, where no folder
+    has these names.
     """
-    if not value:
+    if not value.strip():
         raise ValueError("is empty (try a folder or s3://bucket/prefix, or null where the setting has a default)")
+    scheme, _, rest = value.partition(":")
+    if not value.startswith("s3://") and (has_scheme(value) or scheme.lower() == "s3"):
+        near = {"s3": f"s3://{rest.lstrip('/')}", "file": rest.removeprefix("//").removeprefix("localhost")}.get(scheme.lower())
+        raise ValueError(f"must be s3://BUCKET/PREFIX or a folder (try {near or 's3://BUCKET/PREFIX'})")
+    if "\0" in value:
+        raise ValueError("has a null character, which no address can have (try it without)")
     if not has_scheme(value):
         return str(Path(os.path.expanduser(value)).absolute())
-    rest = value.partition("://")[2]
-    if value.startswith("s3://") and rest[:1] in ("", "/"):
+    rest = value.removeprefix("s3://")
+    if rest[:1] in ("", "/"):
         raise ValueError("has no bucket (try s3://BUCKET/PREFIX)")
     if {".", ".."} & set(rest.split("/")):
         raise ValueError("has a part `.` or `..`, which a bucket does not resolve (try the address without it)")

@@ -3,7 +3,7 @@
 import difflib
 import re
 import reprlib
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,7 +33,12 @@ def _line(error: Any) -> str:
         location.pop()
     key = ".".join(location)
     section, field = _section(location[:-1]), location[-1] if location else ""
-    if error["type"] == "extra_forbidden":
+    unknown = error["type"] == "extra_forbidden"
+    if error["type"] == "model_type" and "." in field and (entry := _section(location)):
+        # An entry of a dictionary of sections: the text of `storage.buckets.b.x=1` does not say where the entry's name ends.
+        name, _, setting = field.rpartition(".")
+        location, section, field, unknown = [*location[:-1], name, setting], entry, setting, True
+    if unknown:
         near = difflib.get_close_matches(field, section.model_fields, n=1) if section else []
         home = _homes(field)
         hint = (
@@ -68,10 +73,14 @@ def _line(error: Any) -> str:
 
 
 def _section(location: list[str]) -> type[BaseModel] | None:
+    """The section at a location. The entries of a dictionary of sections have any name."""
     model: type[BaseModel] | None = Config
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
         model = section_in(annotation)
+        if get_origin(annotation) is dict and next(parts, None) is None:
+            return None
     return model
 
 

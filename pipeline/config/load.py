@@ -124,6 +124,13 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
+def _options(annotation: Any) -> list[str]:
+    """The values that an annotation such as `Literal["a", "b"] | None` lists."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for inner in get_args(annotation) for value in _options(inner)]
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = _find(key)[0]
     for depth, part in enumerate(parents):

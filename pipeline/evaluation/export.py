@@ -38,7 +38,7 @@ def export(config: Config) -> Exported:
     """
     manifest = open_data(config)
     output, name = _address(config)
-    check(output)
+    check(output, "export.output" if config.export.output else "storage.path")
     _refuse_foreign(output, name)
     net, found = load_network(config, manifest)
     crop: Size = (1, *config.data.crop_size)

@@ -58,7 +58,7 @@ def predict(config: Config) -> Predicted:
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     inputs = find_inputs(config, manifest, output)
     net, _ = load_network(config, manifest)
-    check(output)
+    check(output, "predict.output" if config.predict.output else "storage.path")
     work = partial(_predict_share, net, config, manifest, output, inputs)
     results = list(map_images(work, len(inputs.images), config))
     done = sorted(result for result in results if isinstance(result, Prediction))

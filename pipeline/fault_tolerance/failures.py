@@ -59,11 +59,16 @@ class NodePreempted(RuntimeError):
     """The workers stopped on purpose, after a checkpoint if there was time, because a node is about to be preempted."""
 
 
+class NotStored(RuntimeError):
+    """A stop was requested, and the state of the run could not be stored in time."""
+
+
 class Kind(StrEnum):
     """In order of priority: if several workers fail at once, the first kind in this list is the cause and the rest are
     consequences."""
 
     DETERMINISTIC = "deterministic"
+    STOPPED = "stopped"
     MEMORY = "memory"
     NOT_FINITE = "not finite"
     MOVED = "moved"
@@ -98,7 +103,8 @@ class Fault(NamedTuple):
         return list(Kind).index(self.kind), self.collateral, self.raised
 
 
-_OWN = {RunFailed: Kind.DETERMINISTIC, NotFinite: Kind.NOT_FINITE, NodePreempted: Kind.MOVED, RowsLost: Kind.INFRASTRUCTURE}
+_OWN = {RunFailed: Kind.DETERMINISTIC, NotStored: Kind.STOPPED, NotFinite: Kind.NOT_FINITE, NodePreempted: Kind.MOVED,
+        RowsLost: Kind.INFRASTRUCTURE}  # fmt: skip
 
 
 class WorkerFault(RuntimeError):

@@ -19,6 +19,9 @@ ANSWER_S = 2.0
 """Longest wait for an answer of the stop flag, in seconds."""
 MARGIN = 3.0
 """Save only if at least MARGIN x the duration of the last save is left; a previous upload may still be running."""
+STOP_S, LONGEST_STOP_S = 50.0, 600.0
+"""Seconds that a run waits for its checkpoint after a stop was requested: the first, since a submitted job is killed after 60 s,
+or MARGIN x the duration of the last save if that is longer, but not more than the second."""
 
 
 class Interruption(NamedTuple):
@@ -59,6 +62,11 @@ def stop_requested(flag: Any) -> str | None:
         logger.warning("the stop flag does not answer: %s", str(error).splitlines()[0])
         return None
     return reason
+
+
+def longest_wait_s(stored_s: float) -> float:
+    """Seconds that a run waits for its checkpoint after a stop was requested; `stored_s`: what storing the last one took."""
+    return min(max(STOP_S, MARGIN * stored_s), LONGEST_STOP_S)
 
 
 class TimeSpent(NamedTuple):
@@ -124,7 +132,6 @@ class InterruptionMonitor:
         return found
 
     def _budget_or_request(self) -> Interruption | None:
-        """A spent budget or a requested stop; called on rank 0 only."""
         if exhausted := self.spent.exhausted(self.config.stop):
             return Interruption(exhausted, moves=False, validate=True)
         reason = stop_requested(self.flag)

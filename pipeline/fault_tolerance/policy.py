@@ -70,6 +70,8 @@ class RestartPolicy(UserCallback):
         """Returns (whether the run ends, what is done as a text)."""
         if fault.kind == Kind.DETERMINISTIC:
             return True, "not retried: it would repeat"
+        if fault.kind == Kind.STOPPED:
+            return True, "run the same command to resume from the newest checkpoint that is stored"
         if fault.kind == Kind.MOVED:
             return False, "resumes from the checkpoint on the remaining nodes; not counted as a failure"
         if fault.kind == Kind.MEMORY:

@@ -34,9 +34,10 @@ def _addresses(config: Config) -> Iterator[tuple[str, str, bool, Callable[[store
     predict, export, data = config.predict, config.export, config.data
     yield "storage.path", config.storage.path, True, probe.check
     if predict.output:
-        yield "predict.output", predict.output, False, probe.check
+        yield "predict.output", predict.output, False, partial(probe.check, setting="predict.output")
     if export.output:
-        yield "export.output", f"{export.output.rpartition('/')[0]}/", False, probe.check
+        folder = f"{export.output.rpartition('/')[0]}/"
+        yield "export.output", folder, False, partial(probe.check, setting="export.output")
     if data.source:  # if the data set is packed, only jobs.prepare reads it
         yield "data.source", data.source, not data.packed, partial(probe.check_readable, setting="data.source")
     if predict.images:

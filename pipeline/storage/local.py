@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,11 +76,20 @@ def files_below(path: str, inside: frozenset[str] = frozenset()) -> Iterator[str
     """Paths of the files in a folder and its subfolders. Links are followed: data sets are often linked from several disks.
 
     If the path is a file, that is the only result; if it does not exist, there is none. A link back to one of the folders that
-    contain it is not followed. A link whose target does not exist is listed as a file: what it stood for is missed.
+    contain it is not followed. A link whose target does not exist is listed as a file: what it stood for is missed. Raises
+    PermissionError for what this process may not look into: it could hold files.
     """
-    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise
+        if os.path.islink(path):
+            yield path
+        return
+    if stat.S_ISREG(mode):
         yield path
-    elif os.path.isdir(path) and (real := os.path.realpath(path)) not in inside:
+    elif stat.S_ISDIR(mode) and (real := os.path.realpath(path)) not in inside:
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):  # the folder was deleted in the meantime
             names = sorted(os.listdir(path))

@@ -18,23 +18,27 @@ from pipeline.storage.store import Store
 
 PROBED = (4.0, 2.0)
 """patience_s and read_timeout_s of a check's first request, so that an unreachable endpoint is reported within 15 s."""
+PACE_BYTES = 2**20
+"""Bytes of the write that shows whether a store is too slow: more than the buffers on the way take at once."""
 
 
-def check(store: Store) -> None:
+def check(store: Store, setting: str = "storage.path") -> None:
     """Writes, reads back and deletes two files as Ray Train does, one of them in several parts.
 
-    Raises StorageError, which names the bucket or folder, what failed and the fix.
+    `setting` is the one that holds the address. Raises StorageError, which names the bucket or folder, what failed and the fix.
     """
     name = f".check-{uuid.uuid4().hex}"
     try:
         if store.is_s3:
             _impatient(store).write(f"{name}/probe", b"probe")
+            # Ray's way of writing is tried ten times, for ten minutes if the store is too slow; this one for one minute.
+            replace(store, patience_s=min(store.patience_s, store.read_timeout_s)).write(f"{name}/pace", bytes(PACE_BYTES))
         try:
             equal = _round_trip(store, name)
         finally:
             store.delete(name)
     except Exception as error:
-        raise explain(store, error, setting="storage.path") from error
+        raise explain(store, error, setting=setting) from error
     if not equal:
         raise StorageError(
             f"{store.root}: the data read back differ from the data written: the store loses data without an error; "

@@ -1,18 +1,104 @@
 """The S3 client: one try per request, and no wait without a limit."""
 
+import asyncio
+import copy
+import io
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.handlers import add_expect_header
 
+from pipeline.storage.s3_errors import TooSlow
+
 PART_BYTES = 8 * 2**20
 """Bytes of one part of a multipart upload, and of the read-ahead of files opened through `Store.arrow`."""
-RETRIED = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
-"""botocore's own retries for `Store.arrow`, whose requests come from Ray and pyarrow and do not pass through our retries."""
+PIECE_BYTES, PIECE_S = 128 * 2**10, 60.0
+"""Each piece of a body must pass within PIECE_S seconds, and so must a body that is smaller: 2.1 KiB/s. A silent store is noticed
+by `read_timeout`, but one that trickles would hold a checkpoint for days. The floor is low because a process has up to ten
+requests at a time: over a link of 50 KB/s each of them gets 5."""
+UNSENT_BYTES = 64 * 2**10
+"""Bytes of a request that the kernel holds besides those on their way. By default it takes megabytes at once, and a slow network
+would look like a store that is silent after the last one."""
 
 
-class OneTrySession(AIOHTTPSession):  # type: ignore[misc]
+@asynccontextmanager
+async def _one_piece() -> AsyncIterator[None]:
+    """Wraps the transfer of one piece. Raises TooSlow."""
+    try:
+        async with asyncio.timeout(PIECE_S) as limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise TooSlow(f"less than {PIECE_BYTES // 1024} KiB in {PIECE_S:g} s") from error
+        raise
+
+
+class _PacedUpload(aiohttp.BytesIOPayload):
+    """The body of a request, sent in pieces."""
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        self._value.seek(0)
+        while piece := self._value.read(PIECE_BYTES):
+            async with _one_piece():
+                await writer.write(piece)
+
+
+class _PacedDownload:
+    """The body of a reply, received in pieces; s3fs reads bodies as a whole."""
+
+    def __init__(self, stream: aiohttp.StreamReader) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def read(self, size: int = -1) -> bytes:
+        if size >= 0:
+            return await self._stream.read(size)
+        pieces: list[bytes] = []
+        while True:
+            async with _one_piece():
+                try:
+                    pieces.append(await self._stream.readexactly(PIECE_BYTES))
+                except asyncio.IncompleteReadError as end:
+                    return b"".join([*pieces, end.partial])
+
+
+class _PacedReply(aiohttp.ClientResponse):
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        self.content: Any = _PacedDownload(self.content)
+        return self
+
+
+def open_socket(address: Any) -> socket.socket:
+    """A socket for an address of `getaddrinfo`, whose kernel takes few bytes that it cannot send yet."""
+    opened = socket.socket(*address[:3])
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return opened
+
+
+class PacedSession(AIOHTTPSession):  # type: ignore[misc]
+    """Ends a request whose bytes trickle."""
+
+    async def _get_session(self, proxy_url: Any) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._response_class = _PacedReply
+        return session
+
+    async def send(self, request: Any) -> Any:
+        if isinstance(request.body, io.BytesIO):
+            request = copy.copy(request)  # botocore may send the original again
+            request.body = _PacedUpload(request.body)
+        return await super().send(request)
+
+
+class OneTrySession(PacedSession):
     async def _get_session(self, proxy_url: Any) -> Any:
         session = await super()._get_session(proxy_url)
         # aiohttp repeats an idempotent request once if its connection is reset. It logs nothing, so our log would miss the fault.
@@ -52,3 +138,15 @@ class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
         # aiohttp waits for the answer to `Expect: 100-continue` without a limit: a PUT to a silent server would hang forever.
         client.meta.events.unregister("before-call.s3", add_expect_header)
         return client
+
+
+ALWAYS = {"http_session_cls": PacedSession, "connector_args": {"socket_factory": open_socket}}
+RETRIED = {**ALWAYS, "connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
+"""botocore's own retries for `Store.arrow`, whose requests come from Ray and pyarrow and do not pass through our retries."""
+
+
+def tried_once(silence_s: float) -> dict[str, Any]:
+    """The client's settings for one try per request, which fails after `silence_s` seconds without a byte."""
+    retries = {"mode": "standard", "total_max_attempts": 1}
+    timeouts = {"read_timeout": silence_s, "connect_timeout": min(5, silence_s)}
+    return {**ALWAYS, **timeouts, "retries": retries, "http_session_cls": OneTrySession}

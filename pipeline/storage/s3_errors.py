@@ -64,12 +64,20 @@ _FIXES = [
 """What some codes of replies and kinds of exceptions mean, and the fix."""
 
 
+WRITTEN = ("storage.path", "predict.output", "export.output")
+"""Settings whose address is written to."""
+
+
 class ShortBody(OSError):
     """The reply has fewer bytes than the object holds in the requested range."""
 
 
 class NoListing(OSError):
     """The reply to the request for a listing has none of its fields."""
+
+
+class TooSlow(TimeoutError):
+    """The bytes of a request or of its reply trickle; the message is the rate."""
 
 
 def codes(error: BaseException) -> set[str]:
@@ -93,7 +101,10 @@ def describe(error: BaseException) -> str:
             # HEAD replies have no body, so the status is their only code.
             words = (_message(link) or http.client.responses.get(status, "")) if code == str(status) else code
             return _one_line(status or "", words)
-    first = next((link for link in _chain(error) if not isinstance(link, Failed | StorageError)), error)
+    links = [link for link in _chain(error) if not isinstance(link, Failed | StorageError)]
+    if slow := next((link for link in links if isinstance(link, TooSlow)), None):
+        return str(slow)
+    first = next(iter(links), error)
     return f"{type(first).__name__}: {_one_line(first)}"
 
 
@@ -102,11 +113,14 @@ def explain(store: "Store", error: Exception, key: str = "", *, setting: str = "
     tried = next((f"; {link}" for link in _chain(error) if isinstance(link, Failed) and not link.final), "")
     fault = f"{describe(error)}{tried}"
     where = store.url(key) if key else store.root
-    writes = setting == "storage.path"
+    writes = setting in WRITTEN
     if not store.is_s3:  # s3fs raises "input/output error" for replies that it does not know
         if fault_of_disk := disk.sentence(error, Path(where).parent if key else where):
             return DiskError(fault_of_disk)
-        reason = next((e.strerror for e in _chain(error) if isinstance(e, OSError) and e.strerror), fault)
+        cause = next((e for e in _chain(error) if isinstance(e, OSError) and e.strerror), None)
+        reason = cause.strerror if cause else fault
+        if cause and not setting and str(cause.filename).startswith(f"{where}/"):  # a folder inside, while files are listed
+            where = str(cause.filename)
         if not setting:
             return StorageError(f"{where}: cannot be used ({reason}): check the path and its permissions")
         fix = f"choose another folder for {setting}" if writes else f"correct {setting}"
@@ -119,7 +133,7 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
     """What is wrong, and the fix."""
     found, kinds, own = codes(error), _kinds(error), f"storage.buckets.{bucket}"
     endpoint = f"{own}.endpoint" if store.bucket.endpoint else "storage.endpoint"
-    writes = setting == "storage.path"
+    writes = setting in WRITTEN
     if "ProfileNotFound" in kinds:
         return f"no profile {store.bucket.profile or os.environ.get('AWS_PROFILE')!r} in ~/.aws/config: add it on every node"
     if kinds & _NO_CREDENTIALS:
@@ -151,6 +165,11 @@ def _cause(store: "Store", error: Exception, bucket: str, fault: str, setting: s
         return f"`{bucket}` cannot be the name of a bucket: correct {setting or 'the address'}"
     if (store.endpoint and "://" not in store.endpoint) or "Invalid endpoint" in fault:
         return f"{endpoint} = {store.endpoint!r}: must be a URL such as http://127.0.0.1:9000"
+    if not found and "TooSlow" in kinds:
+        return (
+            f"too slow ({fault}): look for what fills the network or the store, and run the same command again; or use a store "
+            "that is nearer"
+        )
     if not found and kinds & _UNREACHABLE:
         return f"cannot be reached ({fault}): is the store up, and {endpoint} right?"
     if is_transient(error):

@@ -25,7 +25,7 @@ from pipeline.config.base import Bucket, Storage, has_scheme
 from pipeline.errors import StorageError
 from pipeline.storage.local import delete, files_below, link_above, replace_file
 from pipeline.storage.retry import Failed, outcome, retried
-from pipeline.storage.s3 import PART_BYTES, RETRIED, OneTrySession, S3FileSystem
+from pipeline.storage.s3 import PART_BYTES, RETRIED, S3FileSystem, tried_once
 from pipeline.storage.s3_errors import NoListing, ShortBody, codes, describe, explain, is_transient
 
 PIECE_BYTES = 16 * 2**20
@@ -224,9 +224,6 @@ class Store:
     def _fs(self, budget: dict[str, Any] | None = None) -> Any:
         if not self.is_s3:
             return fsspec.filesystem("file", auto_mkdir=True)
-        wait = min(self.read_timeout_s, self.patience_s)
-        once = {"read_timeout": wait, "connect_timeout": min(5, wait), "http_session_cls": OneTrySession,
-                "retries": {"mode": "standard", "total_max_attempts": 1}}  # fmt: skip
         # With the bucket in the host name, a store needs DNS entries that self-hosted stores rarely have.
         addressing = self.bucket.addressing or ("path" if self.endpoint else None)
         style = {"s3": {"addressing_style": addressing}} if addressing else {}
@@ -238,7 +235,7 @@ class Store:
             requester_pays=self.bucket.requester_pays,
             default_block_size=PART_BYTES,
             use_listings_cache=False,
-            config_kwargs={**(budget or once), **style},
+            config_kwargs={**(budget or tried_once(min(self.read_timeout_s, self.patience_s))), **style},
             **profile,
         )
 

@@ -6,6 +6,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,16 @@ from pipeline.checkpoints import checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score
 from pipeline.evaluation.protocol import validation_protocol
-from pipeline.fault_tolerance.failures import as_worker_fault
-from pipeline.fault_tolerance.interruptions import TimeSpent
+from pipeline.fault_tolerance.failures import NotStored, as_worker_fault
+from pipeline.fault_tolerance.interruptions import TimeSpent, longest_wait_s
 from pipeline.model.learner import Learner
 from pipeline.storage import disk
 from pipeline.storage.store import Store
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.run import Run
+
+LOOK_S = 2.0
+"""Seconds between two looks for a request to stop, while a checkpoint is being stored."""
 
 
 @dataclass
@@ -70,12 +74,17 @@ class RunRecord:
 
 
 class CheckpointSaver:
-    """Saves the run's state from rank 0, the only rank with a `log`. Every worker must call `save` at the same steps."""
+    """Saves the run's state from rank 0, the only rank with a `log`. Every worker must call `save` at the same steps.
 
-    def __init__(self, run: Run, learner: Learner, log: MetricLog | None) -> None:
-        self.run, self.learner, self.log = run, learner, log
+    `stop_requested`: why a stop was requested, None while it was not; called on rank 0 only.
+    """
+
+    def __init__(self, run: Run, learner: Learner, log: MetricLog | None, stop_requested: Callable[[], str | None]) -> None:
+        self.run, self.learner, self.log, self.stop_requested = run, learner, log, stop_requested
         self.idle = threading.Event()
         self.idle.set()
+        self.storing = 0
+        """Step of the checkpoint that is being stored, or was the last one."""
         self.blocked_s, self.stored_s = 0.0, 0.0
         """Seconds that training has waited for checkpoints in total, and seconds that storing the last one took."""
 
@@ -90,7 +99,8 @@ class CheckpointSaver:
     ) -> None:
         """Reports a checkpoint after `step` steps. With `interrupted`, the checkpoint is stored when this returns.
 
-        `validation`: its score is computed in the background. `interrupted`: why the run stops early.
+        `validation`: its score is computed in the background. `interrupted`: why the run stops early. Raises NotStored if a
+        stop was requested and the store takes too long.
         """
         started = time.monotonic()
         metrics = {"step": step, "run_id": self.run.run_id} | (score_metrics(score) if score else {})
@@ -99,8 +109,9 @@ class CheckpointSaver:
         if self.log is None:
             ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
         else:
-            self.idle.wait()  # for the previous upload: two copies of the state could exceed the memory
+            self.wait()  # for the previous upload: two copies of the state could exceed the memory
             self.idle.clear()
+            self.storing = step
             learner = self.learner
             state = checkpoint.snapshot(learner.net, learner.optimizer, learner.average.net if learner.average else None)
             progress = {
@@ -135,6 +146,18 @@ class CheckpointSaver:
         self.blocked_s += time.monotonic() - started
         if self.log:
             self.log.metrics({"checkpoint/blocked_s": self.blocked_s}, step)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is stored. Raises NotStored `longest_wait_s` after a stop was requested."""
+        reason, since = None, 0.0
+        while not self.idle.wait(LOOK_S):
+            if reason is None:
+                reason, since = self.stop_requested(), time.monotonic()
+            elif (waited_s := time.monotonic() - since) >= longest_wait_s(self.stored_s):
+                raise NotStored(
+                    f"{reason}; the checkpoint of step {self.storing} and what was trained after it are not stored, because "
+                    f"{self.run.checkpoints.url('')} did not take them within {waited_s:.0f} s"
+                )
 
     def _store(
         self, state: checkpoint.State, progress: dict[str, Any], local: ray.train.Checkpoint, name: str

@@ -21,7 +21,7 @@ from pipeline.config.config import Config
 from pipeline.config.train import Train
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
-from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor
+from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
 from pipeline.formatting import show_own_lines
 from pipeline.loading.batches import TrainingBatch, training_batches
@@ -106,8 +106,9 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     learner, batches, record = _start(run, log)
     if config.stop.impatient(record.since_best):  # patience ended with the pending validation in `_start`
         return
-    saver, throughput = CheckpointSaver(run, learner, log), Throughput(train.steps, train.global_batch)
     interruptions = InterruptionMonitor(config, run.stop_flag, record.spent, distributed.world_size())
+    saver = CheckpointSaver(run, learner, log, partial(stop_requested, run.stop_flag))
+    throughput = Throughput(train.steps, train.global_batch)
     schedule, skipped = Schedule(train, interruptions.check), SkippedSteps(config.faults.max_skipped_steps, record.skipped)
     replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers: rank 0 adds the old count
     for batch in throughput.timed(batches):
@@ -140,7 +141,10 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         if due.stop:
             return _stop(due.stop, done)
         if config.stop.impatient(record.since_best):
-            return
+            break
+    if log:
+        with hang.paused():  # Ray Train would wait too, but not hear a request to stop
+            saver.wait()
 
 
 def _stop(found: Interruption, done: int) -> None:

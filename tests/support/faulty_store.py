@@ -18,7 +18,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -43,7 +44,8 @@ class FaultyStore:
 
     `chosen` maps request numbers to faults; `aimed` maps regular expressions, searched in a request's line, to faults. Any other
     request fails with `probability`, by a fault drawn from `weights` (fault -> weight); with `only_gets`, only GET requests fail.
-    A stall lasts `stall_s` seconds, then the connection is closed.
+    A stall lasts `stall_s` seconds, then the connection is closed. `rate`: bytes per second that each connection carries in each
+    direction, for requests that begin from then on; None does not slow them.
     All but `upstream`, `requests`, `injected`, `lines` and `fields` may be set while it runs.
     """
 
@@ -58,6 +60,7 @@ class FaultyStore:
         aimed: Mapping[str, str] | None = None,
         only_gets: bool = False,
         stall_s: float = 60.0,
+        rate: float | None = None,
         port: int = 0,
     ) -> None:
         address = urlsplit(upstream)
@@ -69,6 +72,7 @@ class FaultyStore:
         self.aimed = dict(aimed or {})
         self.only_gets = only_gets
         self.stall_s = stall_s
+        self.rate = rate
         self.requests = 0
         self.lines: list[str] = []
         self.fields: list[dict[str, str]] = []
@@ -77,6 +81,7 @@ class FaultyStore:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # otherwise the kernel takes megabytes at any rate
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="faulty-store")
 
@@ -127,7 +132,7 @@ class FaultyStore:
         fields = _fields(head)
         if fields.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = await _body(reader, fields)
+        body = await _body(partial(self._receive, reader), reader, fields)
         self.fields.append(fields)
         fault = self._draw(line)
         if fault in REPLIES:
@@ -145,12 +150,31 @@ class FaultyStore:
             if fault and fault not in LIES:  # at least one byte is missing; an answer without body ends in its head
                 start = reply.index(b"\r\n\r\n") + 4
                 reply = reply[: start + (len(reply) - start) // 2 if len(reply) > start else start - 4]
-            writer.write(reply)
-            await writer.drain()
+            await self._send(writer, reply)
             if fault == "stall_body":
                 await asyncio.sleep(self.stall_s)
             elif fault == "reset_body":
                 _reset(writer)
+
+    async def _receive(self, reader: asyncio.StreamReader, size: int) -> bytes:
+        pieces = []
+        async for start, end in self._pieces(size):
+            pieces.append(await reader.readexactly(end - start))
+        return b"".join(pieces)
+
+    async def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        async for start, end in self._pieces(len(data)):
+            writer.write(data[start:end])
+            await writer.drain()
+
+    async def _pieces(self, size: int) -> AsyncIterator[tuple[int, int]]:
+        """(start, end) of the pieces in which bytes pass at `rate`, ten a second; one piece if there is no rate."""
+        rate, began = self.rate, self._loop.time()
+        step = max(1, int(rate / 10) if rate else size)
+        for start in range(0, size, step):
+            yield start, min(start + step, size)
+            if rate:
+                await asyncio.sleep(began + (start + step) / rate - self._loop.time())
 
     async def _forward(self, head: bytes, body: bytes) -> bytes:
         """The whole answer. The request makes the server close the connection after it."""
@@ -168,17 +192,17 @@ def _fields(head: bytes) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
-async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+async def _body(receive: Callable[[int], Awaitable[bytes]], reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
     """The body as it came, chunk sizes included."""
     if fields.get("transfer-encoding", "").lower() != "chunked":
-        return await reader.readexactly(int(fields.get("content-length", 0)))
+        return await receive(int(fields.get("content-length", 0)))
     body = b""
     while True:
         line = await reader.readuntil(b"\r\n")
         size = int(line.split(b";")[0], 16)
         body += line
         if size:
-            body += await reader.readexactly(size + 2)
+            body += await receive(size + 2)
             continue
         while line != b"\r\n":  # trailers, then an empty line
             line = await reader.readuntil(b"\r\n")

@@ -274,3 +274,26 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"name: \xff")
     with pytest.raises(ConfigError, match=r"a\.yaml: not text in UTF-8: save it as such"):
         load(tmp_path / "a.yaml")
+
+
+NO_VALUE = "is a section, which takes no value: set what is in it"
+LEGAL = "legal here: endpoint, profile, anonymous, requester_pays, addressing"
+
+
+@pytest.mark.parametrize(
+    ("override", "mistake"),
+    [
+        ("b.c.anonymos=true", f"b.c.anonymos = True: no such setting (did you mean storage.buckets.b.c.anonymous?); {LEGAL}"),
+        ("b={anonymos: 1}", f"b.anonymos = 1: no such setting (did you mean storage.buckets.b.anonymous?); {LEGAL}"),
+        ("b.xyz=1", f"b.xyz = 1: no such setting; {LEGAL}"),
+        (
+            "b=true",
+            "b = True: is a section, which takes no value: set what is in it (storage.buckets.b.endpoint=...), or leave it out",
+        ),
+        ("b.addressing=virtal", "b.addressing = 'virtal': must be one of path, virtual (try virtual)"),
+    ],
+)
+def test_a_misspelt_setting_of_a_bucket_names_the_legal_ones(override: str, mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIGS / "demo.yaml", [f"storage.buckets.{override}"])
+    assert caught.value.mistakes == [f"storage.buckets.{mistake}"]

@@ -13,7 +13,7 @@ from ray.train import Checkpoint
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed, StorageError
 from pipeline.fault_tolerance import policy
-from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, OutOfMemory, RowsLost
+from pipeline.fault_tolerance.failures import NodePreempted, NotFinite, NotStored, OutOfMemory, RowsLost
 from pipeline.fault_tolerance.policy import RestartPolicy
 from tests.support.worker_faults import GLOO, died, sent
 
@@ -49,6 +49,17 @@ def test_a_deterministic_error_ends_the_run_at_once_and_is_named(caplog: pytest.
     assert set(event) == {"time", "kind", "what", "did"}
     assert event["kind"] == "deterministic"
     assert abs(event["time"] - time.time()) < 600
+
+
+def test_a_run_that_was_to_stop_ends_with_what_is_not_stored_and_the_way_out() -> None:
+    _, events, fail = restart_policy()
+    with pytest.raises(RunFailed) as caught:
+        fail(sent(NotStored("stopped on request; the checkpoint of step 40 is not stored")), GLOO)
+    assert str(caught.value) == (
+        "worker 0 (and 1 more): stopped on request; the checkpoint of step 40 is not stored\n"
+        "run the same command to resume from the newest checkpoint that is stored"
+    )
+    assert events[0]["kind"] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,30 @@ def test_a_file_and_its_folders_are_on_the_disk_before_the_write_ends(tmp_path: 
 def test_a_link_without_target_is_listed(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "disk" / "a.png")
     assert Store(str(tmp_path)).listing() == [Object("a.png", len(f"{tmp_path}/disk/a.png"), storage.DANGLING)]
+
+
+@pytest.mark.parametrize("setting", ["storage.path", "predict.output", "export.output"])
+def test_a_folder_that_cannot_be_written_is_reported_with_the_setting_that_names_it(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = f"^{tmp_path}/file: cannot be created or written .*: choose another folder for {setting}$"
+    with pytest.raises(StorageError, match=words):
+        check(Store(str(tmp_path / "file")), setting)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    locked = tmp_path / "source" / "locked"
+    (locked / "images").mkdir(parents=True)
+    (locked / "images" / "a.png").touch()
+    for folder in (tmp_path.parents[1], tmp_path.parents[0], tmp_path):
+        folder.chmod(0o755)
+    locked.chmod(0o644)  # its names can be listed, and nothing else
+    user = os.geteuid()
+    if user == 0:  # root may look into every folder
+        os.seteuid(65534)
+    try:
+        for root, named in ((locked.parent, locked / "images"), (locked / "images", locked / "images")):
+            with pytest.raises(StorageError, match=rf"^{named}: cannot be used \(Permission denied\): check the path"):
+                Store(str(root)).list()
+    finally:
+        os.seteuid(user)
+        locked.chmod(0o755)

@@ -7,6 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +18,12 @@ import ray.train
 
 from pipeline.checkpoints import checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.fault_tolerance.failures import Fault, Kind, WorkerFault
+from pipeline.fault_tolerance import interruptions
+from pipeline.fault_tolerance.failures import Fault, Kind, NotStored, WorkerFault, classify
+from pipeline.fault_tolerance.interruptions import longest_wait_s
 from pipeline.storage.lease import LEASE, Claim, Holder, held
 from pipeline.storage.store import Store
+from pipeline.training import checkpointing
 from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_leftovers
 from pipeline.training.run import Run
 from tests.support.checkpoints import trained
@@ -31,7 +37,7 @@ def store_checkpoint(folder: Path, store: Store, local: Path, claim: Claim) -> F
     """Stores a checkpoint as rank 0 does; returns the fault that the controller would receive."""
     local.mkdir(exist_ok=True)
     run = Run(config(folder), cast(Any, None), store, "", "", claim)
-    saver = CheckpointSaver(run, cast(Any, None), None)
+    saver = CheckpointSaver(run, cast(Any, None), None, lambda: None)
     try:
         saver._store(checkpoint.snapshot(*trained(4)), {"step": 4}, ray.train.Checkpoint(str(local)), NAME)
     except WorkerFault as error:
@@ -62,6 +68,43 @@ def test_a_checkpoint_that_does_not_fit_into_the_temporary_folder_is_a_fault_of_
     assert (fault.kind, fault.raised) == (Kind.INFRASTRUCTURE, True)
     assert re.search(rf"DiskError: {full}: the disk is full \([\d.]+ (bytes|KiB) needed, \S+ (bytes|KiB) free\)", fault.what)
     assert not store.list(NAME)
+
+
+def storing(folder: Path, answers: Iterator[str | None], monkeypatch: pytest.MonkeyPatch) -> CheckpointSaver:
+    """A saver whose checkpoint of step 40 is being stored; `answers`: those of the stop flag."""
+    monkeypatch.setattr(checkpointing, "LOOK_S", 0.05)
+    monkeypatch.setattr(interruptions, "STOP_S", 0.2)
+    run = Run(config(folder), cast(Any, None), Store(str(folder / "run")), "", "", cast(Any, None))
+    saver = CheckpointSaver(run, cast(Any, None), None, lambda: next(answers))
+    saver.idle.clear()
+    saver.storing = 40
+    return saver
+
+
+def test_a_run_that_is_to_stop_waits_for_a_slow_store_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = storing(tmp_path, iter([None, None, "stopped on request"]), monkeypatch)
+    words = (
+        rf"^stopped on request; the checkpoint of step 40 and what was trained after it are not stored, because {tmp_path}/run/ "
+        r"did not take them within \d s$"
+    )
+    with pytest.raises(NotStored, match=words) as caught:
+        saver.wait()
+    assert classify(caught.value).kind == Kind.STOPPED
+
+
+def test_a_run_that_is_not_to_stop_waits_until_its_checkpoint_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = storing(tmp_path, repeat(None), monkeypatch)
+    stored = threading.Timer(0.5, saver.idle.set)
+    stored.start()
+    saver.wait()
+    stored.join()
+    saver.stop_requested = lambda: "stopped on request"
+    saver.wait()  # nothing is being stored
+
+
+@pytest.mark.parametrize(("stored_s", "limit_s"), [(0.0, 50.0), (10.0, 50.0), (60.0, 180.0), (3600.0, 600.0)])
+def test_a_stop_gives_a_checkpoint_the_time_that_the_last_one_took(stored_s: float, limit_s: float) -> None:
+    assert longest_wait_s(stored_s) == limit_s
 
 
 def test_what_killed_workers_of_this_host_left_is_removed_and_nothing_else(
