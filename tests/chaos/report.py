@@ -26,11 +26,12 @@ the first worker. `lost`: steps done twice. `difference`: the largest difference
 the same bits.
 """
 ANSWERS = "## What ends with an answer"
+_IN_FORCE = {word.partition("=")[0]: word for word in SHORT}.values()  # of two overrides of a setting, the later one
 ANSWERS_HEAD = f"""{ANSWERS}
 
 Each row was measured at the commit and on the day in its last column, by `make chaos` or by `python -m tests.chaos --only ROW`;
 rows are those of [field-cases.md](field-cases.md). One worker, the services of above, `{CONFIG}` with
-`{" ".join({word.partition("=")[0]: word for word in SHORT}.values())}`. The undisturbed run is a plain loop without Ray (tests/chaos/plain_loop.py).
+`{" ".join(_IN_FORCE)}`. The undisturbed run is a plain loop without Ray (tests/chaos/plain_loop.py).
 
 `screen`: its last lines; no line has a traceback. `nothing lost`: compared by sha256 for objects, bit for bit for weights and by
 the steps of each metric in MLflow.
