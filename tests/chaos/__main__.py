@@ -100,7 +100,8 @@ def answer(rows: Sequence[str]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         temporary = Path(folder, "tmp")
         temporary.mkdir()
-        with Scene(Path(folder, "scene"), SHORT, {"TMPDIR": str(temporary)}) as scene:
+        environment = {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # Ray's own files must not vanish below a full disk
+        with Scene(Path(folder, "scene"), SHORT, environment) as scene:
             bench = set_up(scene, Path(folder))
             for row in rows:
                 started = time.monotonic()

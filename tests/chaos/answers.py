@@ -207,7 +207,8 @@ def full_temporary_folder(bench: Bench) -> Iterator[Answer]:
     trial, temporary = bench.trial("full"), Path(bench.scene.own["TMPDIR"])
     with mounted(temporary, DISK):
         run = trial.start()
-        wait_until(lambda: bench.scene.committed(trial.config) >= 2, 240)
+        wait_until(lambda: bench.scene.committed(trial.config) >= 2 or run.process.poll() is not None, 240)
+        assert run.process.poll() is None, run.log[-6000:]
         filler = temporary / "filler"
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(temporary).free)
