@@ -1,19 +1,21 @@
-"""`python -m tests.chaos [docs/chaos.md]`: injects each fault and twenty random kills on real servers; writes the table."""
+"""`python -m tests.chaos [--only survived|R2|...]`: strikes trainings on real servers; writes docs/chaos.md.
 
-import os
-import platform
+`survived` injects each fault and twenty random kills; the rows R2, ... end with an answer. Without --only, all of them run.
+What does not run keeps its place in the file.
+"""
+
+import argparse
+import datetime
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-import torch
-
 from pipeline.tracking.provenance import describe_commit
+from tests.chaos import report
+from tests.chaos.answers import CASES, SHORT, set_up
 from tests.chaos.faults import (
     CLOCKS,
     ELASTIC,
@@ -28,23 +30,13 @@ from tests.chaos.faults import (
     struck,
 )  # fmt: skip
 from tests.chaos.run import ROOT
-from tests.chaos.scene import CONFIG, DEMO, Scene, Weights
+from tests.chaos.scene import DEMO, Scene, Weights
 
+DOCUMENT = ROOT / "docs/chaos.md"
+SURVIVED = "survived"
 KILLED_RUNS, KILLS_EACH, SEED = 5, 4, 0
 RECOVERED_S = 60
 """Longest allowed time from a killed worker to the next step, on two otherwise idle cores."""
-HEAD = """# Chaos: what a training survives
-
-Written by `make chaos` (`python -m tests.chaos`) in {minutes:.0f} minutes at commit {commit}, on {cpu}, {cores} cores, no
-GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes, 2 workers, an S3 server (moto) behind a proxy and an
-MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`.
-Each fault strikes after a step drawn with seed {seed}. Faults with the same `run` struck one training, one after another.
-
-`recovery`: seconds from the fault to the first step done after it. Its parts are `start`: noticing the fault, ending the old
-processes, starting new ones, and that step; `load`: reading and verifying the checkpoint; `first batch`: until Ray Data has fed
-the first worker. `lost`: steps done twice. `difference`: the largest difference of a final weight to the undisturbed run; 0 means
-the same bits.
-"""
 
 
 def calm(scene: Scene, name: str, *overrides: str) -> Weights:
@@ -53,24 +45,8 @@ def calm(scene: Scene, name: str, *overrides: str) -> Weights:
     return scene.weights(scene.config(f"name={name}", *overrides))
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """A Markdown table with one row for each outcome."""
-    columns = ("run", "fault", "after step", "recovery", "start", "load", "first batch", "lost", "difference", "mIoU")
-    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for outcome in outcomes:
-        found = outcome.recovery
-        parts = [f"{value:.1f}" for value in (found.start_s, found.load_s, found.first_batch_s)]
-        parts = parts if outcome.fault.restarts else ["continued", "", ""]
-        name, end = outcome.fault.name, f"{outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed)"
-        rows.append(
-            f"| {outcome.run} | {name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
-            f"{outcome.difference:g} | {end} |"
-        )
-    return "\n".join(rows)
-
-
-def main(target: Path) -> int:
-    """Runs everything and writes the table to `target`. Returns 1 if something is not as promised."""
+def survive() -> list[str]:
+    """Injects all faults and writes their tables. Returns what is not as promised."""
     started, outcomes, kills, broken = time.monotonic(), [], [], []
 
     def strike(scene: Scene, into: list[Outcome], faults: Sequence[Fault], weights: Weights, seed: int) -> None:
@@ -109,26 +85,46 @@ def main(target: Path) -> int:
         broken.extend(f"still running at the end: {process}" for process in scene.processes().values())
         with Scene(Path(folder, "b"), DEMO, clock) as scene:
             strike(scene, outcomes, CLOCKS, weights, SEED + 300)
-    minutes = (time.monotonic() - started) / 60
-    text = HEAD.format(
-        minutes=minutes, commit=describe_commit(), cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),
-        ray=ray.__version__, torch=torch.__version__, config=CONFIG, overrides=" ".join(DEMO), seed=SEED,
+    text = report.survived(
+        outcomes, kills, broken,
+        minutes=(time.monotonic() - started) / 60, commit=describe_commit(), num_kills=KILLED_RUNS * KILLS_EACH, seed=SEED,
     )  # fmt: skip
-    exact = f"{sum(not o.difference for o in kills)} of {KILLED_RUNS * KILLS_EACH}"
-    text += f"\n## One of each\n\n{table(outcomes)}\n\n"
-    text += f"## Kills at random points: {exact} in runs that end with the weights of the undisturbed run\n\n{table(kills)}\n"
-    if broken:
-        text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
-    target.write_text(text)
-    print("\n".join(["", *broken, text]))
+    DOCUMENT.write_text(report.with_survived(DOCUMENT.read_text(), text))
+    return broken
+
+
+def answer(rows: Sequence[str]) -> list[str]:
+    """Tries the cases of these rows and writes their lines of the table. Returns what is not as promised."""
+    commit, _, dirty = describe_commit().partition("-")
+    measured, broken = f"{'-'.join(filter(None, [commit[:9], dirty]))}, {datetime.date.today()}", []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Scene(Path(folder, "scene"), SHORT) as scene:
+        bench = set_up(scene, Path(folder))
+        for row in rows:
+            started = time.monotonic()
+            try:
+                answers = list(CASES[row](bench))
+            except Exception as error:  # the next cases still run, and the row keeps what it had
+                broken.append(f"{row}: {error}")
+                answers = []
+            print(f"{row}  {time.monotonic() - started:.0f} s  {answers}", flush=True)
+            names = {scene.bucket: "BUCKET", folder: "FOLDER", scene.mlflow.uri: "http://MLFLOW"}
+            lines = [report.answer_line(each, measured, names) for each in answers]
+            DOCUMENT.write_text(report.with_answers(DOCUMENT.read_text(), lines))
+        broken.extend(f"{' '.join(rows)}: left over: {what}" for what in scene.left_over())
+    return broken
+
+
+def main() -> int:
+    """Runs what is asked for. Returns 1 if something is not as promised."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--only", nargs="+", choices=[SURVIVED, *CASES], default=[SURVIVED, *CASES], metavar="NAME")
+    names = parser.parse_args().only
+    broken = survive() if SURVIVED in names else []
+    if rows := [name for name in names if name != SURVIVED]:
+        broken += answer(rows)
+    print("\n".join(["", *broken]))
     return len(broken) > 0
 
 
-def cpu() -> str:
-    """The processor's name."""
-    lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model name")), platform.processor())
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/chaos.md"))
+    sys.exit(main())

@@ -30,6 +30,7 @@ from ray.cluster_utils import Cluster
 
 from infra.services import JOB_STOP_S
 from pipeline.checkpoints import checkpoint
+from pipeline.checkpoints.retention import folders
 from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.data.prepare import prepare
@@ -228,8 +229,8 @@ class Scene:
 
     def committed(self, config: Config) -> int:
         """Step of the newest checkpoint that has its manifest; 0 if there is none."""
-        keys = [key for key, _, _ in self.store(config).listing()]
-        return max((int(key[5:11]) for key in keys if key.endswith(checkpoint.MANIFEST)), default=0)
+        held = folders(self.store(config))
+        return max((step for step, files in held.items() if checkpoint.MANIFEST in files), default=0)
 
     def weights(self, config: Config) -> "Weights":
         """The weights after the last step, verified."""
@@ -262,7 +263,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def temporary_folders() -> set[str]:
     """This project's folders among the machine's temporary files, without the metric log, which is meant to stay."""
-    return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if not path.name.startswith("ccnet-spool")}
+    return {str(path) for path in Path(tempfile.gettempdir()).glob("ccnet-*") if not path.name.startswith("ccnet-metrics-")}
 
 
 def kill(pid: int) -> None:

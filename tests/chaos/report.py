@@ -1,0 +1,113 @@
+"""docs/chaos.md: tables of faults and answers, each replaced by what measured it; the rest of the file stays as it is."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+
+import ray
+import torch
+
+from tests.chaos.answers import SHORT, Answer
+from tests.chaos.faults import Outcome
+from tests.chaos.scene import CONFIG, DEMO
+
+HEAD = """# Chaos: what a training survives
+
+Written by `make chaos` (`python -m tests.chaos`) in {minutes:.0f} minutes at commit {commit}, on {cpu}, {cores} cores, no
+GPU; Python {python}, Ray {ray}, torch {torch}. Two Ray nodes, 2 workers, an S3 server (moto) behind a proxy and an
+MLflow server, all real and on this one machine. The training is `{config}` with `{overrides}`.
+Each fault strikes after a step drawn with seed {seed}. Faults with the same `run` struck one training, one after another.
+
+`recovery`: seconds from the fault to the first step done after it. Its parts are `start`: noticing the fault, ending the old
+processes, starting new ones, and that step; `load`: reading and verifying the checkpoint; `first batch`: until Ray Data has fed
+the first worker. `lost`: steps done twice. `difference`: the largest difference of a final weight to the undisturbed run; 0 means
+the same bits.
+"""
+ANSWERS = "## What ends with an answer"
+_IN_FORCE = {word.partition("=")[0]: word for word in SHORT}.values()  # of two overrides of a setting, the later one
+ANSWERS_HEAD = f"""{ANSWERS}
+
+Each row was measured at the commit and on the day in its last column, by `make chaos` or by `python -m tests.chaos --only ROW`;
+rows are those of [field-cases.md](field-cases.md). One worker, the services of above, `{CONFIG}` with
+`{" ".join(_IN_FORCE)}`. The undisturbed run is a plain loop without Ray (tests/chaos/plain_loop.py).
+
+`screen`: its last lines; no line has a traceback. `nothing lost`: compared by sha256 for objects, bit for bit for weights and by
+the steps of each metric in MLflow.
+
+| row | what is done | screen | exit | nothing lost | the way out, tried | measured |
+|---|---|---|---|---|---|---|
+"""
+LONGEST_SCREEN = 420
+"""Characters of an answer in the table; of a longer one the middle is left out."""
+
+
+def survived(
+    outcomes: list[Outcome], kills: list[Outcome], broken: list[str], *, minutes: float, commit: str, num_kills: int, seed: int
+) -> str:
+    """The first part of the file."""
+    text = HEAD.format(
+        minutes=minutes, commit=commit, cpu=cpu(), cores=os.cpu_count(), python=platform.python_version(),
+        ray=ray.__version__, torch=torch.__version__, config=CONFIG, overrides=" ".join(DEMO), seed=seed,
+    )  # fmt: skip
+    exact = f"{sum(not o.difference for o in kills)} of {num_kills}"
+    text += f"\n## One of each\n\n{table(outcomes)}\n\n"
+    text += f"## Kills at random points: {exact} in runs that end with the weights of the undisturbed run\n\n{table(kills)}\n"
+    if broken:
+        text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
+    return text
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """A Markdown table with one row for each outcome."""
+    columns = ("run", "fault", "after step", "recovery", "start", "load", "first batch", "lost", "difference", "mIoU")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for outcome in outcomes:
+        found = outcome.recovery
+        parts = [f"{value:.1f}" for value in (found.start_s, found.load_s, found.first_batch_s)]
+        parts = parts if outcome.fault.restarts else ["continued", "", ""]
+        name, end = outcome.fault.name, f"{outcome.miou:.4f} ({outcome.calm_miou:.4f} undisturbed)"
+        rows.append(
+            f"| {outcome.run} | {name} | {outcome.step} | {found.total_s:.1f} s | {' | '.join(parts)} | {found.steps_lost} | "
+            f"{outcome.difference:g} | {end} |"
+        )
+    return "\n".join(rows)
+
+
+def answer_line(answer: Answer, measured: str, names: Mapping[str, str]) -> str:
+    """The table's line for an answer. `names`: what differs from run to run -> the word that stands for it."""
+    screen = answer.screen
+    for text, word in names.items():
+        screen = screen.replace(text, word)
+    screen = " ".join(screen.split())
+    if len(screen) > LONGEST_SCREEN:
+        screen = f"{screen[: LONGEST_SCREEN // 2]} ... {screen[-LONGEST_SCREEN // 2 :]}"
+    cells = (answer.row, answer.done, screen, str(answer.code), answer.kept, answer.then, measured)
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def with_survived(document: str, part: str) -> str:
+    """The file with another first part; the answers stay."""
+    return part + document[document.find(ANSWERS) - 1 :] if ANSWERS in document else part
+
+
+def with_answers(document: str, lines: Iterable[str]) -> str:
+    """The file with these lines in the table of answers, in place of those of the same rows; everything else stays."""
+    first, _, second = document.partition(ANSWERS)
+    new = list(lines)
+    rows = {_row(line) for line in new}
+    old = [line for line in second.splitlines() if _row(line) and _row(line) not in rows]
+    return f"{first.rstrip()}\n\n{ANSWERS_HEAD}" + "\n".join(sorted([*old, *new], key=_row)) + "\n"
+
+
+def _row(line: str) -> int:
+    """Number of a table line's row; 0 for another line."""
+    found = re.match(r"\| R(\d+) \|", line)
+    return int(found[1]) if found else 0
+
+
+def cpu() -> str:
+    """The processor's name."""
+    lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model name")), platform.processor())
