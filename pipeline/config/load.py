@@ -8,7 +8,7 @@ Each mistake names the key, the value given, the legal values and the nearest fi
 import difflib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
