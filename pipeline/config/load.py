@@ -8,7 +8,7 @@ Each mistake names the key, the value given, the legal values and the nearest fi
 import difflib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -122,13 +122,6 @@ def _kinds(annotation: Any) -> set[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return {kind for each in get_args(annotation) for kind in _kinds(each)}
     return {annotation}
-
-
-def _options(annotation: Any) -> list[str]:
-    """The values that an annotation such as `Literal["a", "b"] | None` lists."""
-    if get_origin(annotation) is Literal:
-        return [str(value) for value in get_args(annotation)]
-    return [value for inner in get_args(annotation) for value in _options(inner)]
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
