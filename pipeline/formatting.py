@@ -1,4 +1,4 @@
-"""Formats numbers and tables as text, and limits the log to the pipeline's own lines."""
+"""Formats numbers and tables as text, and limits what is on the screen to the pipeline's own lines."""
 
 import logging
 import unicodedata
@@ -50,3 +50,10 @@ def show_own_lines(level: int = logging.INFO) -> None:
     """Logs the pipeline's messages from `level` up, and only warnings of every other package."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(level)
+
+
+def hide_on_screen(name: str, start: str) -> None:
+    """Drops the lines of a logger that start with `start` from the screen; its files keep them."""
+    for handler in logging.getLogger(name).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(lambda record: not record.getMessage().startswith(start))

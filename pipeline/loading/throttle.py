@@ -1,5 +1,6 @@
-"""Throttles Ray Data's scheduling loop. A separate file because every task imports it and must not import torch."""
+"""Keeps Ray Data's scheduling quiet. A separate file because every task imports it and must not import torch."""
 
+import logging
 import time
 from typing import Any
 
@@ -18,6 +19,14 @@ class ThrottledExecution(ExecutionCallback):
     def __init__(self) -> None:
         self.last = 0.0
         self.moved = -1
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Called by Ray Data in the process that hands out the blocks.
+
+        There Ray would print a fault of a task with its remote traceback. The worker gets the same fault, and the run ends with
+        it.
+        """
+        logging.getLogger("ray.data._internal.iterator.stream_split_iterator").setLevel(logging.ERROR)
 
     def on_execution_step(self, executor: Any) -> None:
         """Called by Ray Data at the end of each round."""

@@ -104,7 +104,7 @@ class CheckpointSaver:
         """
         started = time.monotonic()
         metrics = {"step": step, "run_id": self.run.run_id} | (score_metrics(score) if score else {})
-        mode = CheckpointUploadMode.SYNC if interrupted else CheckpointUploadMode.ASYNC
+        mode = CheckpointUploadMode.ASYNC  # also with `interrupted`: a wait in Ray's own upload could not be ended
         name = checkpoint.folder_name(step)
         if self.log is None:
             ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
@@ -142,6 +142,8 @@ class CheckpointSaver:
                 validation=validation,
             )
         if interrupted:
+            if self.log:
+                self.wait()
             ray.train.collective.barrier()  # the controller ends all workers when the first one ends
         self.blocked_s += time.monotonic() - started
         if self.log:

@@ -23,7 +23,7 @@ from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
 from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
-from pipeline.formatting import show_own_lines
+from pipeline.formatting import hide_on_screen, show_own_lines
 from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
 from pipeline.loading.stall import StallMonitor, stall_reason
@@ -87,6 +87,7 @@ def train_worker(run: Run) -> None:
     """One DDP worker: trains from the newest checkpoint to the last step, or until it is interrupted."""
     torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
+    hide_on_screen("ray.train", "Error in training function")  # the run ends with the fault in one sentence
     remove_leftovers()
     log = open_log(run) if distributed.rank() == 0 else None
     try:

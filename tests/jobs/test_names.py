@@ -195,3 +195,26 @@ def test_any_name_touches_exactly_its_own_objects(
     name: str, stems: list[str], data: str, run: str, network: str, endpoint: str
 ) -> None:
     touches_exactly_its_own(Place(make_bucket(endpoint), name, stems, data, run, network))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_training_touches_exactly_its_own_keys_and_prediction_finds_it(
+    kind: str, local_ray: None, endpoint: str, tmp_path: Path
+) -> None:
+    steps = (
+        "train.steps=4",
+        "train.validate_every=2",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "tracking.register_as=null",
+    )
+    root = make_bucket(endpoint) if kind == "s3" else Store(str(tmp_path / "root"))
+    place = Place(root, ODD, ODD_STEMS, "a", "a-1", "tracking.experiment=../a 'b' [c]*", *steps)
+    for verb in (prepare, train, predict):
+        place.command(verb)
+    run = f"runs/{place.config.run_key}"
+    own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json"}
+    made, best = place.made(), checkpoint.best(place.run)
+    assert best is not None
+    kept = {4, int(best.removeprefix("step-"))}
+    assert made == own | place.keys_of_data() | place.keys_of_results() | keys_of_checkpoints(place.config, *kept)

@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from pipeline.checkpoints import checkpoint
 from pipeline.config.load import load
 from pipeline.data import synthetic
+from pipeline.data.prepare import prepare
 from pipeline.images.codec import decode_label, encode_png
 from pipeline.storage.store import open_store
+from pipeline.tracking.runs import STOP_REASON
+from pipeline.training.train import STOPPED
 from tests.support import untrained
 
 CONFIG = "jobs/configs/demo.yaml"
@@ -80,3 +85,30 @@ def test_a_prediction_that_is_stopped_leaves_whole_results(tmp_path: Path, numbe
     written = list(output.glob("*"))
     assert len(written) < 2 * 999
     assert all(decode_label(file.read_bytes()).shape == (33, 33) for file in written if "_overlay" not in file.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SAID)
+def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tmp_path: Path, number: signal.Signals) -> None:
+    made = [*words(tmp_path, 8), "train.steps=4000", "train.validate_every=4000", "train.log_every=1", "faults.look_every=2"]
+    config = load(CONFIG, made)
+    prepare(config)
+    lines = stopped("train", made, number, lambda line: " step 3/" in line)
+    assert sum("stop requested" in line for line in lines) == 1
+    run = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+    newest = checkpoint.newest_progress(run)
+    assert newest is not None
+    assert newest["interrupted"] == STOPPED
+    assert not run.exists("lease.json")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    recorded = client.get_run(newest["run_id"])
+    assert (recorded.info.status, recorded.data.tags[STOP_REASON]) == ("KILLED", STOPPED)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_before_it_has_workers_ends_at_once_at_the_second_request(tmp_path: Path) -> None:
+    made = [*words(tmp_path, 8), "train.steps=4000"]
+    prepare(load(CONFIG, made))
+    stopped("train", made, signal.SIGTERM, lambda line: "Requesting resources" in line or "stop requested" in line)
+    (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert (run.info.status, run.data.tags[STOP_REASON]) == ("KILLED", STOPPED)

@@ -1,6 +1,9 @@
 """`jobs.train`: the error names what is missing, before a worker starts."""
 
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -76,3 +79,22 @@ def test_too_few_cpus_are_named_before_a_worker_starts(
 ) -> None:
     assert main(run, [CONFIG, *words, "train.workers=20", "train.global_batch=20"]) == 1
     assert "CPUs are needed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_reason_of_a_failed_run_is_the_last_thing_on_the_screen_and_stands_there_once(
+    words: list[str], tmp_path: Path
+) -> None:
+    (shard,) = tmp_path.glob("data/tiny/*/train-*.parquet")
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    own = ("train.workers=1", "train.global_batch=2", "train.validate_every=2", "tracking.register_as=null")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "jobs.train", CONFIG, *words, *own]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    what, did = done.stderr.splitlines()[-2:]
+    assert re.match(rf"worker 0: SampleError: {shard}: corrupt: ", what), done.stderr
+    assert did == "not retried: it would repeat"
+    assert done.stderr.count("corrupt: ") == done.stderr.count(did) == 1, done.stderr

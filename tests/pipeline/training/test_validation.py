@@ -19,6 +19,7 @@ from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import STOPPED, build_trainer, run_to_end, stop_reason, validate_pending
 from pipeline.training.validation import background_validation
+from tests.support.checkpoints import equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -90,6 +91,15 @@ def finished(tiny: Config, ended: Left) -> Left:
     return left(run)
 
 
+@pytest.fixture(scope="module")
+def often(tiny: Config) -> Iterator[Left]:
+    """A run of the same settings that stores every third step too, and keeps two checkpoints."""
+    settings = {"name": "often", "train.checkpoint_every": 3, "train.keep_checkpoints": 2}
+    with open_run(override(tiny, settings)) as run:
+        assert run_to_end(run) is None
+        yield left(run)
+
+
 def test_a_run_stopped_on_request_ends_without_a_score(stopped: Left) -> None:
     assert (list(stopped.progress), stopped.given_later, stopped.logged()) == ([4, 8], [], {})
     assert (stopped.progress[8]["score"], stopped.progress[8]["interrupted"]) == (None, STOPPED)
@@ -134,15 +144,18 @@ def test_the_end_validates_pending_checkpoints_with_the_same_score(finished: Lef
     assert left(run).progress == finished.progress
 
 
-def test_checkpoints_between_validations_have_no_score_and_go_first(tiny: Config) -> None:
-    often = {"name": "often", "train.checkpoint_every": 3, "train.keep_checkpoints": 2}
-    with open_run(override(tiny, often)) as run:
-        assert run_to_end(run) is None
-        made = left(run)
-    best = max(made.progress, key=lambda step: (checkpoint.miou(made.progress[step]) or 0, step))
-    assert list(made.progress) == sorted({9, 12, best})  # step 9 without a score
-    assert made.progress[9]["score"] is None
-    assert made.progress[12]["environment"] == run.environment
+def test_checkpoints_between_validations_have_no_score_and_go_first(often: Left) -> None:
+    best = max(often.progress, key=lambda step: (checkpoint.miou(often.progress[step]) or 0, step))
+    assert list(often.progress) == sorted({9, 12, best})  # step 9 without a score
+    assert often.progress[9]["score"] is None
+    assert often.progress[12]["environment"] == often.run.environment
+
+
+def test_the_weights_do_not_depend_on_when_checkpoints_are_stored(often: Left, finished: Left) -> None:
+    """Nor on interruptions: one run stored every third step, the other one was resumed at steps 8 and 10."""
+    one, other = (checkpoint.load(made.run.checkpoints, "step-000012") for made in (often, finished))
+    assert equal(one.model, other.model)
+    assert equal(one.optimizer, other.optimizer)
 
 
 def test_workers_that_never_find_room_end_the_run(stopped: Left, monkeypatch: pytest.MonkeyPatch) -> None:
