@@ -65,6 +65,7 @@ def test_the_best_checkpoint_becomes_a_checked_file_with_its_record(
         "step": 10,
         "recurrence": 2,
         "miou": 0.5,
+        "caveat": None,
         "protocol": {"data": "toy", "inference": "whole image"},
     }
     assert (written["result"], written["recurrence"], written["opset"]) == ("classes", 2, 20)
