@@ -39,7 +39,7 @@ def words(folder: Path, num_train: int) -> list[str]:
 def stopped(
     verb: str, arguments: Sequence[str], number: signal.Signals, when: Callable[[str], bool], config: str = CONFIG
 ) -> list[str]:
-    """Runs a command and sends the signal to its whole group, as a terminal does, after each line for which `when` is true.
+    """Runs a command and sends the signal after each line for which `when` is true: SIGINT to its whole group, as a terminal does.
 
     Returns its lines on standard error. Fails unless the last one is the only sentence, with its exit code.
     """
@@ -57,7 +57,7 @@ def stopped(
         for line in process.stderr or ():
             lines.append(line.rstrip("\n"))
             if when(line):
-                os.killpg(process.pid, number)
+                (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     code = process.returncode
     guard.cancel()
     text = "\n".join(lines)
@@ -88,6 +88,7 @@ def test_a_prediction_that_is_stopped_leaves_whole_results(tmp_path: Path, numbe
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 @pytest.mark.parametrize("number", SAID)
 def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tmp_path: Path, number: signal.Signals) -> None:
     made = [*words(tmp_path, 8), "train.steps=4000", "train.validate_every=4000", "train.log_every=1", "faults.look_every=2"]
@@ -106,6 +107,7 @@ def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tm
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_a_training_that_is_stopped_before_it_has_workers_ends_at_once_at_the_second_request(tmp_path: Path) -> None:
     made = [*words(tmp_path, 8), "train.steps=4000"]
     prepare(load(CONFIG, made))
