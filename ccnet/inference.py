@@ -109,7 +109,7 @@ def predict_classes(
 
     Memory holds BLOCK_BYTES of the scores at `size`, and the scores of all views of one image at the net's resolution: for a
     view at scale s about s^2 / 64 of the full map, half as much again where windows overlap. ValueError as in `predict_logits`,
-    and for more than 256 classes.
+    for more than 256 classes, and for scores that are NaN or infinite.
     """
     return _predict(net, image, size, _checked(window, stride, scales, flip), _classes_of)
 
@@ -117,7 +117,14 @@ def predict_classes(
 def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
     if len(scores) > 256:
         raise ValueError(f"{len(scores)} classes: do not fit a uint8 (take the arg max of predict_logits)")
-    return scores.max(0).indices.to(torch.uint8)
+    best, classes = scores.max(0)
+    # The maximum of scores with a NaN is NaN. Its arg max would be a class like any other.
+    if not best.isfinite().all():
+        raise ValueError(
+            "the network's scores are not finite: its weights or the image hold NaN or infinity (a training that diverged; "
+            "fp16 outside its range, try bf16 or float32)"
+        )
+    return classes.to(torch.uint8)
 
 
 def published_stride(window: tuple[int, int]) -> tuple[int, int]:
@@ -130,22 +137,30 @@ def published_stride(window: tuple[int, int]) -> tuple[int, int]:
 def _checked(
     window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None, scales: Sequence[float], flip: bool
 ) -> _Scheme:
-    if not scales or not all(0 < scale < inf for scale in scales):
-        raise ValueError(f"scales = {tuple(scales)}: must be one or more numbers > 0 (try (1.0,))")
+    if isinstance(scales, int | float) or not scales or not all(0 < scale < inf for scale in scales):
+        raise ValueError(f"scales = {scales}: must be one or more numbers > 0, in a sequence (try (1.0,))")
     if window is None:
         if stride is not None:
             raise ValueError(f"stride = {stride} without a window: give window too (the published one is 769), or neither")
         return _Scheme(None, (1, 1), scales, flip)
-    height, width = (window, window) if isinstance(window, int) else window
+    height, width = _pair("window", window, "the published one is 769")
     if min(height, width) < 1:
         raise ValueError(f"window = {window}: must be at least 1 (the published one is 769)")
     if stride is None:
         stride = published_stride((height, width))
-    down, right = (stride, stride) if isinstance(stride, int) else stride
+    down, right = _pair("stride", stride, "by default two thirds of the window")
     legal = (min(max(down, 1), height), min(max(right, 1), width))
     if (down, right) != legal:
         raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window; more skips pixels (try {legal})")
     return _Scheme((height, width), (down, right), scales, flip)
+
+
+def _pair(name: str, value: int | tuple[int, int], hint: str) -> tuple[int, int]:
+    """The value as (height, width). ValueError unless it is one integer or two."""
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(pixels, int) for pixels in pair):
+        raise ValueError(f"{name} = {value!r}: must be an integer, or two as (height, width) ({hint})")
+    return pair[0], pair[1]
 
 
 def _predict(
@@ -163,6 +178,8 @@ def _predict(
     net.eval()
     # Checked by name and not by the protocol, because a compiled net only forwards these attributes.
     scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)
+    if size is not None and not isinstance(size, tuple | list):
+        raise ValueError(f"size = {size!r}: must be (height, width) in pixels, or None for the image's own")
     height, width = size or image.shape[-2:]
     with torch.no_grad():
         predictions = []

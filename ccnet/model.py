@@ -137,9 +137,9 @@ class CCNet(nn.Module):
         self.auxiliary = auxiliary
         self.embedding = embedding
         self.embedding_layer = embedding_layer
-        # In float64, because a net that becomes double later could not undo float32's rounding: 7e-8 of its scores.
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN, dtype=torch.float64).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD, dtype=torch.float64).view(1, 3, 1, 1))
+        # In float32: `mps` has no float64. A net that becomes double later keeps float32's rounding, 7e-8 of its scores.
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
 
     def forward(self, image: Shaped[Tensor, "B C H W"]) -> Output:
         """Image uint8[B, 3, H, W], RGB -> Output of float[B, K, h, w], h = floor(H / 8) + 1 for H = 8k + 1.
@@ -192,8 +192,11 @@ def build_ccnet(
     category-consistent loss (16 in the TPAMI paper); None adds none.
     ValueError names the setting that is out of range.
     """
-    if not 1 <= num_classes <= 255:
-        raise ValueError(f"num_classes = {num_classes}: must be 1 to 255 (labels are uint8 and 255 means ignore)")
+    if not 2 <= num_classes <= 255:
+        raise ValueError(
+            f"num_classes = {num_classes}: must be 2 to 255 (labels are uint8 and 255 means ignore; scores go through a "
+            "soft-max, which is 1 for a single class: for a binary task use 2 classes, background 0 and object 1)"
+        )
     choices = {
         "variant": (variant, tuple(VARIANTS)),
         "stem": (stem, (None, *get_args(Stem))),

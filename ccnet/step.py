@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from ccnet.distributed import rank, world_size
 from ccnet.ema import Average
 from ccnet.inference import predict_classes
+from ccnet.labels import check_batch, refuse_wrong_ids, screened
 from ccnet.layers import global_rows
 from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
@@ -82,14 +84,15 @@ def train_step(
     single pass. Batch norm in training and the OHEM, consistency, dice and Lovasz terms see one pass of all workers at a time,
     OHEM with an equal part of `min_kept`. Dropout is that of a single pass.
 
-    ValueError for `rows` outside the global batch or fewer than the passes, for micro_batch < 1, for fp16 without scaler.
+    A label with an id that is no class skips the step on every worker, like a loss that is not finite; on a CPU this is then a
+    ValueError. On a GPU the host would have to wait for the ids. ValueError also for labels that do not fit the images, `rows`
+    outside the global batch or fewer than the passes, micro_batch < 1, fp16 without scaler, a precision or learning rate that
+    does not exist.
     """
+    check_batch(image, label)
+    _check_settings(precision, scaler, learning_rate)
     first, total = rows or (rank() * len(image), world_size() * len(image))
     runs = _runs(len(image), first, total, micro_batch)
-    if precision == "fp16" and scaler is None:
-        raise ValueError(
-            "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), or small gradients round to 0 (try bf16)"
-        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     net.train()
@@ -101,14 +104,28 @@ def train_step(
     for run, share in zip(runs, shares, strict=True):
         seed_step(seed, step)
         with _gradients_stay_local(net, run is not runs[-1]), global_rows(first + run.start, total):
-            passes.append(_add_gradients(net, image[run], label[run], of_pass, share, DTYPES[precision], scaler))
+            means, num_classes = _add_gradients(net, image[run], label[run], of_pass, share, DTYPES[precision], scaler)
+            passes.append(means)
     losses = {name: torch.stack([each[name] for each in passes]).sum() for name in passes[0]}
     gradient_norm, applied = _apply(optimizer, losses["loss"], clip_norm, scaler)
     for buffer, before in zip(net.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(applied, buffer, before))
     if average is not None:
         average.update(net, step, applied)
+    if label.device.type == "cpu":
+        refuse_wrong_ids(label, num_classes)
     return StepResult(losses, gradient_norm, applied)
+
+
+def _check_settings(precision: str, scaler: GradScaler | None, learning_rate: float) -> None:
+    if precision not in DTYPES:
+        raise ValueError(f"precision = {precision!r}: must be one of {', '.join(map(repr, DTYPES))}")
+    if precision == "fp16" and scaler is None:
+        raise ValueError(
+            "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), or small gradients round to 0 (try bf16)"
+        )
+    if not 0.0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate = {learning_rate}: must be a finite number >= 0")
 
 
 def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> list[slice]:
@@ -150,13 +167,16 @@ def _add_gradients(
     share: Float64[Tensor, ""],
     dtype: torch.dtype | None,
     scaler: GradScaler | None,
-) -> dict[str, Float64[Tensor, ""]]:
-    """One forward and backward pass. Returns its part of the means by name, the weighted sum first."""
+) -> tuple[dict[str, Float64[Tensor, ""]], int]:
+    """One forward and backward pass. Returns its part of the means by name, the weighted sum first, and the number of classes."""
     with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
         output = net(image)
+    num_classes = output.logits.shape[1]
+    target, legal = screened(label, num_classes)
     wide = Output._make(x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in output)
-    terms = objective.terms(wide, label)
+    terms = objective.terms(wide, target)
     totals = torch.stack([torch.stack([total.detach().double(), count]) for _, total, count in terms.values()])  # [T, 2]
+    totals = torch.where(legal, totals, math.nan)  # on every worker after the sum, so that all skip the step
     if dist.is_initialized():
         dist.all_reduce(totals)
     sums, counts = totals.unbind(1)
@@ -165,7 +185,7 @@ def _add_gradients(
     loss = torch.stack(parts).sum() * world_size() * share
     torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
     means = dict(zip(terms, share * mean(sums, counts), strict=True))
-    return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means
+    return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means, num_classes
 
 
 def _apply(

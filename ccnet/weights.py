@@ -166,7 +166,7 @@ def architecture(state: State) -> dict[str, Any]:
         auxiliary = any(name.startswith("auxiliary.") for name in state)
         scores = (f"{head}.3.{kind}" for head in ("head.bottleneck", "auxiliary") for kind in ("weight", "bias"))
         sizes = [state[name].shape[0] for name in scores if name in state and state[name].ndim]
-        found["num_classes"] = sizes[0] if sizes else 1
+        found["num_classes"] = sizes[0] if sizes else 2
         found["auxiliary"] = auxiliary
         of_mmseg = found["stem"] == "slim" or (auxiliary and "auxiliary.0.bias" not in state)
         found["variant"] = "mmseg" if of_mmseg else "official"
@@ -202,7 +202,7 @@ def _converted(state: State, names: Names, **known: Any) -> State:
     ours = {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in ours.items()}
     arguments = architecture(ours) | known
     with torch.device("meta"):
-        net = build_ccnet(**{"num_classes": 1} | arguments, recurrence=1)
+        net = build_ccnet(**{"num_classes": 2} | arguments, recurrence=1)
     needed = _shapes(net.state_dict(), but=("pixel_",) if "num_classes" in arguments else ("pixel_", "head.", "auxiliary."))
     for name in needed:
         if name.endswith("num_batches_tracked"):  # neither the official code nor torch before 0.4.1 has them

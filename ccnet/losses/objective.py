@@ -82,7 +82,9 @@ class Objective:
         weights = None
         if self.class_weights is not None:
             weights = torch.tensor(self.class_weights, dtype=torch.float64).to(label.device, non_blocking=True)
-        return pixel_weights(target, target != 255, weights).sum(dtype=torch.float64)
+        # An id that is no class would stop a GPU's process here; `train_step` refuses it later.
+        counted = (target != 255) & (target >= 0) & (target < (255 if weights is None else len(weights)))
+        return pixel_weights(target, counted, weights).sum(dtype=torch.float64)
 
     def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
         """The terms of the main scores, which are resized once for all of them."""

@@ -4,10 +4,11 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -114,3 +115,11 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
             for process in processes:
                 process.kill()
     return torch.load(folder / "1_0.pt"), [torch.load(folder / f"2_{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the type checks of the tests: a user's call has none, and must get the sentence of ccnet."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

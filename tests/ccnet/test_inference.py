@@ -212,6 +212,14 @@ def test_an_empty_batch_and_too_many_classes_are_errors(ccnet):
         predict_classes(FixedLogits(torch.zeros(1, 300, 2, 2)), torch.zeros(1, 3, 9, 9))
 
 
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_have_no_class(spoilt):
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 2, 2] = spoilt
+    with pytest.raises(ValueError, match=r"the network's scores are not finite: .* a training that diverged"):
+        predict_classes(FixedLogits(logits), torch.zeros(1, 3, 9, 9))
+
+
 def test_a_large_map_is_resized_as_in_training(within):
     """Even the rounding of float32 positions is equal, which moves scores of up to 20 by 2e-4 at this size."""
     logits = 5 * torch.randn(1, 2, 129, 257)
@@ -263,8 +271,13 @@ def test_the_published_stride_is_two_thirds_in_floating_point_and_leaves_no_pixe
         ({"stride": 9}, "stride = 9 without a window"),
         ({"scales": ()}, r"scales = \(\): must be one or more"),
         ({"scales": (1.0, 0.0)}, r"scales = \(1.0, 0.0\): must be one or more numbers > 0"),
+        ({"scales": 1.0}, r"scales = 1.0: must be one or more numbers > 0, in a sequence \(try \(1.0,\)\)"),
+        ({"window": 32.0}, r"window = 32.0: must be an integer, or two as \(height, width\)"),
+        ({"window": 9, "stride": (4,)}, r"stride = \(4,\): must be an integer, or two"),
+        ({"size": 65}, r"size = 65: must be \(height, width\) in pixels"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_setting_out_of_range_is_an_error(way, message):
     with pytest.raises(ValueError, match=message):
         predict_logits(Strided(), torch.zeros(1, 3, 8, 8, dtype=torch.float64), **way)

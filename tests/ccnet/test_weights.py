@@ -291,7 +291,7 @@ def test_a_part_that_is_missing_is_named_entry_by_entry():
         assert "of another shape" not in str(refused.value)
 
 
-def test_a_single_precision_checkpoint_keeps_the_mean_for_a_net_that_becomes_double_later():
-    net = build_ccnet(backbone="resnet50", num_classes=19, recurrence=2)
+def test_a_double_net_takes_the_exact_mean_from_a_single_precision_checkpoint():
+    net = build_ccnet(backbone="resnet50", num_classes=19, recurrence=2).double()
     load(net, from_official(blank("official", "resnet50")))
-    assert net.double().pixel_mean.flatten().tolist() == [122.67891434, 116.66876762, 104.00698793]
+    assert net.pixel_mean.flatten().tolist() == [122.67891434, 116.66876762, 104.00698793]
