@@ -39,7 +39,7 @@ def words(folder: Path, num_train: int) -> list[str]:
 def stopped(
     verb: str, arguments: Sequence[str], number: signal.Signals, when: Callable[[str], bool], config: str = CONFIG
 ) -> list[str]:
-    """Runs a command and sends the signal after each line for which `when` is true: SIGINT to its whole group, as a terminal does.
+    """Runs a command and sends the signal after each line for which `when` is true; SIGINT goes to its group, as from a terminal.
 
     Returns its lines on standard error. Fails unless the last one is the only sentence, with its exit code.
     """
