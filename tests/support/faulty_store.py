@@ -243,3 +243,13 @@ def _reply(fault: str, method: str) -> bytes:
 def _reset(writer: asyncio.StreamWriter) -> None:
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+def refused(code: str, status: int, message: str = "No.", **headers: str) -> Exception:
+    """The exception of a reply, as s3fs raises it."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    reply = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
+    error: Exception = translate_boto_error(ClientError(reply, "GetObject"))
+    return error
