@@ -12,7 +12,6 @@ from pipeline.storage.s3_errors import explain, is_transient
 from pipeline.storage.store import Store
 from tests.support.faulty_store import refused
 
-
 pytestmark = pytest.mark.usefixtures("credentials")
 
 
