@@ -72,8 +72,9 @@ def _explained(error: BaseException, terminated: bool) -> tuple[int, str | None]
     """Exit code and answer; no answer for an exception that nobody foresaw. `terminated`: SIGTERM has arrived."""
     if isinstance(error, PipelineError):
         return 1, str(error)
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        code = 143 if terminated or getattr(error, "code", 0) == 143 else 130
+    stopped = isinstance(error, SystemExit) and (terminated or error.code == 143)
+    if stopped or isinstance(error, KeyboardInterrupt):
+        code = 143 if stopped or terminated else 130
         return code, f"stopped by {_STOPPED[code]} before the end: run the same command again"
     return 1, disk.sentence(error) if isinstance(error, Exception) else None
 
