@@ -151,7 +151,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 def store_checkpoints(config: Config, run: Store, scratch: Path) -> None:
     """Stores small checkpoints of steps 1, 2 and 3 as rank 0 of a training does, which deletes the old ones."""
     with held(run) as claim:
-        saver = CheckpointSaver(Run(config, cast(Any, None), run, "", "", claim), cast(Any, None), None)
+        saver = CheckpointSaver(Run(config, cast(Any, None), run, "", "", claim), cast(Any, None), None, lambda: None)
         for step in (1, 2, 3):
             local = scratch / str(step)
             local.mkdir()
