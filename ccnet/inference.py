@@ -109,7 +109,7 @@ def predict_classes(
 
     Memory holds BLOCK_BYTES of the scores at `size`, and the scores of all views of one image at the net's resolution: for a
     view at scale s about s^2 / 64 of the full map, half as much again where windows overlap. ValueError as in `predict_logits`,
-    for more than 256 classes, and for scores that are NaN or infinite.
+    and for more than 256 classes.
     """
     return _predict(net, image, size, _checked(window, stride, scales, flip), _classes_of)
 
@@ -117,14 +117,7 @@ def predict_classes(
 def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
     if len(scores) > 256:
         raise ValueError(f"{len(scores)} classes: do not fit a uint8 (take the arg max of predict_logits)")
-    best, classes = scores.max(0)
-    # The maximum of scores with a NaN is NaN. Its arg max would be a class like any other.
-    if not best.isfinite().all():
-        raise ValueError(
-            "the network's scores are not finite: its weights or the image hold NaN or infinity (a training that diverged; "
-            "fp16 outside its range, try bf16 or float32)"
-        )
-    return classes.to(torch.uint8)
+    return scores.max(0).indices.to(torch.uint8)
 
 
 def published_stride(window: tuple[int, int]) -> tuple[int, int]:

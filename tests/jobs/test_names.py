@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ccnet import build_ccnet
-from jobs import predict, prepare
+from jobs import predict, prepare, train
 from jobs.cli import main
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.files import MANIFEST, PROGRESS
@@ -213,8 +213,8 @@ def test_a_training_touches_exactly_its_own_keys_and_prediction_finds_it(
     for verb in (prepare, train, predict):
         place.command(verb)
     run = f"runs/{place.config.run_key}"
-    own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json"}
     made, best = place.made(), checkpoint.best(place.run)
     assert best is not None
+    own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json", f"{run}/{best}/kept.json"}
     kept = {4, int(best.removeprefix("step-"))}
     assert made == own | place.keys_of_data() | place.keys_of_results() | keys_of_checkpoints(place.config, *kept)
