@@ -132,6 +132,7 @@ class InterruptionMonitor:
         return found
 
     def _budget_or_request(self) -> Interruption | None:
+        """A spent budget or a requested stop; called on rank 0 only."""
         if exhausted := self.spent.exhausted(self.config.stop):
             return Interruption(exhausted, moves=False, validate=True)
         reason = stop_requested(self.flag)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from pipeline.data.export_classes import PARSERS
 from pipeline.data.source.listing import OTHER_PICTURES, Listing, composed, ending, is_litter
 from pipeline.data.source.names import PREVIEW_WORDS, is_longer, is_preview, words_of
 from pipeline.data.source.pairing import Pair, Place, TextList
@@ -17,9 +18,7 @@ DEAD_LINKS = ("links whose target does not exist", "restore their targets, or de
 UNKNOWN = "files with endings that are not read"
 CONVERT = "if they are samples, convert images to PNG or JPEG and labels to PNG; otherwise move them to another folder"
 MOVE = "if they are samples, move them to the folder of a split, or list them (data.lists)"
-TABLES = frozenset(
-    {"classes.yaml", "classes.json", "objectInfo150.txt", "labelmap.txt", "_classes.csv", "class_dict.csv", "class_names.txt"}
-)
+TABLES = frozenset({"classes.yaml", "classes.json", "objectInfo150.txt", *PARSERS})
 """Names of files that list classes."""
 
 
