@@ -1,6 +1,6 @@
-"""`python -m tests.chaos [--only survived|R2|...]`: strikes trainings on real servers; writes docs/chaos.md.
+"""`python -m tests.chaos [--only survived|R1|R2|...]`: strikes trainings on real servers; writes docs/chaos.md.
 
-`survived` injects each fault and twenty random kills; the rows R2, ... end with an answer. Without --only, all of them run.
+`survived` injects each fault and twenty random kills; the rows R1, R2, ... end with an answer. Without --only, all of them run.
 What does not run keeps its place in the file.
 """
 
@@ -97,20 +97,26 @@ def answer(rows: Sequence[str]) -> list[str]:
     """Tries the cases of these rows and writes their lines of the table. Returns what is not as promised."""
     commit, _, dirty = describe_commit().partition("-")
     measured, broken = f"{'-'.join(filter(None, [commit[:9], dirty]))}, {datetime.date.today()}", []
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Scene(Path(folder, "scene"), SHORT) as scene:
-        bench = set_up(scene, Path(folder))
-        for row in rows:
-            started = time.monotonic()
-            try:
-                answers = list(CASES[row](bench))
-            except Exception as error:  # the next cases still run, and the row keeps what it had
-                broken.append(f"{row}: {error}")
-                answers = []
-            print(f"{row}  {time.monotonic() - started:.0f} s  {answers}", flush=True)
-            names = {scene.bucket: "BUCKET", folder: "FOLDER", scene.mlflow.uri: "http://MLFLOW"}
-            lines = [report.answer_line(each, measured, names) for each in answers]
-            DOCUMENT.write_text(report.with_answers(DOCUMENT.read_text(), lines))
-        broken.extend(f"{' '.join(rows)}: left over: {what}" for what in scene.left_over())
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        temporary = Path(folder, "tmp")
+        temporary.mkdir()
+        environment = {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # Ray's own files must not vanish below a full disk
+        with Scene(Path(folder, "scene"), SHORT, environment) as scene:
+            bench = set_up(scene, Path(folder))
+            for row in rows:
+                started = time.monotonic()
+                own = Path(folder, row)
+                own.mkdir()
+                try:
+                    answers = list(CASES[row](bench._replace(folder=own)))
+                except Exception as error:  # the next cases still run, and the row keeps what it had
+                    broken.append(f"{row}: {error}")
+                    answers = []
+                print(f"{row}  {time.monotonic() - started:.0f} s  {answers}", flush=True)
+                names = {scene.bucket: "BUCKET", folder: "FOLDER", scene.mlflow.uri: "http://MLFLOW"}
+                lines = [report.answer_line(each, measured, names) for each in answers]
+                DOCUMENT.write_text(report.with_answers(DOCUMENT.read_text(), lines))
+            broken.extend(f"{' '.join(rows)}: left over: {what}" for what in scene.left_over())
     return broken
 
 

@@ -1,16 +1,23 @@
-"""Starts that are refused: what the screen says, what is kept, where the way out leads."""
+"""Starts that are refused and runs that end with an answer: what the screen says, what is kept, where the way out leads."""
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mlflow.entities.model_registry import ModelVersion
+
 from pipeline.checkpoints.checkpoint import MANIFEST, MODEL
+from pipeline.checkpoints.retention import folders
 from pipeline.storage.store import Store
 from tests.chaos.plain_loop import undisturbed
-from tests.chaos.run import RESUMED, STEP
-from tests.chaos.scene import TINY, Scene, Weights
-from tests.chaos.trial import Trial
+from tests.chaos.run import RESUMED, STEP, Run
+from tests.chaos.scene import TINY, Scene, Weights, wait_until
+from tests.chaos.trial import Trial, answer, contents
+from tests.support.disks import mounted
+from tests.support.two_disks import MOUNTS, two_disks
 
 SHORT = (*TINY, "train.steps=8", "train.validate_every=2", "train.workers=1")
 """The smallest training with several checkpoints; later overrides win."""
@@ -18,6 +25,8 @@ VALIDATED = (2, 4, 6, 8)
 SAME = "resumed; the weights of the undisturbed run; in MLflow every step once"
 LATER = b'{"version": 2, "files": {}}'
 """A manifest as a later version may write it."""
+DISK = "300m"
+"""Size of the temporary folder's disk: enough for one checkpoint."""
 
 
 class Answer(NamedTuple):
@@ -34,10 +43,11 @@ class Answer(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """Where the cases happen: the scene, and the final weights of the undisturbed run."""
+    """Where the cases happen: the scene, the final weights of the undisturbed run, and an empty folder for a case of its own."""
 
     scene: Scene
     calm: Weights
+    folder: Path
 
     def trial(self, name: str, *overrides: str) -> Trial:
         return Trial(self.scene, name, *overrides)
@@ -55,7 +65,33 @@ def set_up(scene: Scene, folder: Path) -> Bench:
     """Trains the undisturbed run, in a plain loop."""
     words = scene.words("train", "name=calm")[3:]
     local = undisturbed(folder / "plain", words, os.environ | scene.own)
-    return Bench(scene, Weights.stored(Store(str(local.parent)), local.name))
+    return Bench(scene, Weights.stored(Store(str(local.parent)), local.name), folder)
+
+
+def different_disks(bench: Bench) -> Iterator[Answer]:
+    if not MOUNTS:
+        raise PermissionError("needs the right to mount, as root has it")
+    with two_disks(bench.folder) as nodes:
+
+        def files() -> dict[Path, bytes]:
+            return {path: path.read_bytes() for path in sorted(nodes.disk.rglob("*")) if path.is_file()}
+
+        before, said = files(), []
+        for verb in ("prepare", "train"):
+            code, shown = nodes.run(verb, f"storage.path={nodes.disk}")
+            assert (code, "Traceback" in shown) == (1, False), shown
+            found = re.findall(r".*: not the same on node \S+ \([\d.]+\) as here.*", shown)
+            assert found, shown
+            said += found
+        assert files() == before, "the folder has changed"
+        for verb in ("prepare", "train"):
+            code, shown = nodes.run(verb)
+            assert code == 0, shown
+        yield Answer(
+            "R1", "two nodes; `storage.path` is a folder that each has on its own disk; `jobs.prepare`, `jobs.train`",
+            said[-1], 1, "all files of the folder",
+            "a folder that all nodes share: prepared, trained to the last step",
+        )  # fmt: skip
 
 
 def flip(data: bytes) -> bytes:
@@ -94,7 +130,135 @@ def unreadable_checkpoints(bench: Bench) -> Iterator[Answer]:
         )  # fmt: skip
 
 
+def registered_weights(bench: Bench) -> Iterator[Answer]:
+    trial = bench.trial("registered", "tracking.register_as=chaos", "train.keep_checkpoints=1")
+    trial.start("stop.hours=1e-5").succeed()
+    (version,) = trial.client.search_model_versions("name = 'chaos'")
+    name = version.tags["ccnet.checkpoint_url"].rpartition("/")[2]
+    before = {key: hashed for key, hashed in contents(trial.store).items() if key.startswith(f"{name}/")}
+    bench.finishes(trial, resumes=True)
+    newest = max(trial.client.search_model_versions("name = 'chaos'"), key=lambda found: int(found.version))
+    miou, better = (float(found.tags["ccnet.miou"]) for found in (version, newest))
+    assert better > miou, f"no better score: {miou} and {better}"
+    assert before.items() <= contents(trial.store).items(), f"{name} is not as it was"
+    assert len(folders(trial.store)) < len(VALIDATED), "nothing was pruned"
+    score = scored(trial, version)
+    yield Answer(
+        "R3", f"a run that `stop.hours` ended has registered its best checkpoint (mIoU {miou:.4f}), is resumed and scores "
+        f"{better:.4f}; `jobs.evaluate` on the first version", score, 0, f"{name}, to which version {version.version} refers",
+        "resumed to the last step; the weights of the undisturbed run",
+    )  # fmt: skip
+    yield from other_weights(trial, version, name, score)
+
+
+def other_weights(trial: Trial, version: ModelVersion, name: str, score: str) -> Iterator[Answer]:
+    """Puts the last checkpoint into the folder `name` of a registered version, whose score was `score`."""
+    own = {key: trial.store.read(key) for key in trial.store.list() if key.startswith(f"{name}/")}
+    for key in own:
+        other = f"step-{trial.config.train.steps:06d}/{key.partition('/')[2]}"
+        if trial.store.exists(other):
+            trial.store.write(key, trial.store.read(other))
+    replaced = contents(trial.store)
+    said = answer(evaluated(trial, version), f"{name}: holds other weights .* put those back, or set evaluate.checkpoint=")
+    assert contents(trial.store) == replaced, "evaluate changed the folder"
+    for key, data in own.items():
+        trial.store.write(key, data)
+    assert scored(trial, version) == score, "another score than before"
+    yield Answer(
+        "R4", "other weights, whole, in the folder of a registered version; `jobs.evaluate` on the version", said, 1,
+        "every object of the run", "put back: the score of before",
+    )  # fmt: skip
+
+
+def evaluated(trial: Trial, version: ModelVersion) -> Run:
+    return trial.job("evaluate", f"evaluate.checkpoint=models:/{version.name}/{version.version}")
+
+
+def scored(trial: Trial, version: ModelVersion) -> str:
+    """The line of a version's mIoU, which must be the registered one."""
+    run = evaluated(trial, version)
+    answer(run, "^protocol ", 0)
+    (line,) = re.findall(r"^mIoU .*", run.log, re.MULTILINE)
+    assert f" {float(version.tags['ccnet.miou']):.4f} " in line, f"{line}, registered: {version.tags['ccnet.miou']}"
+    return str(line)
+
+
+def mlflow_away_at_the_end(bench: Bench) -> Iterator[Answer]:
+    trial = bench.trial("away", "evaluate.background=true")
+    run = trial.start()
+    run.wait_for_step(3)
+    bench.scene.mlflow.stop()
+    try:
+        said = answer(run, "^tracking.uri = .*: run the same command again")
+        waiting = trial.store.list("metrics")
+        assert waiting, "nothing waits in the run's folder"
+    finally:
+        bench.scene.mlflow.start()
+    bench.finishes(trial, resumes=False)
+    assert not trial.store.list("metrics"), "some records still wait"
+    yield Answer(
+        "R5", "validation in the background; MLflow away from step 3 to the end", said, 1,
+        "weights; all metric points, in the run's folder",
+        "MLflow is back, the same command: all points and scores arrive, each once; not trained again",
+    )  # fmt: skip
+
+
+def full_temporary_folder(bench: Bench) -> Iterator[Answer]:
+    trial, temporary = bench.trial("full"), Path(bench.scene.own["TMPDIR"])
+    with mounted(temporary, DISK):
+        run = trial.start()
+        wait_until(lambda: bench.scene.committed(trial.config) >= 2 or run.process.poll() is not None, 240)
+        assert run.process.poll() is None, run.log[-6000:]
+        filler = temporary / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(temporary).free)
+        said = answer(run, "the disk is full .*free some space there, or set TMPDIR")
+        assert re.search("the disk is full .*retried from the last checkpoint", run.log), "not retried"
+        filler.unlink()
+        bench.finishes(trial, resumes=True)
+    yield Answer(
+        "R9", "the temporary folder, a disk of its own, full from the first checkpoint on", said, 1,
+        "checkpoints and metric points",
+        f"retried once by itself; space made, the same command: {SAME}",
+    )  # fmt: skip
+
+
+def deleted_mlflow_run(bench: Bench) -> Iterator[Answer]:
+    trial = bench.trial("deleted")
+    run = trial.start()
+    run.wait_for_step(3)
+    deleted = trial.recorded().info.run_id
+    trial.client.delete_run(deleted)
+    said = answer(run, f"MLflow run {deleted} was deleted: restore it .* or run the same command again")
+    bench.finishes(trial, resumes=False)
+    assert trial.recorded().data.tags["ccnet.earlier_run"] == deleted
+    yield Answer(
+        "R11", "the run deleted in MLflow after step 3", said, 1, "weights; all metric points",
+        "the same command: a new run in MLflow takes over the points, every step once; not trained again",
+    )  # fmt: skip
+
+
+def second_driver(bench: Bench) -> Iterator[Answer]:
+    trial = bench.trial("twice")
+    first = trial.start()
+    first.wait_for("MLflow run ")
+    said = answer(trial.start(), rf"in use by process {first.process.pid} on host \S+ since .*wait for its end, or stop it")
+    assert first.process.poll() is None, "the first driver has ended"
+    first.succeed()
+    trial.check_end(bench.calm, VALIDATED)
+    yield Answer(
+        "R16", "the same command again while the first still trains", said, 1, "the first trains on as if nothing had happened",
+        "waited for its end: the weights of the undisturbed run; in MLflow every step once",
+    )  # fmt: skip
+
+
 CASES: dict[str, Callable[[Bench], Iterator[Answer]]] = {
+    "R1": different_disks,
     "R2": unreadable_checkpoints,
+    "R3": registered_weights,
+    "R5": mlflow_away_at_the_end,
+    "R9": full_temporary_folder,
+    "R11": deleted_mlflow_run,
+    "R16": second_driver,
 }
-"""Row of docs/field-cases.md -> its case."""
+"""Row of docs/field-cases.md -> its case; that of R3 answers R4 too."""

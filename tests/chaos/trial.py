@@ -41,9 +41,13 @@ class Trial:
         self.store = scene.store(self.config)
         self.client = MlflowClient(scene.mlflow.uri)
 
-    def start(self) -> Run:
+    def start(self, *more: str) -> Run:
         """Starts the training, or resumes it."""
-        return self.scene.start(*self.overrides)
+        return self.scene.start(*self.overrides, *more)
+
+    def job(self, verb: str, *more: str) -> Run:
+        """Starts another command on the same configuration."""
+        return self.scene.run(self.scene.words(verb, *self.overrides, *more))
 
     def killed(self, step: int) -> None:
         """Starts the training and kills its driver once that step is done and the checkpoint before it is stored."""
