@@ -17,16 +17,16 @@ class CrissCrossAttention(nn.Module):
 
     Q, K, V are `query`, `key`, `value`. The paper's A is the pair of maps that `attention` returns. The pixel itself lies in
     both its column and its row; it counts once, in the row. The paper has no gamma. The published code has it, starting at 0 so
-    that a fresh module is the identity, and the published checkpoints contain it.
+    that a fresh module is the identity, and the published checkpoints contain it. `gamma_init` is its first value.
     """
 
-    def __init__(self, channels: int, reduction: int = 8) -> None:
+    def __init__(self, channels: int, reduction: int = 8, *, gamma_init: float = 0.0) -> None:
         super().__init__()
         reduced = _reduced(channels, reduction)
         self.query = nn.Conv2d(channels, reduced, kernel_size=1)
         self.key = nn.Conv2d(channels, reduced, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.full((1,), gamma_init))
 
     def attention(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B H W H"], Float[Tensor, "B H W W"]]:
         """The attention of pixel (h, w), as (column, row).

@@ -2,13 +2,17 @@
 
 Choices where the published code (github.com/speedinghzl/CCNet) and the paper differ, or the paper is silent:
 recurrence  2 in the paper, 0 (no attention at all) by default in the published train.py. It has no default here.
-gamma       not in the paper; as in the published code (see CrissCrossAttention). Frozen at 1 it gives the paper's formula.
+gamma       not in the paper; as in the published code (see CrissCrossAttention), from 0 unless `gamma_init` says else. Frozen
+            at 1 it gives the paper's formula.
 activation  of the heads: the paper names none. Leaky ReLU 0.01 as published, ReLU with variant="mmseg".
 batch norm  published: InPlace-ABN, which scales by |weight| + 1e-5. Ours is plain and scales by weight; ccnet.weights.plain_norm
             converts.
 pixels      published: minus the mean, BGR, not divided. Ours are RGB and divided by `pixel_std`, which is 1 for such weights.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 
 from ccnet.attention import CrissCrossAttention
 from ccnet.layers import SampleDropout2d
-from ccnet.resnet import Init, ResNet, Stem
+from ccnet.resnet import BASIC, Init, ResNet, Stem
 
 # The published mean, in RGB order (the published code feeds BGR). The published code does not divide, because its backbone was
 # trained that way. From random weights, values of up to 150 train badly, hence ImageNet's standard deviation here. A converted
@@ -81,11 +85,18 @@ class RCCAHead(nn.Module):
     H = conva(x); H' = attention(... attention(H)), R times with the same weights; logits = bottleneck([x, convb(H')]).
     The width of H and H' is in_channels // 4, `channels` is the width before the last 1x1 convolution (512 and 512 as published).
     R = 0 is the baseline without attention: the attention's parameters stay in the state dict but are frozen. `negative_slope` is
-    that of the three leaky ReLUs; 0 makes them ReLUs.
+    that of the three leaky ReLUs; 0 makes them ReLUs. `gamma_init` is the attention's first gamma.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, recurrence: int, *, negative_slope: float = 0.01
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        recurrence: int,
+        *,
+        negative_slope: float = 0.01,
+        gamma_init: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(recurrence, int) or isinstance(recurrence, bool) or recurrence < 0:
@@ -95,7 +106,7 @@ class RCCAHead(nn.Module):
         self.recurrence = recurrence
         inner = in_channels // 4
         self.conva = nn.Sequential(*_conv_norm_act(in_channels, inner, negative_slope))
-        self.attention = CrissCrossAttention(inner)
+        self.attention = CrissCrossAttention(inner, gamma_init=gamma_init)
         # DistributedDataParallel stops at trainable parameters that never get a gradient.
         self.attention.requires_grad_(recurrence > 0)
         self.convb = nn.Sequential(*_conv_norm_act(inner, inner, negative_slope))
@@ -149,6 +160,20 @@ class CCNet(nn.Module):
         """
         return self.scores(self.normalise(image))
 
+    @property
+    def gamma(self) -> float | None:
+        """Weight of the attention in H': at 0 the network computes what it would without it. None if R = 0."""
+        return self.head.attention.gamma.item() if self.head.recurrence else None
+
+    @contextmanager
+    def attention_off(self) -> Iterator[None]:
+        """Runs the same weights with R = 0: the ablation that tells how much of a score is the attention's."""
+        recurrence, self.head.recurrence = self.head.recurrence, 0
+        try:
+            yield
+        finally:
+            self.head.recurrence = recurrence
+
     def normalise(self, image: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
         """uint8[B, 3, H, W] RGB -> (image - pixel_mean) / pixel_std in the dtype of the weights. ValueError as in `forward`."""
         if image.dtype != torch.uint8 or image.shape[1] != 3:
@@ -178,16 +203,18 @@ def build_ccnet(
     auxiliary: bool = True,
     init: Init = "kaiming",
     zero_init_residual: bool = False,
+    gamma_init: float = 0.0,
     embedding_channels: int | None = None,
     embedding_layer: EmbeddingLayer = "rcca_output",
 ) -> CCNet:
-    """CCNet with random weights: `backbone` resnet18, resnet34, resnet50 or resnet101; `recurrence` R >= 0, without a default.
+    """CCNet with random weights: `backbone` resnet18, resnet34, resnet50, resnet101 or small; `recurrence` R >= 0, no default.
 
-    The widths follow from the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which gives
-    the published 512 and 512 for resnet50 and resnet101. `variant` "mmseg" is the network of mmsegmentation; VARIANTS lists the
-    differences (auxiliary head 256 wide). `stem` None is the variant's stem, "plain" the one that torchvision's weights need.
-    `init` "kaiming" and `zero_init_residual` concern the backbone (see ResNet). The heads start from PyTorch's defaults as
-    published, and with `init` "published" everything does.
+    The widths follow from the backbone (in_channels // 4 for the main head, in_channels // 2 for the auxiliary one), which
+    gives the published 512 and 512 for resnet50 and resnet101. `variant` "mmseg" is the network of mmsegmentation; VARIANTS
+    lists the differences (auxiliary head 256 wide). `stem` None is the variant's stem ("slim" for the small backbone), "plain"
+    the one that torchvision's weights need. `init` "kaiming" and `zero_init_residual` concern the backbone (see ResNet). The
+    heads start from PyTorch's defaults as published, and with `init` "published" everything does. `gamma_init` is the
+    attention's first gamma: from the published 0 it grows only where the attention pays at once.
     `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input (`embedding_layer`) for the
     category-consistent loss (16 in the TPAMI paper); None adds none.
     ValueError names the setting that is out of range.
@@ -208,7 +235,9 @@ def build_ccnet(
             raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, legal))}")
     if embedding_channels is not None and embedding_channels < 1:
         raise ValueError(f"embedding_channels = {embedding_channels}: must be at least 1, or None for no embedding")
-    if variant == "mmseg" and backbone in ("resnet18", "resnet34"):
+    if not math.isfinite(gamma_init):
+        raise ValueError(f"gamma_init = {gamma_init}: must be a finite number (0 as published, 1 as in the paper)")
+    if variant == "mmseg" and backbone in BASIC:
         # mmsegmentation dilates only the first convolution of their blocks, and no CCNet with such blocks is published.
         raise ValueError(
             f"backbone = {backbone!r}: variant 'mmseg' needs resnet50 or resnet101 (variant 'official' takes this one)"
@@ -217,13 +246,13 @@ def build_ccnet(
     net = ResNet(
         backbone,
         zero_init_residual,
-        stem=stem or v.stem,
+        stem=stem or ("slim" if backbone == "small" else v.stem),
         ceil_mode=v.ceil_mode,
         contract_dilation=v.contract_dilation,
         init=init,
     )
     layer3, layer4, slope = net.num_layer3_channels, net.num_layer4_channels, v.negative_slope
-    head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence, negative_slope=slope)
+    head = RCCAHead(layer4, layer4 // 4, num_classes, recurrence, negative_slope=slope, gamma_init=gamma_init)
     width = layer3 // v.auxiliary_reduction
     auxiliary_head = _classifier(layer3, width, num_classes, slope, bias=v.auxiliary_bias) if auxiliary else None
     embedding = None if embedding_channels is None else nn.Conv2d(layer4 // 4, embedding_channels, 1)

@@ -1,4 +1,4 @@
-"""Dilated ResNets with output stride 8."""
+"""Dilated ResNets with output stride 8, and a small one that sees little around a pixel."""
 
 from typing import Literal
 
@@ -6,11 +6,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BLOCKS_PER_STAGE: dict[str, tuple[int, int, int, int]] = {
+    "small": (1, 1, 0, 0),
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
 }
+
+BASIC = ("small", "resnet18", "resnet34")
+"""The backbones of basic blocks; the others have bottlenecks."""
 
 Stem = Literal["deep", "slim", "plain"]
 STEM_WIDTHS: dict[Stem, tuple[int, int, int]] = {"deep": (64, 64, 128), "slim": (32, 32, 64)}
@@ -29,7 +33,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | N
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and -34), both dilated."""
+    """Two 3x3 convolutions (small, ResNet-18 and -34), both dilated."""
 
     expansion = 1
 
@@ -79,8 +83,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet that keeps its resolution after layer2: layer3 has dilation 2, layer4 dilation 4.
 
-    An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. The defaults are those of the published CCNet. The
-    options are for related networks:
+    An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. `backbone` "small" ends after layer2, with one
+    block a stage: a feature sees 55 pixels in each direction, with the head's three 3x3 convolutions 103. Its layer3 and layer4
+    pass layer2's features on. The defaults are those of the published CCNet. The options are for related networks:
     stem: "deep" is three 3x3 convolutions of 64, 64, 128 channels, "slim" the same with 32, 32, 64 (ResNetV1c of mmsegmentation),
     "plain" one 7x7 convolution of 64 (torchvision).
     ceil_mode: that of the pooling after the stem. With it any n gives floor((n + 1) / 8) + 1 features, without it ceil(n / 8).
@@ -107,7 +112,7 @@ class ResNet(nn.Module):
         super().__init__()
         if backbone not in BLOCKS_PER_STAGE:
             raise ValueError(f"backbone = {backbone!r}: must be one of {', '.join(BLOCKS_PER_STAGE)}")
-        block = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
+        block = BasicBlock if backbone in BASIC else Bottleneck
         num_blocks = BLOCKS_PER_STAGE[backbone]
         contraction = 2 if contract_dilation else 1
         width = self._add_stem(stem)
@@ -117,8 +122,8 @@ class ResNet(nn.Module):
         self.layer2 = _stage(block, 64 * block.expansion, 128, num_blocks[1], stride=2)
         self.layer3 = _stage(block, 128 * block.expansion, 256, num_blocks[2], dilations=(2 // contraction, 2))
         self.layer4 = _stage(block, 256 * block.expansion, 512, num_blocks[3], dilations=(4 // contraction, 4))
-        self.num_layer3_channels = 256 * block.expansion
-        self.num_layer4_channels = 512 * block.expansion
+        self.num_layer3_channels = (256 if num_blocks[2] else 128) * block.expansion
+        self.num_layer4_channels = (512 if num_blocks[3] else 128) * block.expansion
         for module in self.modules():
             if init == "kaiming" and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -157,7 +162,9 @@ def _stage(
     stride: int = 1,
     dilations: tuple[int, int] = (1, 1),
 ) -> nn.Sequential:
-    """One stage of `num_blocks` blocks; `dilations` are those of the first block and of the others."""
+    """One stage of `num_blocks` blocks, which may be none; `dilations` are those of the first block and of the others."""
+    if not num_blocks:
+        return nn.Sequential()
     first = block(in_channels, channels, stride, dilations[0])
     rest = [block(channels * block.expansion, channels, 1, dilations[1]) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)

@@ -22,6 +22,8 @@ class Evaluate(Section):
     """Scales, relative to `evaluate.scale`, whose scores are averaged."""
     flip: bool = False
     """Average the scores with those of the mirrored image."""
+    attention_off: bool = True
+    """Let jobs.evaluate also score the same weights with the attention off (R = 0), which nearly doubles its time."""
     panel_images: int = Field(4, ge=1)
     """Number of validation images, always the same ones, that MLflow shows."""
     background: bool = False

@@ -8,12 +8,14 @@ from pipeline.config.base import Address, Section
 
 
 class Model(Section):
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101"
-    """Dilated deep-stem ResNet, output stride 8."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet101"
+    """Dilated deep-stem ResNet, output stride 8; `small` sees 55 pixels: what lies farther away, only attention brings."""
     recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
     init: Literal["kaiming", "published"] = "kaiming"
     """Random initialisation of the backbone; `published` keeps PyTorch's default, which needs ImageNet weights to train well."""
+    gamma_init: float = Field(0.0, allow_inf_nan=False)
+    """First value of gamma, the weight of the attention: 0 as published, 1 as in the paper's formula."""
     zero_init_residual: bool = False
     """Start residual blocks as the identity; for training from random weights."""
     variant: Literal["official", "mmseg"] = "official"

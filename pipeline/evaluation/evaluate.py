@@ -23,22 +23,18 @@ from pipeline.loading.batches import Sample, evaluation_samples
 def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[Counts, int]:
     """Counts and number of images of some samples, as whole images on one device: training's validation."""
     counts, num_images = Counts.none(num_classes), 0
-    for number, of_image in count_each(net, samples, num_classes, device, WHOLE_IMAGE):
-        counts.merge(of_image)
-        num_images += number >= 0  # -1 pads the share of a rank
+    for sample in samples:
+        counts.merge(_count(net, sample, num_classes, device, WHOLE_IMAGE))
+        num_images += sample.number >= 0  # -1 pads the share of a rank
     return counts, num_images
 
 
-def count_each(
-    net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device, options: Evaluate
-) -> Iterator[tuple[int, Counts]]:
-    """(number in the split, counts) of each sample."""
-    for sample in samples:
-        height, width = sample.label.shape
-        with fits_into_memory(f"sample {sample.sample_id} of {width} x {height} pixels", options):
-            prediction = predict_image(net, sample.image, sample.label.shape, device, options)
-        label = torch.from_numpy(sample.label)[None].to(device)  # [1, H, W]
-        yield sample.number, Counts.none(num_classes).add(prediction, label)
+def _count(net: CCNet, sample: Sample, num_classes: int, device: torch.device, options: Evaluate) -> Counts:
+    height, width = sample.label.shape
+    with fits_into_memory(f"sample {sample.sample_id} of {width} x {height} pixels", options):
+        prediction = predict_image(net, sample.image, sample.label.shape, device, options)
+    label = torch.from_numpy(sample.label)[None].to(device)  # [1, H, W]
+    return Counts.none(num_classes).add(prediction, label)
 
 
 def reduced_score(
@@ -68,17 +64,19 @@ def checked_score(counts: Counts, num_images: int, manifest: Manifest, split: st
 def evaluate(config: Config) -> Score:
     """Scores the checkpoint on `evaluate.split`, each image exactly once, with the inference of `config.evaluate`.
 
-    The score has the interval of the mIoU, which needs the counts of every image.
+    The score has the interval of the mIoU, which needs the counts of every image, and the mIoU with the attention off.
     """
     shared.refuse(shared.of_data(config))
     manifest = open_data(config)
     split = known_split(config, manifest)
     net, found = load_network(config, manifest)
     num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
-    counts, numbers = Counts.none(num_classes), []
+    counts, without, numbers = Counts.none(num_classes), Counts.none(num_classes), []
     per_image = torch.zeros(2, num_images, num_classes, dtype=torch.int64)
-    for number, of_image in map_images(partial(_count_share, net, config, manifest), num_images, config):
+    for number, of_image, attention_off in map_images(partial(_count_share, net, config, manifest), num_images, config):
         counts.merge(of_image)
+        if attention_off:
+            without.merge(attention_off)
         per_image[:, number] = torch.stack(of_image.confusion.intersection_and_union())
         numbers.append(number)
     assert sorted(numbers) == list(range(num_images)), "an image was missed or counted twice"
@@ -93,11 +91,25 @@ def evaluate(config: Config) -> Score:
     score = checked_score(
         counts, len(numbers), manifest, split, validation_protocol(config, manifest, split) | of_this_evaluation
     )
-    return score._replace(interval=bootstrap_interval(*per_image, **INTERVAL))
+    return score._replace(
+        interval=bootstrap_interval(*per_image, **INTERVAL),
+        gamma=net.gamma,
+        attention_off_miou=without.confusion.miou() if _ablated(net, config) else None,
+    )
+
+
+def _ablated(net: CCNet, config: Config) -> bool:
+    return config.evaluate.attention_off and net.head.recurrence > 0
 
 
 def _count_share(
     net: CCNet, config: Config, manifest: Manifest, numbers: list[int], device: torch.device
-) -> Iterator[tuple[int, Counts]]:
-    samples = evaluation_samples(config, manifest, config.evaluate.split, numbers, config.evaluate.scale)
-    return count_each(net.to(device), samples, len(manifest.class_names), device, config.evaluate)
+) -> Iterator[tuple[int, Counts, Counts | None]]:
+    """(number in the split, counts, counts with the attention off if asked for) of each sample."""
+    net, options, num_classes = net.to(device), config.evaluate, len(manifest.class_names)
+    for sample in evaluation_samples(config, manifest, options.split, numbers, options.scale):
+        counts, without = _count(net, sample, num_classes, device, options), None
+        if _ablated(net, config):
+            with net.attention_off():
+                without = _count(net, sample, num_classes, device, options)
+        yield sample.number, counts, without

@@ -76,8 +76,8 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
     return np.concatenate([table, _legend(table.shape[1], colors, names)])
 
 
-def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Image:
-    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel attends.
+def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]], note: str = "") -> Image:
+    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel attends; `note` below each image.
 
     `maps` are float[h', w'], shares of the pixel's attention: one per pass, then one of all passes together, which is not drawn
     if there is only one pass. Every sample has the same number of maps. A map is drawn over the dimmed image, brightest at its
@@ -93,7 +93,7 @@ def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]]) -> Im
         shown = maps[: len(titles) - 1]
         tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one) for one in shown))]
         row, column = (p * factor + factor // 2 if factor > 0 else p // -factor for p in pixel)
-        rows.append(([_ring(tile, (row, column)) for tile in tiles], ["", *(f"brightest {one.max():.1%}" for one in shown)]))
+        rows.append(([_ring(tile, (row, column)) for tile in tiles], [note, *(f"brightest {one.max():.1%}" for one in shown)]))
     return _table(titles, rows)
 
 

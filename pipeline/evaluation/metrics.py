@@ -54,6 +54,10 @@ class Score(NamedTuple):
     """Interval of the mIoU over images, of the kind in the protocol's `miou_interval`; None if it was not computed."""
     doubts: tuple[str, ...] = ()
     """What the data say against the score, each in a few words: `doubts` of pipeline/data/labels.py."""
+    gamma: float | None = None
+    """Weight of the attention; None if R = 0, or in a score of an earlier version."""
+    attention_off_miou: float | None = None
+    """mIoU of the same weights with R = 0; None if it was not measured."""
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -143,6 +147,8 @@ class Score(NamedTuple):
             "val/frequency_weighted_iou": matrix.frequency_weighted_iou(),
             "val/boundary_miou": self.boundary.miou(),
         }
+        if self.gamma is not None:
+            points["val/gamma"] = self.gamma
         points |= {f"val/iou/{key}": iou for key, iou in zip(class_keys(self.class_names), matrix.iou().tolist(), strict=True)}
         return {key: value for key, value in points.items() if value == value}  # NaN: nothing to divide by
 
@@ -167,8 +173,14 @@ class Score(NamedTuple):
             note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"
         absent = f"over all {len(self.class_names)} classes, absent ones counting 0: the published code's figure"
         width = f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"
+        attention = []
+        if self.attention_off_miou is not None:
+            attention.append(("attention off", self.attention_off_miou, "mIoU of the same weights with R = 0"))
+        if self.gamma is not None:
+            attention.append(("gamma", self.gamma, "weight of the attention; near 0 it changes nothing"))
         return [
             ("mIoU", self.miou, note),
+            *attention,
             ("all-classes mIoU", matrix.miou_all_classes(), _joined(self._weakness, absent)),
             ("pixel accuracy", matrix.pixel_accuracy(), caveat),
             ("mean accuracy", matrix.mean_accuracy(), caveat),

@@ -59,7 +59,7 @@ def validate(
     )
     counts, num_images = evaluate.evaluate_samples(net, samples, len(run.manifest.class_names), device)
     protocol = validation_protocol(run.config, run.manifest)
-    score = evaluate.reduced_score(counts, num_images, run.manifest, "val", protocol, device)
+    score = evaluate.reduced_score(counts, num_images, run.manifest, "val", protocol, device)._replace(gamma=net.gamma)
     if log:
         log.metrics(score.metrics(), step)
         log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))

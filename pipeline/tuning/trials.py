@@ -13,6 +13,8 @@ from pipeline.cluster.fit import fit
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.tune import Dimension
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics import Score
 from pipeline.preflight.resources import cpus_needed
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import registry, runs
@@ -35,6 +37,8 @@ class Trial(NamedTuple):
     step: int
     stopped_early: bool
     run_id: str
+    score: Score | None = None
+    """That of `jobs.evaluate` for the best checkpoint; None if it was not asked for."""
 
 
 def run_trial(overrides: dict[str, Any], *, parent: Run, key: str) -> None:
@@ -88,6 +92,8 @@ def concurrent_trials(config: Config, resources: dict[str, float]) -> int:
 
 
 def domain(dimension: Dimension) -> Any:
+    if dimension.grid:
+        return tune.grid_search(list(dimension.grid))
     return tune.loguniform(*dimension.log) if dimension.log else tune.choice(list(dimension.choice or ()))
 
 
@@ -98,14 +104,17 @@ def end_trial(parent: Run, key: str, result: Any) -> Trial:
     stopped_early = step < config.train.steps
     run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, number), run_id=run_id)
     send_unsent(run)
-    miou, caveat = float(result.metrics["miou"]), result.metrics.get("caveat", "")
+    miou, caveat, evaluated = float(result.metrics["miou"]), result.metrics.get("caveat", ""), None
     if checkpoint.best(run.checkpoints):
         best, score = best_of(run)
+        if config.tune.evaluate and not stopped_early:
+            logger.info("trial %s  evaluates %s", number, best.url)
+            evaluated = evaluate(override(config, {"evaluate.checkpoint": best.url}))
         registry.log_best(run.tracking_uri, run_id, **checkpoint_summary(best, score))
         if not miou >= score.miou:  # it is smaller or NaN
             miou, caveat = score.miou, score.caveat
     runs.finish_run(parent.tracking_uri, run_id, "KILLED" if stopped_early else "FINISHED")
-    return Trial(number, dict(result.config), miou, caveat, step, stopped_early, run_id)
+    return Trial(number, dict(result.config), miou, caveat, step, stopped_early, run_id, evaluated)
 
 
 class TuneScoreCallback(TuneReportCallback):

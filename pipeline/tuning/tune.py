@@ -5,7 +5,7 @@ import logging
 import shlex
 import time
 from functools import partial
-from math import isnan
+from math import isnan, nan
 from typing import NamedTuple
 
 import ray
@@ -50,10 +50,22 @@ class SearchResult(NamedTuple):
             ]
             for trial in self.trials
         ]
-        lines = table(["trial", *keys, "mIoU", "step", "ended"], rows)
+        head = ["trial", *keys, "mIoU", "step", "ended"]
+        if any(trial.score for trial in self.trials):
+            head += ["interval", "attention off", "gamma"]
+            rows = [[*row, *_evaluated(trial.score)] for row, trial in zip(rows, self.trials, strict=True)]
+        lines = table(head, rows)
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.trials[0].overrides.items()}
         winner = shlex.join(f"{key}={value}" for key, value in values.items())
         return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"
+
+
+def _evaluated(score: Score | None) -> list[str]:
+    """Interval of the mIoU, mIoU with the attention off, gamma; `-` for what was not measured."""
+    if score is None:
+        return ["-"] * 3
+    low, high = score.interval or (nan, nan)
+    return [f"{low:.4f} to {high:.4f}", *("-" if x is None else f"{x:.4f}" for x in (score.attention_off_miou, score.gamma))]
 
 
 def search(config: Config) -> SearchResult:

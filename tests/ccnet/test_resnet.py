@@ -26,8 +26,28 @@ def test_every_3x3_convolution_of_layer3_and_layer4_is_dilated(backbone):
 
 
 def test_an_unknown_backbone_is_an_error():
-    with pytest.raises(ValueError, match="backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101"):
+    with pytest.raises(ValueError, match="backbone = 'resnet19': must be one of small, resnet18, resnet34, resnet50, resnet101"):
         ResNet("resnet19")
+
+
+@pytest.mark.parametrize("pixels", [97, 64, 33])
+def test_the_small_backbone_ends_after_layer2(pixels: int) -> None:
+    net = ResNet("small", stem="slim").eval()
+    with torch.no_grad():
+        layer3, layer4 = net(torch.zeros(1, 3, pixels, 33))
+    assert layer3 is layer4
+    assert layer4.shape == (1, net.num_layer4_channels, pixels // 8 + 1, 5) == (1, net.num_layer3_channels, pixels // 8 + 1, 5)
+    assert not any(name.startswith(("layer3", "layer4")) for name in net.state_dict())
+
+
+def test_a_feature_of_the_small_backbone_sees_55_pixels() -> None:
+    torch.manual_seed(0)
+    net = ResNet("small", stem="slim").double().eval()
+    x = torch.rand(1, 3, 129, 129, dtype=torch.float64, requires_grad=True)
+    net(x)[1][0, :, 8, 8].square().sum().backward()
+    assert x.grad is not None
+    rows, columns = x.grad[0].abs().sum(0).nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (64 - 27, 64 + 27, 64 - 27, 64 + 27)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])

@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("credentials")]
 
 CONFIG = "jobs/configs/demo.yaml"
 CLASSES = ("road", "car")
-MODEL = {"backbone": "resnet18", "num_classes": 2, "recurrence": 2, "auxiliary": False}
+MODEL = {"backbone": "small", "num_classes": 2, "recurrence": 2, "auxiliary": False}
 TINY = ["data.layout=folders", "data.crop_size=17", "train.workers=1", "train.global_batch=2", "train.keep_checkpoints=1"]
 PLAIN = st.from_regex(r"\A[a-z0-9][a-z0-9_-]{0,9}\Z")
 STEMS = PARTS.filter(lambda stem: not stem.startswith(".") and len(stem.encode()) < 180)

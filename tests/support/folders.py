@@ -41,7 +41,7 @@ def config(root: Path, source: Path | str, **data: Any) -> Config:
             "name": "t",
             "storage": {"path": str(root / "out")},
             "tracking": {"uri": f"sqlite:///{root}/mlflow.db"},
-            "model": {"recurrence": 2, "backbone": "resnet18"},
+            "model": {"recurrence": 2, "backbone": "small"},
             "data": given,
             "train": {"workers": 1, "global_batch": 2, "steps": 2},
         }

@@ -38,7 +38,7 @@ def config(folder: Path, **changed: Any) -> Config:
         (data if key in {"packed", "oversample", "max_skipped", "name"} else train)[key] = value
     return Config.model_validate({
         "name": "t", "storage": {"path": str(folder / "out")}, "data": data, "train": train,
-        "model": {"backbone": "resnet18", "recurrence": 2},
+        "model": {"backbone": "small", "recurrence": 2},
     })  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pipeline.storage.store import open_store
 
 NUM_IMAGES, SIZE = 10, 49
 IDS = tuple(f"val-{position}" for position in range(NUM_IMAGES))
-MODEL = {"backbone": "resnet18", "num_classes": len(synthetic.NAMES), "recurrence": 2}
+MODEL = {"backbone": "small", "num_classes": len(synthetic.NAMES), "recurrence": 2}
 
 
 def make(storage: Path, scratch: Path, ids: Sequence[str] = IDS) -> Config:
@@ -29,7 +29,7 @@ def make(storage: Path, scratch: Path, ids: Sequence[str] = IDS) -> Config:
             "name": "t",
             "storage": {"path": str(storage)},
             "data": {"name": "ten", "layout": "generated", "crop_size": 33},
-            "model": {"backbone": "resnet18", "recurrence": 2},
+            "model": {"backbone": "small", "recurrence": 2},
         }
     )
     pack(made, ids)

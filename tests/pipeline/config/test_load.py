@@ -64,7 +64,7 @@ def test_a_key_in_the_wrong_section_is_shown_home() -> None:
 
 def test_a_wrong_word_names_the_legal_ones() -> None:
     (line,) = mistakes(tree(model__backbone="resnet19"))
-    assert line == "model.backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101 (try resnet18)"
+    assert line == "model.backbone = 'resnet19': must be one of resnet18, resnet34, resnet50, resnet101, small (try resnet18)"
 
 
 def test_a_wrong_type_names_what_came() -> None:

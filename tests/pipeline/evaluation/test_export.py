@@ -16,7 +16,7 @@ from pipeline.config.load import load
 from pipeline.data.manifest import Manifest, Split, write_manifest
 from pipeline.storage.store import open_store
 
-MODEL = {"backbone": "resnet18", "num_classes": 2, "recurrence": 2}
+MODEL = {"backbone": "small", "num_classes": 2, "recurrence": 2}
 NAMES, COLORS = ("near", "far"), ((1, 2, 3), (4, 5, 6))
 
 
@@ -25,7 +25,7 @@ def settings(tmp_path: Path) -> Path:
     """File of a configuration whose data set is packed; checkpoints can be saved for it."""
     path = tmp_path / "toy.yaml"
     data = "{name: toy, layout: generated, crop_size: [33, 41]}"
-    model = "{backbone: resnet18, recurrence: 2}"
+    model = "{backbone: small, recurrence: 2}"
     path.write_text(f"name: toy\nstorage: {{path: {tmp_path}}}\ndata: {data}\nmodel: {model}\n")
     config = load(path)
     empty = Split(0, "index", "", 0, (0, 0), (0, 0), 0, (0, 0), (0, 0))

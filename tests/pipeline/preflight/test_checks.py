@@ -53,9 +53,10 @@ def test_clean_data_and_settings_have_no_finding() -> None:
 
 def test_the_demo_has_no_finding() -> None:
     demo = load(ROOT / "jobs/configs/demo.yaml")
-    label = [synthetic.sample(index, synthetic.SEED, 65)[1] for index in range(20)]
+    label = [synthetic.sample(index, synthetic.SEED, 129)[1] for index in range(20)]
     pixels = tuple(sum(int((ids == k).sum()) for ids in label) for k in range(6))
-    found = split(pixels=pixels, images=tuple(sum(int((ids == k).any()) for ids in label) for k in range(6)), ignored=0)
+    images = tuple(sum(int((ids == k).any()) for ids in label) for k in range(6))
+    found = split(pixels=pixels, images=images, ignored=0, smallest=(129, 129), largest=(129, 129))
     shown = manifest(class_names=synthetic.NAMES, colors=synthetic.COLORS, splits={"train": found, "val": found})
     assert checks.examine_settings(demo, shown, TWO_CPUS) == []
 
