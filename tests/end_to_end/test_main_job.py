@@ -139,7 +139,7 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["model.recurrence"] == "2"
     assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
-    assert list(history(client, run, "val/miou")) == [5, 10, 15, 20]
+    assert list(history(client, run, "val/miou")) == list(history(client, run, "val/gamma")) == [5, 10, 15, 20]
     assert any(key.startswith("val/iou/") for key in run.data.metrics)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "best_checkpoint.json", "panel.png", "attention.png", "confusion_matrix.png"} <= names
@@ -170,6 +170,7 @@ def test_evaluate_by_run_id_gives_the_miou_of_training(followed: Finished, clien
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
     assert float(line.split()[1]) == pytest.approx(best, abs=1e-4)
     assert '"checkpoint_sha256"' in done.stdout
+    assert re.search(r"^attention off +0\.\d{4}  mIoU of the same weights with R = 0$", done.stdout, re.MULTILINE)
 
 
 def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None) -> None:
@@ -195,17 +196,27 @@ def test_a_search_is_one_parent_with_its_children(prepared: str, command: Comman
     dimensions = [
         "train.learning_rate: {log: [0.00001, 0.1]}",
         "data.crop_size: {choice: [41, 49]}",
-        "model.recurrence: {choice: [1, 2]}",
+        "model.recurrence: {grid: [1, 2]}",
     ]
     space = f"tune.space={{{', '.join(dimensions)}}}"
-    done = command("tune", space, "tune.trials=2", "tune.grace_steps=5", "train.workers=1", "name=search", "train.warmup_steps=0")
+    done = command(
+        "tune",
+        space,
+        "tune.trials=1",
+        "tune.evaluate=true",
+        "tune.grace_steps=5",
+        "train.workers=1",
+        "name=search",
+        "train.warmup_steps=0",
+    )
     assert done.returncode == 0, done.stderr
     experiment = client.get_experiment_by_name("tests")
     (parent,) = client.search_runs(
         [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
     )
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert len(children) == 2
+    assert sorted(child.data.params["model.recurrence"] for child in children) == ["1", "2"]
+    assert re.search(r" 0\.\d{4} to 0\.\d{4} .*", done.stdout), "no trial was evaluated"
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["ccnet.checkpoint_url"]

@@ -153,6 +153,16 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
     assert not ray.is_initialized()
 
 
+def test_the_attention_is_scored_against_its_absence(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    score = evaluate.evaluate(config)
+    without = evaluate.evaluate(override(config, {"evaluate.recurrence": 0}))
+    assert (score.gamma, score.attention_off_miou) == (1.0, without.miou)
+    assert score.miou != without.miou
+    assert (without.gamma, without.attention_off_miou) == (None, None)
+    assert evaluate.evaluate(override(config, {"evaluate.attention_off": False})).attention_off_miou is None
+
+
 @pytest.mark.slow
 def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Config, manifest: Manifest, local_ray: None) -> None:
     made = override(config, {"train.workers": 2, "evaluate.recurrence": 3, **OPTIONS})

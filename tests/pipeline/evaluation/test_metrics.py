@@ -34,6 +34,14 @@ def test_the_table_of_an_evaluation() -> None:
     ]
 
 
+def test_gamma_and_the_score_without_attention_stand_below_the_miou() -> None:
+    score = TRAINED._replace(gamma=0.5, attention_off_miou=0.25)
+    lines = [line.split() for line in score.table().splitlines()]
+    after = next(i for i, line in enumerate(lines) if line[:1] == ["mIoU"]) + 1
+    assert (lines[after][:3], lines[after + 1][:2]) == (["attention", "off", "0.2500"], ["gamma", "0.5000"])
+    assert score.metrics() == TRAINED.metrics() | {"val/gamma": 0.5}
+
+
 def test_what_was_not_counted_is_not_in_the_table() -> None:
     assert "interval" not in TRAINED.table()
 
