@@ -1,9 +1,5 @@
 """The criss-cross operator as one operator of torch: every position of a map attends to its own column and row."""
 
-import importlib
-import importlib.util
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from ccnet import dispatch
 
 
 def criss_cross(
@@ -21,9 +19,9 @@ def criss_cross(
     Omega(u) are the positions in the column and the row of u, u itself once (CCNet, https://arxiv.org/abs/1811.11721, section
     3.2). Any strides; arrays with channels last in memory are read as they are. Softmax and sums are float32 or wider.
 
-    Neither a mask nor joint energies [B, H, W, H + W] are built. On a GPU with Triton, `ccnet.kernels` computes the operator and
-    keeps two numbers of each position for the backward pass. Elsewhere batched matrix products compute it, and the attention is
-    kept. Differentiable once.
+    Neither a mask nor joint energies [B, H, W, H + W] are built. On a GPU that can run them (`ccnet.dispatch`), `ccnet.kernels`
+    compute the operator and keep two numbers of each position for the backward pass. Elsewhere batched matrix products compute
+    it, and the attention is kept. Differentiable once.
     """
     if torch.compiler.is_exporting():
         return plain(query, key, value)
@@ -140,7 +138,7 @@ def without_self(energy: Tensor, axis: int) -> Tensor:
 @torch.library.custom_op("ccnet::criss_cross", mutates_args=())
 def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and what backward needs besides the inputs: the attention (see `_laid_out`) or the kernels' two numbers."""
-    if kernels := _kernels(query.device.type):
+    if kernels := dispatch.kernels(query):
         out, norms = kernels.forward(query, key, value)
         return out, norms
     batch, height, width, _ = query.shape
@@ -165,7 +163,7 @@ def _operator(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. P is the attention, dP = grad . value, d = sum over i of P dP: dE = P (dP - d)."""
     grad, value = _packed(grad), _packed(value)
-    if kernels := _kernels(query.device.type):
+    if kernels := dispatch.kernels(query):
         grad_query, grad_key, grad_value = kernels.backward(grad, query, key, value, kept)
         return grad_query, grad_key, grad_value
     column, row = _laid_out(kept, query.shape)
@@ -208,17 +206,10 @@ def _along_lines(column: Tensor, row: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-@cache
-def _kernels(device: str) -> ModuleType | None:
-    """`ccnet.kernels` on a GPU where Triton is installed, else None. Imported by name, because the import needs Triton."""
-    wanted = device == "cuda" and importlib.util.find_spec("triton") is not None
-    return importlib.import_module("ccnet.kernels") if wanted else None
-
-
 @_operator.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = query.shape
-    shape = (batch, height, width, 2) if _kernels(query.device.type) else (batch * height * width * (height + width),)
+    shape = (batch, height, width, 2) if dispatch.kernels(query) else (batch * height * width * (height + width),)
     return value.new_empty(value.shape), query.new_empty(shape, dtype=torch.promote_types(query.dtype, torch.float32))
 
 

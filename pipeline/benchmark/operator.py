@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ccnet import CrissCrossAttention, criss_cross
+from ccnet import CrissCrossAttention, criss_cross, dispatch
 from ccnet.step import DTYPES, Precision
 from pipeline.benchmark.baselines import AllPixels, NonLocal, PublishedCrissCross
 from pipeline.benchmark.device import bandwidth, gflop, own_device, seconds, wait
@@ -67,6 +67,8 @@ class OperatorFigure(NamedTuple):
     """Peak memory of both passes, beyond parameters and input."""
     gflop: float
     """10^9 floating-point operations of both passes; a multiplication and its addition count 2."""
+    computed_by: str | None = None
+    """What computes our block: "kernels" (Triton) or "products" (batched matrix products); `ccnet.dispatch` logs why."""
     forward_x_bytes: float | None = None
     """Time of the operator alone on a GPU, divided by the time to read query, key and value and to write the result at the
     measured bandwidth."""
@@ -83,6 +85,8 @@ def measure_operator(config: Config) -> Iterator[list[OperatorFigure]]:
             names = [name for name in BLOCKS if recurrence == 1 or name in (OURS, PUBLISHED)]
             cases = [Case(name, shape, recurrence, config.train.precision) for name in names]
             figures = _measure(cases, device, settings.rounds)
+            array = torch.empty(0, device=device, dtype=DTYPES[config.train.precision])
+            figures[0] = figures[0]._replace(computed_by="kernels" if dispatch.kernels(array) else "products")
             if device.type == "cuda" and recurrence == 1:
                 forward, both = _over_bytes(cases[0], device)
                 figures[0] = figures[0]._replace(forward_x_bytes=forward, both_x_bytes=both)

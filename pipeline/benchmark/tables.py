@@ -40,7 +40,8 @@ def operator_tables(figures: "list[OperatorFigure]") -> str:
 
 def _operator_table(figures: "list[OperatorFigure]") -> str:
     first = figures[0]
-    where = f"{first.precision} on {first.device}" + (f", {first.threads} threads" if first.device == "cpu" else "")
+    by = f"{first.threads} threads" if first.device == "cpu" else f"ours by {first.computed_by}"
+    where = f"{first.precision} on {first.device}, {by}"
     title = f"{' x '.join(map(str, first.shape))}, R = {first.recurrence}, {where}, {first.rounds} rounds"
     headings = ("block", "forward ms", "both ms", "spread", "speedup", "kept MiB", "peak MiB", "GFLOP", "GFLOP/s")
     rows = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccnet import criss_cross
+from ccnet import dispatch
 from tests.ccnet.device import DEVICE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -67,7 +67,7 @@ def triton_kernels(interpreter_that_patches_once: None) -> ModuleType:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Selects an implementation of the operator, batched products or the kernels; returns the device for it."""
     found = request.getfixturevalue("triton_kernels") if request.param == "kernels" else None
-    monkeypatch.setattr(criss_cross, "_kernels", lambda device: found)
+    monkeypatch.setattr(dispatch, "kernels", lambda x: found)
     return DEVICE if found else "cpu"
 
 
