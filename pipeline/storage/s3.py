@@ -27,11 +27,11 @@ would look like a store that is silent after the last one."""
 
 
 @asynccontextmanager
-async def _one_piece() -> AsyncIterator[None]:
+async def _one_piece() -> AsyncIterator[asyncio.Timeout]:
     """Wraps the transfer of one piece. Raises TooSlow."""
     try:
         async with asyncio.timeout(PIECE_S) as limit:
-            yield
+            yield limit
     except TimeoutError as error:
         if limit.expired():
             raise TooSlow(f"less than {PIECE_BYTES // 1024} KiB in {PIECE_S:g} s") from error
@@ -70,8 +70,19 @@ class _PacedDownload:
 
 
 class _PacedReply(aiohttp.ClientResponse):
+    """A reply whose head must arrive within PIECE_S seconds after the request is sent, and whose body is paced."""
+
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        await super().start(connection)
+        sending, loop = self._writer, asyncio.get_running_loop()
+        async with _one_piece() as limit:
+            if sending:
+                limit.reschedule(None)  # each piece of the request has its own limit
+                sending.add_done_callback(sent := lambda _: limit.reschedule(loop.time() + PIECE_S))
+            try:
+                await super().start(connection)
+            finally:
+                if sending:
+                    sending.remove_done_callback(sent)
         self.content: Any = _PacedDownload(self.content)
         return self
 
