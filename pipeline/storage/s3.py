@@ -5,7 +5,7 @@ import copy
 import io
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -69,20 +69,20 @@ class _PacedDownload:
                     return b"".join([*pieces, end.partial])
 
 
+def _restart(limit: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # the reply was faster than the rest of the request
+        limit.reschedule(asyncio.get_running_loop().time() + PIECE_S)
+
+
 class _PacedReply(aiohttp.ClientResponse):
     """A reply whose head must arrive within PIECE_S seconds after the request is sent, and whose body is paced."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        sending, loop = self._writer, asyncio.get_running_loop()
         async with _one_piece() as limit:
-            if sending:
-                limit.reschedule(None)  # each piece of the request has its own limit
-                sending.add_done_callback(sent := lambda _: limit.reschedule(loop.time() + PIECE_S))
-            try:
-                await super().start(connection)
-            finally:
-                if sending:
-                    sending.remove_done_callback(sent)
+            if sending := self._writer:  # each piece of the request has a limit of its own
+                limit.reschedule(None)
+                sending.add_done_callback(lambda _: _restart(limit))
+            await super().start(connection)
         self.content: Any = _PacedDownload(self.content)
         return self
 
