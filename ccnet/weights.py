@@ -8,6 +8,9 @@
 with the CrissCrossAttention of mmcv; its names have not changed since the checkpoints of 2020.
 """
 
+import errno
+import os
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,23 +71,11 @@ MISFITS_SHOWN = 100
 def read_state(path: Path | str) -> State:
     """The tensors of a `.safetensors` or torch file, by name, on the CPU; nothing in the file is executed.
 
-    If the file has a `state_dict` or a `model`, that is read. The prefix `module.` of a wrapped net is removed from the names.
-    ValueError names a file that is damaged, is no checkpoint or holds more than tensors and plain values. OSError as from open().
+    The content tells which of the two it is. If it has a `state_dict` or a `model`, that is read. The prefix `module.` of a
+    wrapped net is removed from the names. ValueError names a file that is damaged, is no checkpoint or holds more than tensors
+    and plain values. OSError as from open().
     """
-    try:
-        if Path(path).suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
-        raise ValueError(
-            f"{path}: holds more than tensors and plain values, or is no checkpoint ({reason}); nothing in it was run. "
-            "If you trust its origin, write its tensors alone to a new file and read that: "
-            'torch.save(torch.load(old, weights_only=False)["state_dict"], new)'
-        ) from error
+    content = _content(Path(path))
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -93,6 +84,30 @@ def read_state(path: Path | str) -> State:
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path}: must hold only tensors, at the top or under 'state_dict' or 'model'; {others[:3]} are not")
     return {str(name).removeprefix("module."): value.detach() for name, value in content.items()}
+
+
+def _content(path: Path) -> Any:
+    """What the file holds. Raises as `read_state`."""
+    with path.open("rb") as file:
+        head, num_bytes = file.read(9), file.seek(0, os.SEEK_END)
+    try:
+        if head[8:] == b"{":  # safetensors: the length of a JSON header in 8 bytes, then the header
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is of a seek in a file cut short
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
+        if isinstance(error, pickle.UnpicklingError) and head.startswith((b"PK", b"\x80")):
+            raise ValueError(
+                f"{path}: holds more than tensors and plain values ({reason}); nothing in it was run. "
+                "If you trust its origin, write its tensors alone to a new file and read that: "
+                'torch.save(torch.load(old, weights_only=False)["state_dict"], new)'
+            ) from error
+        raise ValueError(
+            f"{path}: is damaged or cut short, or is no checkpoint ({reason}): download or copy it again, and compare its size, "
+            f"{num_bytes} bytes, with the original's"
+        ) from error
 
 
 def from_official(state: State, *, in_place_norm: bool = True) -> State:

@@ -42,6 +42,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.training = False
 
     def request(self, reason: str) -> None:
         """Makes the workers stop at their next check."""
@@ -50,6 +51,14 @@ class StopFlag:
     def requested(self) -> str | None:
         """The reason; None if no stop was requested."""
         return self.reason
+
+    def set_training(self, training: bool) -> None:
+        """Notes whether the workers train, so that they look for a request between their steps."""
+        self.training = training
+
+    def is_training(self) -> bool:
+        """Whether the workers train. If not, they start, load or wait, and there is nothing to save."""
+        return self.training
 
 
 def stop_requested(flag: Any) -> str | None:
@@ -62,6 +71,12 @@ def stop_requested(flag: Any) -> str | None:
         logger.warning("the stop flag does not answer: %s", str(error).splitlines()[0])
         return None
     return reason
+
+
+def announce(flag: Any, *, training: bool) -> None:
+    """Notes in the stop flag, if the run has one, whether the workers train; called on rank 0 only."""
+    if flag is not None:
+        flag.set_training.remote(training)
 
 
 def longest_wait_s(stored_s: float) -> float:

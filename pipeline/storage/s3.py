@@ -5,7 +5,7 @@ import copy
 import io
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -27,11 +27,11 @@ would look like a store that is silent after the last one."""
 
 
 @asynccontextmanager
-async def _one_piece() -> AsyncIterator[None]:
+async def _one_piece() -> AsyncIterator[asyncio.Timeout]:
     """Wraps the transfer of one piece. Raises TooSlow."""
     try:
         async with asyncio.timeout(PIECE_S) as limit:
-            yield
+            yield limit
     except TimeoutError as error:
         if limit.expired():
             raise TooSlow(f"less than {PIECE_BYTES // 1024} KiB in {PIECE_S:g} s") from error
@@ -69,9 +69,20 @@ class _PacedDownload:
                     return b"".join([*pieces, end.partial])
 
 
+def _restart(limit: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # the reply was faster than the rest of the request
+        limit.reschedule(asyncio.get_running_loop().time() + PIECE_S)
+
+
 class _PacedReply(aiohttp.ClientResponse):
+    """A reply whose head must arrive within PIECE_S seconds after the request is sent, and whose body is paced."""
+
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        await super().start(connection)
+        async with _one_piece() as limit:
+            if sending := self._writer:  # each piece of the request has a limit of its own
+                limit.reschedule(None)
+                sending.add_done_callback(lambda _: _restart(limit))
+            await super().start(connection)
         self.content: Any = _PacedDownload(self.content)
         return self
 

@@ -21,7 +21,7 @@ from pipeline.config.config import Config
 from pipeline.config.train import Train
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
-from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, stop_requested
+from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, announce, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
 from pipeline.formatting import hide_on_screen, show_own_lines
 from pipeline.loading.batches import TrainingBatch, training_batches
@@ -101,6 +101,8 @@ def train_worker(run: Run) -> None:
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     run.claim.check()
     config, train = run.config, run.config.train
+    if log:
+        announce(run.stop_flag, training=False)
     # The last checkpoint may be complete, if the worker died before it could report it.
     if from_rank_zero(run.done, ray.train.torch.get_device()):
         return
@@ -112,6 +114,8 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     throughput = Throughput(train.steps, train.global_batch)
     schedule, skipped = Schedule(train, interruptions.check), SkippedSteps(config.faults.max_skipped_steps, record.skipped)
     replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers: rank 0 adds the old count
+    if log:
+        announce(run.stop_flag, training=True)
     for batch in throughput.timed(batches):
         learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
         with smaller_passes(run.checkpoints, config, learner.micro_batch, batch.step):

@@ -2,10 +2,12 @@
 
 import gc
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
@@ -22,7 +24,7 @@ from pipeline.config.config import Config
 from pipeline.errors import CheckpointError, RunFailed, TrackingError
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
-from pipeline.fault_tolerance.interruptions import StopFlag
+from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag
 from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
@@ -36,6 +38,8 @@ from pipeline.training.validation import LESS_MEMORY, background_validation, pen
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 2.0
+"""Seconds between two looks whether the workers of a run that is to stop train."""
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 STOPPED = "stopped on request; run the same command to resume"
 
@@ -143,15 +147,24 @@ def validate_pending(run: Run) -> None:
 def stopping(flag: Any) -> Iterator[list[int]]:
     """Turns the first SIGTERM or Ctrl-C into a request to save a checkpoint and stop; the second one ends the process.
 
+    While no worker trains, nobody would look at the request and there is nothing to save: then this sends the second one itself.
     Gives the list of the signals received, which is empty at first. A signal that this process ignores stays ignored.
     """
     received: list[int] = []
+    left = threading.Event()
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         restore()
         logger.warning("stop requested: saving a checkpoint within faults.look_every steps; a second request ends at once")
         flag.request.remote(STOPPED)
+        threading.Thread(target=end_unless_training, args=(number,), daemon=True).start()
+
+    def end_unless_training(number: int) -> None:
+        while not left.wait(LOOK_S):
+            with suppress(ray.exceptions.RayError):  # no answer: the next look may have one
+                if not ray.get(flag.is_training.remote(), timeout=ANSWER_S) and not left.is_set():
+                    return os.kill(os.getpid(), number)
 
     def restore() -> None:
         for number, handler in before.items():
@@ -164,6 +177,7 @@ def stopping(flag: Any) -> Iterator[list[int]]:
     try:
         yield received
     finally:
+        left.set()
         restore()
 
 

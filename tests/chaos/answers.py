@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,8 @@ VALIDATED = (2, 4, 6, 8)
 SAME = "resumed; the weights of the undisturbed run; in MLflow every step once"
 LATER = b'{"version": 2, "files": {}}'
 """A manifest as a later version may write it."""
+HEARD_S = 90
+"""Longest time from SIGTERM to the end of a run that waits for its store."""
 DISK = "300m"
 """Size of the temporary folder's disk: enough for one checkpoint."""
 
@@ -252,6 +256,37 @@ def second_driver(bench: Bench) -> Iterator[Answer]:
     )  # fmt: skip
 
 
+def trickling_store(bench: Bench) -> Iterator[Answer]:
+    with trickles(trial := bench.trial("trickling"), "storage.patience_s=20") as run:
+        said = answer(run, "too slow .less than 128 KiB in 60 s.*look for what fills the network")
+    bench.finishes(trial, resumes=True)
+    with trickles(trial := bench.trial("trickling-stopped")) as run:
+        run.wait_for_step(6)  # waits for the checkpoint before
+        run.process.terminate()
+        started = time.monotonic()
+        stopped = answer(run, "stopped on request; the checkpoint of step 4 and what was trained after it are not stored")
+        assert (heard_s := time.monotonic() - started) < HEARD_S, f"ended {heard_s:.0f} s after SIGTERM"
+    bench.finishes(trial, resumes=True)
+    for done, text in {"": said, f"; SIGTERM to the driver alone, which ends within {HEARD_S} s": stopped}.items():
+        yield Answer(
+            "R18", f"the store carries 1 KB/s on each connection from the first checkpoint on{done}", text, 1,
+            "the checkpoints that were stored", f"the store as before, the same command: {SAME}",
+        )  # fmt: skip
+
+
+@contextmanager
+def trickles(trial: Trial, *more: str) -> Iterator[Run]:
+    """A training whose store trickles in this block, from its first checkpoint on."""
+    run = trial.start(*more)
+    run.wait_for_step(3)
+    wait_until(lambda: trial.scene.committed(trial.config) >= 2, 60)
+    trial.scene.proxy.rate = 1000
+    try:
+        yield run
+    finally:
+        trial.scene.proxy.rate = None
+
+
 CASES: dict[str, Callable[[Bench], Iterator[Answer]]] = {
     "R1": different_disks,
     "R2": unreadable_checkpoints,
@@ -260,5 +295,6 @@ CASES: dict[str, Callable[[Bench], Iterator[Answer]]] = {
     "R9": full_temporary_folder,
     "R11": deleted_mlflow_run,
     "R16": second_driver,
+    "R18": trickling_store,
 }
 """Row of docs/field-cases.md -> its case; that of R3 answers R4 too."""

@@ -108,9 +108,14 @@ def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tm
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-def test_a_training_that_is_stopped_before_it_has_workers_ends_at_once_at_the_second_request(tmp_path: Path) -> None:
-    made = [*words(tmp_path, 8), "train.steps=4000"]
+@pytest.mark.parametrize("again", [False, True], ids=["one request", "two requests"])
+def test_a_training_that_is_stopped_before_it_trains_ends_at_once(tmp_path: Path, again: bool) -> None:
+    """Nothing is trained yet, so no second request is needed."""
+    made = [*words(tmp_path, 8), "train.steps=4000", "train.log_every=1", "faults.look_every=1000"]
     prepare(load(CONFIG, made))
-    stopped("train", made, signal.SIGTERM, lambda line: "Requesting resources" in line or "stop requested" in line)
+    lines = stopped(
+        "train", made, signal.SIGTERM, lambda line: "Requesting resources" in line or (again and "stop requested" in line)
+    )
+    assert not [line for line in lines if line.startswith("step ")]
     (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert (run.info.status, run.data.tags[STOP_REASON]) == ("KILLED", STOPPED)

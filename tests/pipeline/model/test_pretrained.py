@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named_with_the_setting(tmp_path: Path) -> None:
     assert mistakes(config(file)) == [f"model.weights = {file}: no such file"]
     file.write_text("no checkpoint")
     (line,) = mistakes(config(file))
-    assert line.startswith(f"model.weights = {file} (weights_format=ccnet): holds more than tensors and plain values")
+    assert line.startswith(f"model.weights = {file} (weights_format=ccnet): is damaged or cut short, or is no checkpoint (")
     torch.save(net().state_dict(), file)
     (line,) = mistakes(config(file, "mmseg"))
     assert "from_mmseg: cannot convert this checkpoint" in line

@@ -56,6 +56,21 @@ def test_a_request_whose_bytes_trickle_ends_with_the_rate_and_the_way_out(verb: 
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("verb", ["size", "write"])
+def test_a_reply_whose_head_trickles_ends_with_the_rate(verb: str, endpoint: str) -> None:
+    healthy = make_bucket(endpoint)
+    healthy.write("a", b"1")
+    with FaultyStore(endpoint) as proxy:
+        store = slowed(proxy, healthy)
+        assert store.size("a") == 1
+        proxy.rate = 50  # bytes per second, of some hundred
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=r": too slow \(less than 16 KiB in 1.5 s; tried \d times"):
+            {"size": lambda: store.size("a"), "write": lambda: store.write("a", b"12")}[verb]()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_slow_link_above_the_floor_carries_every_byte(endpoint: str) -> None:
     healthy = make_bucket(endpoint)
     with FaultyStore(endpoint, rate=400_000) as proxy:
