@@ -19,6 +19,9 @@ NOT_SHAPING = {
     "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every", "checkpoint_every"),
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
+ADDED: dict[str, dict[str, Any]] = {"model": {"align_corners": None}}
+"""Settings that shape the model and came after the first release: at the value that stands for what was done before them, they
+are left out, so that older runs keep their key and can be resumed."""
 FREE_KEYS = {"data.oversample"}
 """Settings that are dictionaries with keys that the user chooses; they are compared as a whole."""
 
@@ -28,6 +31,8 @@ def shaping(record: dict[str, Any]) -> dict[str, Any]:
     kept = {name: record[name] for name in ("seed", "data", "model", "train", "loss")}
     for name, settings in NOT_SHAPING.items():
         kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
+    for name, settings in ADDED.items():
+        kept[name] = {key: value for key, value in kept[name].items() if key not in settings or value != settings[key]}
     side = kept["data"]["crop_size"]
     kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side  # older records may hold one number
     return kept

@@ -33,7 +33,7 @@ def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.
                 # The rarest class in the first image, a more frequent one in each further image.
                 attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
-    return pictures | ({"attention": figures.attention_panel(attended)} if attended else {})
+    return pictures | ({"attention": figures.attention_panel(attended, align_corners=net.align_corners)} if attended else {})
 
 
 def _attention(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import override, parse
-from pipeline.config.run_key import NOT_SHAPING, changed_settings, shaping
+from pipeline.config.run_key import ADDED, NOT_SHAPING, changed_settings, shaping
 from tests.pipeline.config.test_load import tree
 
 
@@ -27,10 +27,10 @@ SHAPING = {
 
 
 def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> None:
-    """A new setting belongs in SHAPING here or in NOT_SHAPING: one that is forgotten would change the key of every run."""
+    """A new setting belongs in ADDED or in NOT_SHAPING: one that is forgotten would change the key of every run."""
     record = parse(tree()).record()
     assert {name: set(record[name]) & set(kept) for name, kept in NOT_SHAPING.items()} == {
-        name: set(record[name]) - SHAPING[name] for name in NOT_SHAPING
+        name: set(record[name]) - SHAPING[name] - set(ADDED.get(name, ())) for name in NOT_SHAPING
     }
     kept = shaping(record)
     assert kept.pop("seed") == 0
@@ -55,6 +55,16 @@ def test_every_setting_shapes_the_model_or_is_named_as_one_that_does_not() -> No
 )
 def test_another_way_of_training_is_another_run(change: dict[str, Any]) -> None:
     assert override(parse(tree()), change).run_key != parse(tree()).run_key
+
+
+def test_an_added_setting_shapes_the_model_and_at_its_default_keeps_the_key_of_older_runs() -> None:
+    config = parse(tree())
+    record = config.record()
+    for section, settings in ADDED.items():
+        for name, value in settings.items():
+            assert record[section].pop(name) == value, f"{section}.{name}"
+    assert shaping(record) == shaping(config.record())
+    assert override(config, {"model.align_corners": False}).run_key != config.run_key
 
 
 def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
