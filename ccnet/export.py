@@ -51,7 +51,7 @@ class _Deployed(nn.Module):
         if self.result == "logits":
             return logits
         # Not resize_logits: it compares sizes, which cannot be traced while the sizes are free.
-        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=self.net.align_corners)
 
     def forward(self, image: Shaped[Tensor, "B 3 H W"]) -> Shaped[Tensor, "B ..."]:
         scores = self.scores(image)
@@ -70,9 +70,9 @@ def export_onnx(
 
     Input `image`: uint8[batch, 3, height, width], RGB, 0..255, not normalised; all dimensions except the 3 are free. Output by
     `result`: `logits`, float32[batch, K, h, w] at stride 8, or `classes`, uint8[batch, height, width], the arg max of the logits
-    resized to the image (bilinear, corners aligned). For `classes` the runtime holds K scores of every pixel at once. The
+    resized to the image (bilinear, by the net's `align_corners`). For `classes` the runtime holds K scores of every pixel at once. The
     auxiliary head and the embedding are not exported. The model's metadata hold recurrence, num_classes, class_names (JSON),
-    pixel_order and output_stride. `opset` None is torch's default, 20 in torch 2.13, which most runtimes read; 18 to 25 are safe.
+    pixel_order, output_stride and align_corners, by which logits are to be resized. `opset` None is torch's default, 20 in torch 2.13, which most runtimes read; 18 to 25 are safe.
 
     The network may be on any device and in training mode, and stays so. Raises ExportError if onnx, onnxscript or onnxruntime
     is missing or torch does not write the requested opset. ValueError if the number of class names is not that of the classes,
@@ -98,7 +98,7 @@ def export_onnx(
         raise ExportError(f"opset = {opset}: torch {torch.__version__} writes {written} instead (try 20)")
     _tidy(model, result)
     facts = {"recurrence": net.head.recurrence, "num_classes": num_classes, "pixel_order": "RGB, uint8, 0..255, not normalised"}
-    facts |= {"output_stride": 8 if result == "logits" else 1}
+    facts |= {"output_stride": 8 if result == "logits" else 1, "align_corners": net.align_corners}
     facts |= {} if class_names is None else {"class_names": json.dumps(list(class_names))}
     onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
     onnx.checker.check_model(model, full_check=True)

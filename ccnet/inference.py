@@ -1,6 +1,7 @@
 """Class scores and class maps of images: whole or in windows, over scales and mirrored, within bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import ceil, inf
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
@@ -45,12 +46,16 @@ class _Bare:
 
 
 class _Scheme(NamedTuple):
-    """The windows, scales and orientations in which to score an image; `window` and `stride` as (height, width)."""
+    """The windows, scales and orientations in which to score an image; `window` and `stride` as (height, width).
+
+    `align_corners` is how the net's scores are resized.
+    """
 
     window: tuple[int, int] | None
     stride: tuple[int, int]
     scales: Sequence[float]
     flip: bool
+    align_corners: bool = True
 
 
 class _View(NamedTuple):
@@ -86,8 +91,9 @@ def predict_logits(
       padded with zeros (the mean colour) at the bottom and right. Logits are resized to the window, averaged where windows
       overlap, cropped, and resized from the scaled image's size to `size`.
     With `flip` the left-right mirrored image is scored too and its scores are mirrored back. The result is the mean over scales
-    and mirrors, without soft-max. All resizing is bilinear with corners aligned, images included, as in the published code
-    (branch pytorch-1.5, evaluate.py: ndimage.zoom of order 1); mmsegmentation resizes the uint8 image by pixel centres instead.
+    and mirrors, without soft-max. All resizing is bilinear by the net's `align_corners`, images included: True (also for a net that
+    has no such attribute) is the published code (branch pytorch-1.5, evaluate.py: ndimage.zoom of order 1), False is
+    mmsegmentation's way, except that it resizes the image in uint8 and averages probabilities over scales and mirrors.
 
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
     range, an empty batch, or a net in a wrapper. A score that is not finite also spoils the rows and columns around it.
@@ -174,6 +180,7 @@ def _predict(
     if size is not None and not isinstance(size, tuple | list):
         raise ValueError(f"size = {size!r}: must be (height, width) in pixels, or None for the image's own")
     height, width = size or image.shape[-2:]
+    scheme = scheme._replace(align_corners=bool(getattr(net, "align_corners", True)))
     with torch.no_grad():
         predictions = []
         for one in torch.split(image, 1):
@@ -189,7 +196,9 @@ def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int,
     for scale in scheme.scales:
         scaled = (max(1, round(scale * x.shape[-2])), max(1, round(scale * x.shape[-1])))
         # An image of the right size is not resized: the copy in float32 would be the largest array here.
-        x_scaled = x if scaled == x.shape[-2:] else F.interpolate(x, size=scaled, mode="bilinear", align_corners=True)
+        x_scaled = x
+        if scaled != x.shape[-2:]:
+            x_scaled = F.interpolate(x, size=scaled, mode="bilinear", align_corners=scheme.align_corners)
         scored.append(_score_view(net, x_scaled, size, scheme))
         if scheme.flip:
             mirrored = _score_view(net, x_scaled.flip(-1), size, scheme)
@@ -210,8 +219,9 @@ def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int],
         # The scores of a whole image are resized once, straight to `size`, and not first to the scaled image's size.
         (height, width), extent = size, size
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    rows = _axis_weights(scores.shape[-2] // len(tops), tops, height, extent[0], size[0], dtype)
-    cols = _axis_weights(scores.shape[-1] // len(lefts), lefts, width, extent[1], size[1], dtype)
+    weights = partial(_axis_weights, dtype=dtype, align_corners=scheme.align_corners)
+    rows = weights(scores.shape[-2] // len(tops), starts=tops, window=height, length=extent[0], size=size[0])
+    cols = weights(scores.shape[-1] // len(lefts), starts=lefts, window=width, length=extent[1], size=size[1])
     return _View(scores, rows.to(scores.device), cols.to(scores.device))
 
 
@@ -221,14 +231,22 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _axis_weights(
-    num_scores: int, starts: list[int], window: int, length: int, size: int, dtype: torch.dtype
+    num_scores: int,
+    *,
+    starts: list[int],
+    window: int,
+    length: int,
+    size: int,
+    dtype: torch.dtype,
+    align_corners: bool,
 ) -> Float[Tensor, "size n"]:
     """Weight of each of n = len(starts) * num_scores scores on each output pixel of an axis, found by resizing unit vectors.
 
     Computed in the dtype of the result, so that positions are rounded as `resize_logits` rounds them in training.
     """
+    resize = partial(resize_logits, align_corners=align_corners)
     units = torch.eye(num_scores, dtype=dtype)
-    tile = resize_logits(units[None, None], (window, num_scores))[0, 0]  # [window, num_scores]
+    tile = resize(units[None, None], (window, num_scores))[0, 0]  # [window, num_scores]
     placed = torch.zeros(length, len(starts), num_scores, dtype=dtype)
     for i, start in enumerate(starts):
         inside = min(window, length - start)
@@ -236,7 +254,7 @@ def _axis_weights(
     # One window's weights on a pixel add up to 1, so all weights add up to the number of windows that cover the pixel.
     placed /= placed.sum((1, 2), keepdim=True)
     mean = placed.flatten(1)  # [length, n]
-    return resize_logits(mean[None, None], (size, mean.shape[1]))[0, 0]  # [size, n]
+    return resize(mean[None, None], (size, mean.shape[1]))[0, 0]  # [size, n]
 
 
 def _blocks(views: list[_View]) -> Iterator[Float[Tensor, "K rows W"]]:

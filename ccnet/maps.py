@@ -69,8 +69,8 @@ def attention_maps(net: CCNet, image: Shaped[Tensor, "B C H W"], pixel: tuple[in
 
     For features instead of an image, use `attention_passes` and `attention_map` of ccnet.maps.
 
-    The maps have the size of the logits. The pixel belongs to the nearest cell when image and map are placed over each other with
-    aligned corners, as the logits are resized. The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside
+    The maps have the size of the logits. The pixel belongs to the nearest cell when image and map are placed over each other as the
+    net's logits are resized (`align_corners`). The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside
     the image, or an image that `CCNet.forward` refuses.
     """
     height, width = image.shape[-2:]
@@ -78,12 +78,17 @@ def attention_maps(net: CCNet, image: Shaped[Tensor, "B C H W"], pixel: tuple[in
     net.eval()
     _, layer4 = net.backbone(net.normalise(image))
     passes = attention_passes(net.head, layer4)
-    cell = (_cell(pixel[0], height, layer4.shape[-2]), _cell(pixel[1], width, layer4.shape[-1]))
+    nearest = _cell if net.align_corners else _covering_cell
+    cell = (nearest(pixel[0], height, layer4.shape[-2]), nearest(pixel[1], width, layer4.shape[-1]))
     return AttentionMaps(cell, tuple(attention_map([one], cell) for one in passes), attention_map(passes, cell))
 
 
 def _cell(position: int, size: int, num_cells: int) -> int:
     return round(position * (num_cells - 1) / max(size - 1, 1))
+
+
+def _covering_cell(position: int, size: int, num_cells: int) -> int:
+    return (2 * position + 1) * num_cells // (2 * size)
 
 
 def _check_inside(pixel: tuple[int, int], height: int, width: int) -> None:

@@ -8,6 +8,7 @@ activation  of the heads: the paper names none. Leaky ReLU 0.01 as published, Re
 batch norm  published: InPlace-ABN, which scales by |weight| + 1e-5. Ours is plain and scales by weight; ccnet.weights.plain_norm
             converts.
 pixels      published: minus the mean, BGR, not divided. Ours are RGB and divided by `pixel_std`, which is 1 for such weights.
+resizing    of the scores to the image: published with corners aligned, by mmsegmentation mostly without (`align_corners`).
 """
 
 import math
@@ -134,13 +135,23 @@ class RCCAHead(nn.Module):
 
 
 class CCNet(nn.Module):
-    """The whole network, from raw pixels to class scores at stride 8. Build it with `build_ccnet`."""
+    """The whole network, from raw pixels to class scores at stride 8. Build it with `build_ccnet`.
+
+    `align_corners` says how its scores are resized to an image or label, by losses, inference and export.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
-        self, backbone: ResNet, head: RCCAHead, auxiliary: nn.Module | None, embedding: nn.Module | None, embedding_layer: str
+        self,
+        backbone: ResNet,
+        head: RCCAHead,
+        auxiliary: nn.Module | None,
+        embedding: nn.Module | None,
+        embedding_layer: str,
+        *,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -148,6 +159,7 @@ class CCNet(nn.Module):
         self.auxiliary = auxiliary
         self.embedding = embedding
         self.embedding_layer = embedding_layer
+        self.align_corners = align_corners
         # In float32: `mps` has no float64. A net that becomes double later keeps float32's rounding, 7e-8 of its scores.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
@@ -206,6 +218,7 @@ def build_ccnet(
     gamma_init: float = 0.0,
     embedding_channels: int | None = None,
     embedding_layer: EmbeddingLayer = "rcca_output",
+    align_corners: bool = True,
 ) -> CCNet:
     """CCNet with random weights: `backbone` resnet18, resnet34, resnet50, resnet101 or small; `recurrence` R >= 0, no default.
 
@@ -217,6 +230,8 @@ def build_ccnet(
     attention's first gamma: from the published 0 it grows only where the attention pays at once.
     `embedding_channels` adds the 1x1 convolution that reduces the RCCA module's output or input (`embedding_layer`) for the
     category-consistent loss (16 in the TPAMI paper); None adds none.
+    `align_corners` is how the scores are resized: True as published; False in mmsegmentation, except for crops of 769 x 769. No
+    weight depends on it, but a network trained one way is off by up to 4 pixels the other way.
     ValueError names the setting that is out of range.
     """
     if not 2 <= num_classes <= 255:
@@ -229,6 +244,7 @@ def build_ccnet(
         "stem": (stem, (None, *get_args(Stem))),
         "init": (init, get_args(Init)),
         "embedding_layer": (embedding_layer, get_args(EmbeddingLayer)),
+        "align_corners": (align_corners, (True, False)),
     }
     for name, (value, legal) in choices.items():
         if value not in legal:
@@ -256,4 +272,4 @@ def build_ccnet(
     width = layer3 // v.auxiliary_reduction
     auxiliary_head = _classifier(layer3, width, num_classes, slope, bias=v.auxiliary_bias) if auxiliary else None
     embedding = None if embedding_channels is None else nn.Conv2d(layer4 // 4, embedding_channels, 1)
-    return CCNet(net, head, auxiliary_head, embedding, embedding_layer)
+    return CCNet(net, head, auxiliary_head, embedding, embedding_layer, align_corners=align_corners)

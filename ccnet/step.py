@@ -174,7 +174,7 @@ def _add_gradients(
     num_classes = output.logits.shape[1]
     target, legal = screened(label, num_classes)
     wide = Output._make(x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in output)
-    terms = objective.terms(wide, target)
+    terms = objective.terms(wide, target, align_corners=_align_corners(net))
     totals = torch.stack([torch.stack([total.detach().double(), count]) for _, total, count in terms.values()])  # [T, 2]
     totals = torch.where(legal, totals, math.nan)  # on every worker after the sum, so that all skip the step
     if dist.is_initialized():
@@ -186,6 +186,12 @@ def _add_gradients(
     torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
     means = dict(zip(terms, share * mean(sums, counts), strict=True))
     return {"loss": torch.stack([weight * means[name] for name, (weight, _, _) in terms.items()]).sum()} | means, num_classes
+
+
+def _align_corners(net: nn.Module) -> bool:
+    """How the net's scores are resized. A net of another class aligns the corners, as published; a compiled one forwards its own."""
+    inner = net.module if isinstance(net, DistributedDataParallel) else net
+    return bool(getattr(inner, "align_corners", True))
 
 
 def _apply(

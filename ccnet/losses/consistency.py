@@ -23,6 +23,7 @@ def category_consistent(
     gamma: float = 0.001,
     per_image: bool = False,
     ignore_index: int = 255,
+    align_corners: bool = True,
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """alpha * l_var + beta * l_dis + gamma * l_reg as (sum, count); from the TPAMI version of CCNet, arXiv 1811.11721v2.
 
@@ -45,7 +46,8 @@ def category_consistent(
     if len(features) != len(label):
         raise ValueError(f"features of {len(features)} images and labels of {len(label)}: must be equal numbers")
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    target = resize_label(label, (features.shape[-2], features.shape[-1])).long().flatten(1)  # [B, h w]
+    size = (features.shape[-2], features.shape[-1])
+    target = resize_label(label, size, align_corners=align_corners).long().flatten(1)  # [B, h w]
     pixels = wide.flatten(2).mT  # [B, h w, D]
     if not per_image:
         pixels, target = pixels.flatten(0, 1)[None], target.flatten()[None]  # [G = 1, B h w, D], [1, B h w]

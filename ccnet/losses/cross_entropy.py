@@ -14,14 +14,17 @@ def cross_entropy(
     *,
     ignore_index: int = 255,
     class_weights: Float[Tensor, " K"] | None = None,
+    align_corners: bool = True,
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """Cross-entropy of the logits resized to the label: (sum over valid pixels, number of valid pixels).
+
+    `align_corners` is the network's, as in all losses.
 
     With `class_weights` each pixel counts with the weight of its class, in the sum and in the count, so that sum / count is
     torch's weighted mean. If all pixels are ignored the result is (0, 0), with zero gradients.
     """
     target = label.long()
-    resized = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+    resized = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
     weights = fitting_weights(class_weights, resized)
     total = F.cross_entropy(resized, target, weight=weights, ignore_index=ignore_index, reduction="sum")
     return total, pixel_weights(target, target != ignore_index, weights).sum(dtype=torch.float64)

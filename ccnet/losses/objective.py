@@ -44,8 +44,10 @@ class Objective:
         if not all(0.0 <= weight < float("inf") for weight in weights) or not any(weights):
             raise ValueError(f"class_weights = {weights}: must be >= 0 and finite, and one of them above 0")
 
-    def terms(self, output: Output, label: Integer[Tensor, "B H W"]) -> dict[str, Term]:
+    def terms(self, output: Output, label: Integer[Tensor, "B H W"], *, align_corners: bool = True) -> dict[str, Term]:
         """The terms by name, each with its own count, over this worker's part of the global batch.
+
+        `align_corners` is that of the net (see `build_ccnet`).
 
         "main" is always a term; "dice" and "lovasz" are if their weight is above 0; "aux" and "consistency" are if the net has
         the head for them, even with weight 0, because DistributedDataParallel stops at parameters without a gradient. ValueError
@@ -58,12 +60,15 @@ class Objective:
             )
         chosen = None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float64)
         weights = fitting_weights(chosen, output.logits)
-        terms = self._score_terms(output.logits, label, weights)
+        size = (label.shape[-2], label.shape[-1])
+        # Resized once for all terms of the main scores.
+        terms = self._score_terms(resize_logits(output.logits, size, align_corners=align_corners), label, weights)
         if output.aux_logits is not None:
-            terms["aux"] = (self.aux_weight, *cross_entropy(output.aux_logits, label, class_weights=weights))
+            scores = resize_logits(output.aux_logits, size, align_corners=align_corners)
+            terms["aux"] = (self.aux_weight, *cross_entropy(scores, label, class_weights=weights))
         if output.embedding is not None:
             num_classes = output.logits.shape[1]
-            consistency = category_consistent(output.embedding, label, num_classes=num_classes)
+            consistency = category_consistent(output.embedding, label, num_classes=num_classes, align_corners=align_corners)
             terms["consistency"] = (self.consistency_weight, *consistency)
         return terms
 
@@ -86,9 +91,8 @@ class Objective:
         counted = (target != 255) & (target >= 0) & (target < (255 if weights is None else len(weights)))
         return pixel_weights(target, counted, weights).sum(dtype=torch.float64)
 
-    def _score_terms(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
-        """The terms of the main scores, which are resized once for all of them."""
-        scores = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+    def _score_terms(self, scores: Tensor, label: Tensor, class_weights: Tensor | None) -> dict[str, Term]:
+        """The terms of the main scores at the label's size."""
         if self.ohem is None:
             main = cross_entropy(scores, label, class_weights=class_weights)
         else:

@@ -62,6 +62,7 @@ def ohem_cross_entropy(
     factor: int = 8,
     ignore_index: int = 255,
     class_weights: Float[Tensor, " K"] | None = None,
+    align_corners: bool = True,
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """Cross-entropy over the hard pixels of the global batch: (sum over the pixels kept, number kept). See `Ohem`.
 
@@ -78,7 +79,7 @@ def ohem_cross_entropy(
     """
     settings = Ohem(thresh, min_kept, factor)
     target = label.long()
-    scores = resize_logits(logits, (label.shape[-2], label.shape[-1]))
+    scores = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
     pixel_loss = F.cross_entropy(scores, target, ignore_index=ignore_index, reduction="none")  # [B, H, W]
     probability = torch.exp(-pixel_loss.detach())
     if factor == 1:

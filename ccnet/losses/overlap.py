@@ -8,7 +8,7 @@ from ccnet.resizing import resize_logits
 
 
 def dice(
-    logits: Float[Tensor, "B K h w"], label: Integer[Tensor, "B H W"], *, ignore_index: int = 255
+    logits: Float[Tensor, "B K h w"], label: Integer[Tensor, "B H W"], *, ignore_index: int = 255, align_corners: bool = True
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """1 - 2 sum(p g) / (sum(p^2) + sum(g^2)) over the valid pixels of an image (Milletari et al. 2016, V-Net, arXiv 1606.04797).
 
@@ -16,7 +16,7 @@ def dice(
     classes present in its label. Returns (sum over images, number of images with a valid pixel). An id that is no class counts
     as background. ValueError if logits and label have different numbers of images.
     """
-    probability, foreground, valid = _regions(logits, label, ignore_index)
+    probability, foreground, valid = _regions(logits, label, ignore_index, align_corners)
     size = foreground.sum(2)  # [B, K]
     overlap = (probability * foreground).sum(2)
     squares = (probability.square() * valid).sum(2)
@@ -25,7 +25,7 @@ def dice(
 
 
 def lovasz_softmax(
-    logits: Float[Tensor, "B K h w"], label: Integer[Tensor, "B H W"], *, ignore_index: int = 255
+    logits: Float[Tensor, "B K h w"], label: Integer[Tensor, "B H W"], *, ignore_index: int = 255, align_corners: bool = True
 ) -> tuple[Float[Tensor, ""], Float64[Tensor, ""]]:
     """The Lovasz extension of the Jaccard loss 1 - IoU at the errors |g - p| (Berman et al. 2018, arXiv 1705.08790).
 
@@ -33,7 +33,7 @@ def lovasz_softmax(
     class are taken in falling order. Each is weighted by what its pixel, once wrong, adds to the class's Jaccard loss: 1 / union
     for a pixel of the class, intersection / (union * (union - 1)) for another. Differences of the loss would cancel in float32.
     """
-    probability, foreground, valid = _regions(logits, label, ignore_index)
+    probability, foreground, valid = _regions(logits, label, ignore_index, align_corners)
     # Ignored pixels come last, where the intersection is already 0: their weight is 0.
     error = torch.where(valid, (foreground.to(probability.dtype) - probability).abs(), -1.0)  # [B, K, P]
     error, order = error.sort(dim=2, descending=True)
@@ -46,12 +46,13 @@ def lovasz_softmax(
 
 
 def _regions(
-    logits: Tensor, label: Tensor, ignore_index: int
+    logits: Tensor, label: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Float[Tensor, "B K P"], Bool[Tensor, "B K P"], Bool[Tensor, "B 1 P"]]:
     """For each pixel of the label: its soft-max probabilities, whether it is valid and of class k, whether it is valid."""
     if len(logits) != len(label):
         raise ValueError(f"logits of {len(logits)} images and labels of {len(label)}: must be equal numbers")
-    probability = resize_logits(logits, (label.shape[-2], label.shape[-1])).softmax(1).flatten(2)  # [B, K, P]
+    scores = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
+    probability = scores.softmax(1).flatten(2)  # [B, K, P]
     target = label.flatten(1)[:, None]  # [B, 1, P]
     valid = target != ignore_index
     classes = torch.arange(logits.shape[1], device=label.device)[:, None]  # [K, 1]

@@ -22,6 +22,9 @@ class Model(Section):
     """The published network, or that of mmsegmentation, which its checkpoints need."""
     stem: Literal["deep", "slim", "plain"] | None = None
     """First layers of the backbone; by default those of the variant. torchvision's weights need `plain`."""
+    align_corners: bool | None = None
+    """How scores are resized to the image: true as published, false as in mmsegmentation's configs, except those for 769 x 769.
+    Null is true, unless model.weights is of mmsegmentation and does not tell: then it must be said."""
     weights: Address | None = None
     """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"

@@ -84,6 +84,7 @@ def evaluate(config: Config) -> Score:
         **inference_settings(config.evaluate),
         "recurrence": net.head.recurrence,
         "trained_recurrence": found.progress["model"]["recurrence"],
+        "align_corners": net.align_corners,
         "miou_interval": {"method": "percentile bootstrap over images", **INTERVAL},
         "checkpoint": found.url,
         "checkpoint_sha256": found.sha256,

@@ -56,6 +56,7 @@ def export(config: Config) -> Exported:
         "result": config.export.result,
         "opset": opset,
         "recurrence": net.head.recurrence,
+        "align_corners": net.align_corners,
         "class_names": manifest.class_names,
         "colors": manifest.colors,
         "checkpoint": _origin(found),

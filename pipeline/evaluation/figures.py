@@ -76,12 +76,15 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
     return np.concatenate([table, _legend(table.shape[1], colors, names)])
 
 
-def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]], note: str = "") -> Image:
+def attention_panel(
+    samples: Sequence[tuple[Image, Pixel, Sequence[Map]]], note: str = "", *, align_corners: bool = True
+) -> Image:
     """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], pixel, maps): where the pixel attends; `note` below each image.
 
     `maps` are float[h', w'], shares of the pixel's attention: one per pass, then one of all passes together, which is not drawn
     if there is only one pass. Every sample has the same number of maps. A map is drawn over the dimmed image, brightest at its
-    largest value, which the caption gives. Brightness follows the square root, or most of a cross would be too dark.
+    largest value, which the caption gives. Brightness follows the square root, or most of a cross would be too dark. The maps are
+    placed over the image as the network's scores are (`align_corners`).
     """
     num_passes = len(samples[0][2]) - 1
     titles = ["pixel", *(f"pass {i + 1}" for i in range(num_passes))]
@@ -91,7 +94,7 @@ def attention_panel(samples: Sequence[tuple[Image, Pixel, Sequence[Map]]], note:
     rows = []
     for image, pixel, maps in samples:
         shown = maps[: len(titles) - 1]
-        tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one) for one in shown))]
+        tiles = [_resize(tile, factor) for tile in (image, *(_heat(image, one, align_corners) for one in shown))]
         row, column = (p * factor + factor // 2 if factor > 0 else p // -factor for p in pixel)
         rows.append(([_ring(tile, (row, column)) for tile in tiles], [note, *(f"brightest {one.max():.1%}" for one in shown)]))
     return _table(titles, rows)
@@ -114,10 +117,12 @@ def notable_pixel(label: Image, rank: int = 0) -> Pixel:
     return int(row), int(column)
 
 
-def _heat(image: Image, attention: Map) -> Image:
-    """The map, enlarged to the image by nearest cell with aligned corners, over the image in dimmed grey."""
-    sides = zip(attention.shape, image.shape[:2], strict=True)
+def _heat(image: Image, attention: Map, align_corners: bool) -> Image:
+    """The map, enlarged to the image by nearest cell, over the image in dimmed grey."""
+    sides = list(zip(attention.shape, image.shape[:2], strict=True))
     rows, columns = (np.rint(np.linspace(0, cells - 1, pixels)).astype(int) for cells, pixels in sides)
+    if not align_corners:  # each cell covers an equal part of the pixels
+        rows, columns = ((2 * np.arange(pixels) + 1) * cells // (2 * pixels) for cells, pixels in sides)
     strength = np.sqrt(attention / attention.max())[np.ix_(rows, columns)]
     dimmed = 0.35 * image.mean(axis=2, keepdims=True)
     alpha = strength[..., None]

@@ -34,7 +34,8 @@ def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.
                 attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
     if net.gamma is not None:
-        pictures["attention"] = figures.attention_panel(attended, f"gamma {net.gamma:.4f}")
+        note = f"gamma {net.gamma:.4f}"
+        pictures["attention"] = figures.attention_panel(attended, note, align_corners=net.align_corners)
     return pictures
 
 

@@ -102,6 +102,7 @@ class Learner:
 def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     """The arguments of `build_ccnet`; a checkpoint records them."""
     arguments = {"num_classes": num_classes} | config.model.model_dump(exclude={"weights", "weights_format"})
+    arguments["align_corners"] = config.model.align_corners is not False
     if consistency := config.loss.consistency:
         arguments |= {"embedding_channels": consistency.channels, "embedding_layer": consistency.layer}
     return arguments

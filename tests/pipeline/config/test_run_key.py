@@ -65,6 +65,7 @@ def test_an_added_setting_shapes_the_model_and_at_its_default_keeps_the_key_of_o
             assert record[section].pop(name) == value, f"{section}.{name}"
     assert shaping(record) == shaping(config.record())
     assert override(config, {"model.gamma_init": 1.0}).run_key != config.run_key
+    assert override(config, {"model.align_corners": False}).run_key != config.run_key
 
 
 def test_what_a_run_survives_and_when_it_ends_leave_its_key() -> None:
