@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Integer
 from torch import Tensor
 
-from ccnet.metrics import check_ids, check_shapes, count_ids
+from ccnet.metrics import as_ids, check_ids, check_shapes, count_ids
 
 
 class BoundaryIoU:
@@ -35,7 +35,8 @@ class BoundaryIoU:
         self.counts: Int64[Tensor, "2 K"] = torch.zeros(2, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Integer[Tensor, "*B H W"], label: Integer[Tensor, "*B H W"]) -> None:
-        """Count the boundary pixels of one image or one batch. ValueError for unequal shapes or a class id outside 0 .. K-1."""
+        """Count the boundary pixels of one image or one batch. ValueError as of `ConfusionMatrix.update`."""
+        prediction, label = as_ids("prediction", prediction), as_ids("label", label)
         check_shapes(prediction, label)
         valid = label != self.ignore_index
         check_ids("label", label, valid, self.num_classes, self.ignore_index)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil, inf
+from numbers import Integral, Real
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -24,6 +25,10 @@ class Scorer(Protocol):
 
     def normalise(self, image: Tensor) -> Tensor: ...
     def scores(self, x: Tensor) -> Output: ...
+
+
+class ScoresNotFinite(ValueError):
+    """The network's scores hold NaN or infinity. Their arg max would be a class like any other: of NaN it is class 0."""
 
 
 class _Bare:
@@ -98,7 +103,7 @@ def predict_logits(
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
     range, an empty batch, or a net in a wrapper. A score that is not finite also spoils the rows and columns around it.
     """
-    return _predict(net, image, size, _checked(window, stride, scales, flip), lambda block: block)
+    return _predict(net, image, _sized(size), _checked(window, stride, scales, flip), lambda block: block)
 
 
 def predict_classes(
@@ -115,15 +120,21 @@ def predict_classes(
 
     Memory holds BLOCK_BYTES of the scores at `size`, and the scores of all views of one image at the net's resolution: for a
     view at scale s about s^2 / 64 of the full map, half as much again where windows overlap. ValueError as in `predict_logits`,
-    and for more than 256 classes.
+    and for more than 256 classes; ScoresNotFinite if a score is NaN or infinite.
     """
-    return _predict(net, image, size, _checked(window, stride, scales, flip), _classes_of)
+    return _predict(net, image, _sized(size), _checked(window, stride, scales, flip), _classes_of)
 
 
 def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
     if len(scores) > 256:
         raise ValueError(f"{len(scores)} classes: do not fit a uint8 (take the arg max of predict_logits)")
-    return scores.max(0).indices.to(torch.uint8)
+    best, classes = scores.max(0)  # of a NaN the maximum is NaN
+    if not best.isfinite().all():
+        raise ScoresNotFinite(
+            "the network's scores are not finite: its weights, or the image, hold NaN or infinity (a training that diverged, or "
+            "half precision outside its range: net.float())"
+        )
+    return classes.to(torch.uint8)
 
 
 def published_stride(window: tuple[int, int]) -> tuple[int, int]:
@@ -136,8 +147,9 @@ def published_stride(window: tuple[int, int]) -> tuple[int, int]:
 def _checked(
     window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None, scales: Sequence[float], flip: bool
 ) -> _Scheme:
-    if isinstance(scales, int | float) or not scales or not all(0 < scale < inf for scale in scales):
-        raise ValueError(f"scales = {scales}: must be one or more numbers > 0, in a sequence (try (1.0,))")
+    listed = isinstance(scales, tuple | list) and len(scales) > 0
+    if not listed or not all(isinstance(scale, Real) and 0 < scale < inf for scale in scales):
+        raise ValueError(f"scales = {scales!r}: must be one or more numbers > 0, in a sequence (try (1.0,))")
     if window is None:
         if stride is not None:
             raise ValueError(f"stride = {stride} without a window: give window too (the published one is 769), or neither")
@@ -154,10 +166,22 @@ def _checked(
     return _Scheme((height, width), (down, right), scales, flip)
 
 
+def _sized(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """`size` as given. ValueError unless it is None or (height, width), each at least 1."""
+    legal = isinstance(size, tuple | list) and len(size) == 2 and all(_whole(pixels) and pixels > 0 for pixels in size)
+    if size is not None and not legal:
+        raise ValueError(f"size = {size!r}: must be (height, width) in pixels, or None for the image's own")
+    return size
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _pair(name: str, value: int | tuple[int, int], hint: str) -> tuple[int, int]:
     """The value as (height, width). ValueError unless it is one integer or two."""
     pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(pixels, int) for pixels in pair):
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_whole, pair)):
         raise ValueError(f"{name} = {value!r}: must be an integer, or two as (height, width) ({hint})")
     return pair[0], pair[1]
 
@@ -172,14 +196,13 @@ def _predict(
     """The scores of each image, computed in blocks of rows; each block goes through `finish`, and the results are joined."""
     if isinstance(net, DistributedDataParallel):
         raise ValueError("net is wrapped in DistributedDataParallel: pass net.module (the wrapper would wait for all workers)")
-    if image.ndim != 4 or len(image) == 0:
-        raise ValueError(f"image is {list(image.shape)}: must be [B, 3, H, W] of at least one image")
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
+        came = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image is {came}: must be a tensor [B, 3, H, W] of at least one image (of one image: image[None])")
     net.eval()
     # Checked by name and not by the protocol, because a compiled net only forwards these attributes.
     scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)
-    if size is not None and not isinstance(size, tuple | list):
-        raise ValueError(f"size = {size!r}: must be (height, width) in pixels, or None for the image's own")
-    height, width = size or image.shape[-2:]
+    height, width = image.shape[-2:] if size is None else size
     scheme = scheme._replace(align_corners=bool(getattr(net, "align_corners", True)))
     with torch.no_grad():
         predictions = []

@@ -4,25 +4,44 @@ import torch
 from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
-from ccnet.metrics import check_ids
+from ccnet.metrics import as_ids, check_ids
 
 IGNORED = 255
 
 
-def check_batch(image: Shaped[Tensor, "B 3 H W"], label: Integer[Tensor, "B H W"]) -> None:
-    """ValueError unless there is one label of integers for each image, of the image's size. Reads shapes and types only."""
-    if label.is_floating_point() or label.dtype == torch.bool:
-        raise ValueError(
-            f"label is {label.dtype}{list(label.shape)}: must be integers, the class id of every pixel and {IGNORED} where it is "
-            "ignored (a mask of 0 and 1: label.long(); one channel for each class: label.argmax(1))"
-        )
-    needed = [len(image), *image.shape[-2:]]
-    if list(label.shape) != needed:
-        swapped = list(label.shape) == [needed[0], needed[2], needed[1]]
-        fix = (
-            "rows and columns are swapped: label.mT" if swapped else f"{len(image)} images need {len(image)} labels of their size"
-        )
-        raise ValueError(f"label is {list(label.shape)}, image {list(image.shape)}: label must be {needed} ({fix})")
+def checked_label(image: Shaped[Tensor, "B 3 H W"], label: Integer[Tensor, "B H W"]) -> Integer[Tensor, "B H W"]:
+    """The label in a dtype of `as_ids`; reads shapes and types only.
+
+    ValueError unless image is [B, 3, H, W] and there is one label of integers for each image, of the image's size.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
+        came = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image is {came}: must be a tensor [B, 3, H, W] of at least one image (of one image: image[None])")
+    ids = as_ids("label", label)
+    batch, channels, *size = image.shape
+    if channels != 3 and image.shape[-1] == 3:
+        raise ValueError(f"image is {list(image.shape)}: must be [B, 3, H, W], channels first: image.permute(0, 3, 1, 2)")
+    if list(ids.shape) != [batch, *size]:
+        fix = _fix(list(ids.shape), batch, size)
+        raise ValueError(f"label is {list(ids.shape)}, image {list(image.shape)}: label must be {[batch, *size]} ({fix})")
+    return ids
+
+
+def _fix(shape: list[int], batch: int, size: list[int]) -> str:
+    """What makes a label of this shape one of [batch, *size]."""
+    if shape == [batch, *reversed(size)]:
+        return "rows and columns are swapped: label.mT"
+    if shape == [batch, 1, *size]:
+        return "it has a channel: label[:, 0]"
+    if shape == [batch, *size, 1]:
+        return "it has a channel: label[..., 0]"
+    if len(shape) == 4 and shape[:1] + shape[2:] == [batch, *size]:
+        return "one channel for each class: label.argmax(1)"
+    if shape == [batch, *size, 3]:
+        return "colours are no class ids: look each one up in the data set's list of colours"
+    if batch == 1 and shape == size:
+        return "label[None]"
+    return f"{batch} images need {batch} labels of their size"
 
 
 def screened(label: Integer[Tensor, "B H W"], num_classes: int) -> tuple[Integer[Tensor, "B H W"], Bool[Tensor, ""]]:

@@ -22,8 +22,9 @@ class ConfusionMatrix:
         self.counts: Int64[Tensor, "K K"] = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Integer[Tensor, "*shape"], label: Integer[Tensor, "*shape"]) -> None:
-        """Count the pixels of one batch, any shape. ValueError for unequal shapes, or for an id outside 0 .. K-1 in the label or,
-        where the label is not ignored, in the prediction."""
+        """Count the pixels of one batch, any shape. ValueError for unequal shapes, values that are no integers, or an id outside
+        0 .. K-1 in the label or, where the label is not ignored, in the prediction."""
+        prediction, label = as_ids("prediction", prediction), as_ids("label", label)
         check_shapes(prediction, label)
         valid = label != self.ignore_index
         check_ids("label", label, valid, self.num_classes, self.ignore_index)
@@ -75,6 +76,26 @@ class ConfusionMatrix:
         """Mean of the IoUs, each weighted by its class's share of the valid pixels; NaN without valid pixels."""
         labelled = self.counts.sum(1)
         return ((labelled * self.iou().nan_to_num(0.0)).sum() / labelled.sum()).item()
+
+
+def as_ids(name: str, ids: Integer[Tensor, "*shape"]) -> Integer[Tensor, "*shape"]:
+    """Class ids in a dtype that torch compares and that holds 255: the given one, or int64. ValueError unless they are integers.
+
+    Floats must not pass: `long()` makes class 0 of a mask that was divided by 255.
+    """
+    if not isinstance(ids, Tensor):
+        raise ValueError(
+            f"{name} is a {type(ids).__name__}: must be a tensor of integers (of an array: torch.from_numpy({name}))"
+        )
+    if ids.dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        return ids
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"{name} is {ids.dtype}{list(ids.shape)}: must be integers, the class id of every pixel, and 255 where it is ignored "
+            f"(a mask of 0 and 1: {name}.long(); divided by 255, as ToTensor does: (255 * {name}).round().long(); one channel "
+            f"for each class: {name}.argmax(1))"
+        )
+    return ids.long()
 
 
 def check_shapes(prediction: Tensor, label: Tensor) -> None:

@@ -14,11 +14,13 @@ resizing    of the scores to the image: published with corners aligned, by mmseg
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from ccnet.attention import CrissCrossAttention
 from ccnet.layers import SampleDropout2d
@@ -65,6 +67,10 @@ class Output(NamedTuple):
     logits: Float[Tensor, "B K h w"]
     aux_logits: Float[Tensor, "B K h w"] | None
     embedding: Float[Tensor, "B D h w"] | None = None
+
+
+# So that a program of torch.export with this output can be saved: torch knows named tuples, but no name to store one under.
+_register_namedtuple(Output, serialized_type_name="ccnet.model.Output")
 
 
 def _conv_norm_act(in_channels: int, out_channels: int, negative_slope: float, *, bias: bool = False) -> list[nn.Module]:
@@ -189,7 +195,10 @@ class CCNet(nn.Module):
     def normalise(self, image: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
         """uint8[B, 3, H, W] RGB -> (image - pixel_mean) / pixel_std in the dtype of the weights. ValueError as in `forward`."""
         if image.dtype != torch.uint8 or image.shape[1] != 3:
-            raise ValueError(f"image is {image.dtype}{list(image.shape)}: must be torch.uint8[B, 3, H, W], RGB, not normalised")
+            fix = "values 0 to 1: (255 * image).round().to(torch.uint8)" if image.is_floating_point() else ""
+            fix = "channels first: image.permute(0, 3, 1, 2)" if image.shape[1] != 3 == image.shape[-1] else fix
+            came = f"{image.dtype}{list(image.shape)}"
+            raise ValueError(f"image is {came}: must be torch.uint8[B, 3, H, W], RGB, not normalised{fix and f' ({fix})'}")
         dtype = self.backbone.conv1.weight.dtype
         return (image.to(dtype) - self.pixel_mean.to(dtype)) / self.pixel_std.to(dtype)
 
@@ -234,6 +243,8 @@ def build_ccnet(
     weight depends on it, but a network trained one way is off by up to 4 pixels the other way.
     ValueError names the setting that is out of range.
     """
+    if not isinstance(num_classes, Integral):
+        raise ValueError(f"num_classes = {num_classes!r}: must be an integer")
     if not 2 <= num_classes <= 255:
         raise ValueError(
             f"num_classes = {num_classes}: must be 2 to 255 (labels are uint8 and 255 means ignore; scores go through a "
@@ -249,8 +260,8 @@ def build_ccnet(
     for name, (value, legal) in choices.items():
         if value not in legal:
             raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, legal))}")
-    if embedding_channels is not None and embedding_channels < 1:
-        raise ValueError(f"embedding_channels = {embedding_channels}: must be at least 1, or None for no embedding")
+    if embedding_channels is not None and (not isinstance(embedding_channels, Integral) or embedding_channels < 1):
+        raise ValueError(f"embedding_channels = {embedding_channels!r}: must be at least 1, or None for no embedding")
     if not math.isfinite(gamma_init):
         raise ValueError(f"gamma_init = {gamma_init}: must be a finite number (0 as published, 1 as in the paper)")
     if variant == "mmseg" and backbone in BASIC:

@@ -1,5 +1,7 @@
 """SGD and the polynomial learning rate."""
 
+import math
+
 import torch
 from torch import nn
 from torch.optim import SGD
@@ -23,8 +25,11 @@ def build_optimizer(net: nn.Module, learning_rate: float, momentum: float, weigh
 
     Fused SGD makes one pass over the weights and can skip a step on the device, without the host. The momentum buffers start as
     zeros, with which the first step gives the same result as without buffers. Without them a skipped first step would leave
-    buffers that have no value.
+    buffers that have no value. ValueError for a setting that is negative or not finite.
     """
+    for name, value in (("learning_rate", learning_rate), ("momentum", momentum), ("weight_decay", weight_decay)):
+        if isinstance(value, str) or value is None or not 0.0 <= value < math.inf:
+            raise ValueError(f"{name} = {value!r}: must be a finite number >= 0")
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = SGD(trainable, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)
     if momentum:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ccnet.distributed import rank, world_size
 from ccnet.ema import Average
 from ccnet.inference import predict_classes
-from ccnet.labels import check_batch, refuse_wrong_ids, screened
+from ccnet.labels import checked_label, refuse_wrong_ids, screened
 from ccnet.layers import global_rows
 from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
@@ -86,18 +86,18 @@ def train_step(
 
     A label with an id that is no class skips the step on every worker, like a loss that is not finite; on a CPU this is then a
     ValueError. On a GPU the host would have to wait for the ids. ValueError also for labels that do not fit the images, `rows`
-    outside the global batch or fewer than the passes, micro_batch < 1, fp16 without scaler, a precision or learning rate that
-    does not exist.
+    outside the global batch or fewer than the passes, micro_batch < 1, fp16 without scaler, a precision, learning rate or
+    clip_norm that does not exist.
     """
-    check_batch(image, label)
-    _check_settings(precision, scaler, learning_rate)
+    label = checked_label(image, label)
+    _check_settings(precision, scaler, learning_rate, clip_norm, micro_batch)
     first, total = rows or (rank() * len(image), world_size() * len(image))
     runs = _runs(len(image), first, total, micro_batch)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     net.train()
     optimizer.zero_grad(set_to_none=True)
-    buffers = [buffer.clone() for buffer in net.buffers()]
+    before = [_joined(buffers) for buffers in _buffers_by_kind(net)]
     shares = _shares([label[run] for run in runs], objective)
     of_pass = objective.of_pass(len(runs))
     passes = []
@@ -108,8 +108,9 @@ def train_step(
             passes.append(means)
     losses = {name: torch.stack([each[name] for each in passes]).sum() for name in passes[0]}
     gradient_norm, applied = _apply(optimizer, losses["loss"], clip_norm, scaler)
-    for buffer, before in zip(net.buffers(), buffers, strict=True):
-        buffer.copy_(torch.where(applied, buffer, before))
+    for buffers, kept in zip(_buffers_by_kind(net), before, strict=True):
+        parts = torch.where(applied, _joined(buffers), kept).split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
     if average is not None:
         average.update(net, step, applied)
     if label.device.type == "cpu":
@@ -117,21 +118,25 @@ def train_step(
     return StepResult(losses, gradient_norm, applied)
 
 
-def _check_settings(precision: str, scaler: GradScaler | None, learning_rate: float) -> None:
-    if precision not in DTYPES:
+def _check_settings(
+    precision: str, scaler: GradScaler | None, learning_rate: float, clip_norm: float | None, micro_batch: int | None
+) -> None:
+    if precision not in [*DTYPES]:  # a list, because what cannot be hashed is no precision either
         raise ValueError(f"precision = {precision!r}: must be one of {', '.join(map(repr, DTYPES))}")
     if precision == "fp16" and scaler is None:
         raise ValueError(
             "precision = 'fp16': needs scaler=torch.amp.GradScaler(device), or small gradients round to 0 (try bf16)"
         )
-    if not 0.0 <= learning_rate < math.inf:
-        raise ValueError(f"learning_rate = {learning_rate}: must be a finite number >= 0")
+    if isinstance(learning_rate, str) or learning_rate is None or not 0.0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate = {learning_rate!r}: must be a finite number >= 0")
+    if clip_norm is not None and (isinstance(clip_norm, str) or not 0.0 < clip_norm < math.inf):
+        raise ValueError(f"clip_norm = {clip_norm!r}: must be a finite number > 0, or None for a gradient that is not clipped")
+    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+        raise ValueError(f"micro_batch = {micro_batch!r}: must be at least 1 image, or None for one pass")
 
 
 def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> list[slice]:
     """The rows of each pass: nearly equal parts of this worker's rows, equally many parts on every worker."""
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch = {micro_batch}: must be at least 1 image, or None for one pass")
     smallest, largest = total // world_size(), -(-total // world_size())
     # At most as many passes as the smallest share has rows: a worker without a row would miss the collectives of a pass.
     num_passes = 1 if micro_batch is None else min(-(-largest // micro_batch), smallest)
@@ -142,6 +147,18 @@ def _runs(num_images: int, first: int, total: int, micro_batch: int | None) -> l
         )
     cuts = [num_images * n // num_passes for n in range(num_passes + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(cuts)]
+
+
+def _buffers_by_kind(net: nn.Module) -> list[list[Tensor]]:
+    """The buffers in lists of one dtype and device, which take a few kernels on a GPU instead of several per buffer."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for buffer in net.buffers():
+        kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+    return list(kinds.values())
+
+
+def _joined(buffers: list[Tensor]) -> Shaped[Tensor, " n"]:
+    return torch.cat([buffer.flatten() for buffer in buffers])
 
 
 def _shares(labels: list[Tensor], objective: Objective) -> Float64[Tensor, " M"]:

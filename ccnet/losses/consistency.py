@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.distributed import sum_over_workers, world_size
+from ccnet.metrics import as_ids
 from ccnet.resizing import resize_label
 
 
@@ -39,7 +40,7 @@ def category_consistent(
     or wider.
 
     Every worker must call it equally often: over the global batch it takes one collective in each direction. ValueError unless
-    0 <= delta_v < delta_d, or if features and label have different numbers of images.
+    0 <= delta_v < delta_d, if features and label have different numbers of images, or if the label is not of integers.
     """
     if not 0.0 <= delta_v < delta_d:
         raise ValueError(f"delta_v = {delta_v}, delta_d = {delta_d}: must be 0 <= delta_v < delta_d (0.5 and 1.5 in the paper)")
@@ -47,7 +48,7 @@ def category_consistent(
         raise ValueError(f"features of {len(features)} images and labels of {len(label)}: must be equal numbers")
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     size = (features.shape[-2], features.shape[-1])
-    target = resize_label(label, size, align_corners=align_corners).long().flatten(1)  # [B, h w]
+    target = resize_label(as_ids("label", label), size, align_corners=align_corners).long().flatten(1)  # [B, h w]
     pixels = wide.flatten(2).mT  # [B, h w, D]
     if not per_image:
         pixels, target = pixels.flatten(0, 1)[None], target.flatten()[None]  # [G = 1, B h w, D], [1, B h w]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
+from ccnet.metrics import as_ids
 from ccnet.resizing import resize_logits
 
 
@@ -21,9 +22,10 @@ def cross_entropy(
     `align_corners` is the network's, as in all losses.
 
     With `class_weights` each pixel counts with the weight of its class, in the sum and in the count, so that sum / count is
-    torch's weighted mean. If all pixels are ignored the result is (0, 0), with zero gradients.
+    torch's weighted mean. If all pixels are ignored the result is (0, 0), with zero gradients. ValueError for a label that is not
+    of integers.
     """
-    target = label.long()
+    target = as_ids("label", label).long()
     resized = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
     weights = fitting_weights(class_weights, resized)
     total = F.cross_entropy(resized, target, weight=weights, ignore_index=ignore_index, reduction="sum")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ccnet.distributed import world_size
 from ccnet.losses.cross_entropy import fitting_weights, pixel_weights
 from ccnet.losses.global_batch import kth_smallest
+from ccnet.metrics import as_ids
 from ccnet.resizing import aligned_coordinates, resize_label, resize_logits
 
 
@@ -74,11 +75,11 @@ def ohem_cross_entropy(
     they weigh sum and count but do not affect the choice. If no pixel is kept the result is (0, 0) with zero gradients, where the
     published code has NaN. A pixel whose p is NaN is kept, so that the loss shows it.
 
-    Every worker must call it equally often; it takes 2 collectives in float32, 4 in float64. ValueError as of `Ohem`; warns if
-    `thresh` and `min_kept` make no sense for the batch (`Ohem.problem`).
+    Every worker must call it equally often; it takes 2 collectives in float32, 4 in float64. ValueError as of `Ohem`, and for a
+    label that is not of integers; warns if `thresh` and `min_kept` make no sense for the batch (`Ohem.problem`).
     """
     settings = Ohem(thresh, min_kept, factor)
-    target = label.long()
+    target = as_ids("label", label).long()
     scores = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
     pixel_loss = F.cross_entropy(scores, target, ignore_index=ignore_index, reduction="none")  # [B, H, W]
     probability = torch.exp(-pixel_loss.detach())

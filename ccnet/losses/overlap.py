@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
+from ccnet.metrics import as_ids
 from ccnet.resizing import resize_logits
 
 
@@ -14,7 +15,7 @@ def dice(
 
     p is the soft-max probability of a class, g is 1 where it is the true class, else 0. The loss of an image is the mean over the
     classes present in its label. Returns (sum over images, number of images with a valid pixel). An id that is no class counts
-    as background. ValueError if logits and label have different numbers of images.
+    as background. ValueError if logits and label have different numbers of images, or if the label is not of integers.
     """
     probability, foreground, valid = _regions(logits, label, ignore_index, align_corners)
     size = foreground.sum(2)  # [B, K]
@@ -53,7 +54,7 @@ def _regions(
         raise ValueError(f"logits of {len(logits)} images and labels of {len(label)}: must be equal numbers")
     scores = resize_logits(logits, (label.shape[-2], label.shape[-1]), align_corners=align_corners)
     probability = scores.softmax(1).flatten(2)  # [B, K, P]
-    target = label.flatten(1)[:, None]  # [B, 1, P]
+    target = as_ids("label", label).flatten(1)[:, None]  # [B, 1, P]
     valid = target != ignore_index
     classes = torch.arange(logits.shape[1], device=label.device)[:, None]  # [K, 1]
     return probability, (target == classes) & valid, valid

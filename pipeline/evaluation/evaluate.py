@@ -1,5 +1,6 @@
 """Scores a network over a split: each image counts exactly once, and counts are summed over all workers before one division."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -8,31 +9,51 @@ import torch
 
 from ccnet import CCNet, distributed
 from ccnet.bootstrap import bootstrap_interval
+from ccnet.inference import ScoresNotFinite
 from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.labels import doubts
 from pipeline.data.manifest import Manifest, open_data
+from pipeline.errors import CheckpointError
 from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, predict_image
 from pipeline.evaluation.metrics import Counts, Score
 from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, inference_settings, validation_protocol
 from pipeline.loading.batches import Sample, evaluation_samples
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[Counts, int]:
-    """Counts and number of images of some samples, as whole images on one device: training's validation."""
-    counts, num_images = Counts.none(num_classes), 0
+    """Counts and number of images of some samples, as whole images on one device: training's validation.
+
+    An image whose scores are not finite counts as wrong everywhere; a warning says so.
+    """
+    counts, num_images, diverged = Counts.none(num_classes), 0, []
     for sample in samples:
-        counts.merge(_count(net, sample, num_classes, device, WHOLE_IMAGE))
+        try:
+            counts.merge(_count(net, sample, num_classes, device, WHOLE_IMAGE))
+        except ScoresNotFinite as error:  # no end of the run: its steps decide that
+            diverged.append(str(error))
+            label = torch.from_numpy(sample.label)[None]
+            counts.add((label + 1) % num_classes, label)
         num_images += sample.number >= 0  # -1 pads the share of a rank
+    if diverged:
+        logger.warning(
+            "images without finite scores, whose pixels all count as wrong: %d (first: %s)", len(diverged), diverged[0]
+        )
     return counts, num_images
 
 
 def _count(net: CCNet, sample: Sample, num_classes: int, device: torch.device, options: Evaluate) -> Counts:
+    """The counts of a sample at its label's size. Raises ScoresNotFinite and OutOfMemory, which name the sample."""
     height, width = sample.label.shape
-    with fits_into_memory(f"sample {sample.sample_id} of {width} x {height} pixels", options):
-        prediction = predict_image(net, sample.image, sample.label.shape, device, options)
+    try:
+        with fits_into_memory(f"sample {sample.sample_id} of {width} x {height} pixels", options):
+            prediction = predict_image(net, sample.image, sample.label.shape, device, options)
+    except ScoresNotFinite as error:
+        raise ScoresNotFinite(f"sample {sample.sample_id}: {error}") from error
     label = torch.from_numpy(sample.label)[None].to(device)  # [1, H, W]
     return Counts.none(num_classes).add(prediction, label)
 
@@ -64,7 +85,8 @@ def checked_score(counts: Counts, num_images: int, manifest: Manifest, split: st
 def evaluate(config: Config) -> Score:
     """Scores the checkpoint on `evaluate.split`, each image exactly once, with the inference of `config.evaluate`.
 
-    The score has the interval of the mIoU, which needs the counts of every image, and the mIoU with the attention off.
+    The score has the interval of the mIoU, which needs the counts of every image, and the mIoU with the attention off. Raises
+    CheckpointError if the network's scores of an image are not finite.
     """
     shared.refuse(shared.of_data(config))
     manifest = open_data(config)
@@ -73,12 +95,15 @@ def evaluate(config: Config) -> Score:
     num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
     counts, without, numbers = Counts.none(num_classes), Counts.none(num_classes), []
     per_image = torch.zeros(2, num_images, num_classes, dtype=torch.int64)
-    for number, of_image, attention_off in map_images(partial(_count_share, net, config, manifest), num_images, config):
-        counts.merge(of_image)
-        if attention_off:
-            without.merge(attention_off)
-        per_image[:, number] = torch.stack(of_image.confusion.intersection_and_union())
-        numbers.append(number)
+    try:
+        for number, of_image, attention_off in map_images(partial(_count_share, net, config, manifest), num_images, config):
+            counts.merge(of_image)
+            if attention_off:
+                without.merge(attention_off)
+            per_image[:, number] = torch.stack(of_image.confusion.intersection_and_union())
+            numbers.append(number)
+    except ScoresNotFinite as error:
+        raise CheckpointError(f"{found.url}: has no score: {error}; set evaluate.checkpoint to another one") from error
     assert sorted(numbers) == list(range(num_images)), "an image was missed or counted twice"
     of_this_evaluation = {
         **inference_settings(config.evaluate),

@@ -24,7 +24,7 @@ from pipeline.tracking.client import tracking_uri
 def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch.device, options: Evaluate) -> torch.Tensor:
     """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3].
 
-    `options` set the window, the scales and the flip.
+    `options` set the window, the scales and the flip. Raises ccnet's ScoresNotFinite.
     """
     window, stride = window_and_stride(options)
     height, width = size
@@ -94,7 +94,7 @@ def _find(config: Config) -> checkpoint.Checkpoint:
     runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
     best = checkpoint.load_best(runs)
     if best is None:
-        raise CheckpointError(f"{runs.url('')}: no checkpoint; run jobs.train first, or set evaluate.checkpoint")
+        raise CheckpointError(f"{runs.url('')}: no checkpoint with a score; run jobs.train first, or set evaluate.checkpoint")
     return best
 
 

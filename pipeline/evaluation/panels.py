@@ -1,15 +1,16 @@
 """The pictures of a validation: the same few images each time, with the network's predictions and its attention."""
 
+import numpy as np
 import torch
 
 from ccnet import CCNet, attention_maps
-from ccnet.inference import predict_classes
+from ccnet.inference import ScoresNotFinite, predict_classes
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import figures
 from pipeline.evaluation.inference import as_batch, fits_into_memory
 from pipeline.evaluation.protocol import WHOLE_IMAGE
-from pipeline.images.codec import UInt8
+from pipeline.images.codec import IGNORE, UInt8
 from pipeline.images.resize import resize_to
 from pipeline.loading.batches import evaluation_samples
 
@@ -27,9 +28,12 @@ def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.
     for rank, sample in enumerate(samples):
         batch, size = as_batch(sample.image, device), (sample.label.shape[0], sample.label.shape[1])
         with fits_into_memory(f"the picture of sample {sample.sample_id}, {size[1]} x {size[0]} pixels,", WHOLE_IMAGE):
-            prediction = predict_classes(net, batch, size)[0].cpu().numpy()
+            try:
+                prediction = predict_classes(net, batch, size)[0].cpu().numpy()
+            except ScoresNotFinite:  # black and wrong everywhere, as it is counted
+                prediction = np.full(size, IGNORE, np.uint8)
             predicted.append((resize_to(sample.image, size), sample.label, prediction))
-            if net.head.recurrence:
+            if net.head.recurrence and prediction[0, 0] != IGNORE:
                 # The rarest class in the first image, a more frequent one in each further image.
                 attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
