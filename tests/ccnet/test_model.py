@@ -89,6 +89,28 @@ def test_recurrence_must_be_a_number_of_passes(recurrence):
         build_ccnet(backbone="resnet18", num_classes=2, recurrence=recurrence)
 
 
+@pytest.mark.parametrize("recurrence", [1, 2])
+def test_the_first_gamma_is_chosen_and_the_attention_can_be_turned_off(recurrence):
+    torch.manual_seed(0)
+    net = build_ccnet(backbone="small", num_classes=3, recurrence=recurrence, gamma_init=0.5).eval()
+    plain = build_ccnet(backbone="small", num_classes=3, recurrence=0).eval()
+    plain.load_state_dict(net.state_dict())
+    assert (net.gamma, plain.gamma) == (0.5, None)
+    image = torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8)
+    with torch.no_grad():
+        scores = net(image).logits
+        with net.attention_off():
+            assert torch.equal(net(image).logits, plain(image).logits)
+        assert torch.equal(net(image).logits, scores)
+    assert not torch.equal(scores, plain(image).logits)
+
+
+@pytest.mark.parametrize("gamma", [float("nan"), float("inf")])
+def test_gamma_starts_at_a_finite_number(gamma):
+    with pytest.raises(ValueError, match=r"gamma_init = (nan|inf): must be a finite number \(0 as published, 1 as in the paper\)"):
+        build_ccnet(backbone="small", num_classes=3, recurrence=2, gamma_init=gamma)
+
+
 def test_recurrence_has_no_default():
     with pytest.raises(TypeError, match="recurrence"):
         build_ccnet(backbone="resnet18", num_classes=2)
