@@ -164,7 +164,8 @@ def stopping(flag: Any) -> Iterator[list[int]]:
         while not left.wait(LOOK_S):
             with suppress(ray.exceptions.RayError):  # no answer: the next look may have one
                 if not ray.get(flag.is_training.remote(), timeout=ANSWER_S) and not left.is_set():
-                    return os.kill(os.getpid(), number)
+                    os.kill(os.getpid(), number)
+                    return
 
     def restore() -> None:
         for number, handler in before.items():
