@@ -1,6 +1,6 @@
 """The criss-cross operator as one operator of torch: every position of a map attends to its own column and row."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def criss_cross(
 
     Neither a mask nor joint energies [B, H, W, H + W] are built. On a GPU that can run them (`ccnet.dispatch`), `ccnet.kernels`
     compute the operator and keep two numbers of each position for the backward pass. Elsewhere batched matrix products compute
-    it, and the attention is kept. Differentiable once.
+    it, and the attention is kept. Differentiable once; a second derivative is a RuntimeError.
     """
     if torch.compiler.is_exporting():
         return plain(query, key, value)
@@ -65,17 +65,37 @@ class _Residual(torch.autograd.Function):
         return F.conv2d(seen.permute(0, 3, 1, 2), out_weight, out_bias).add_(pixels)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        x, weight, out_weight, projected, seen, kept = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _ResidualGradients.apply(grads[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+
+
+class _ResidualGradients(torch.autograd.Function):
+    """The gradients of `residual`. A function of its own, so that a second derivative finds `_refuse_second`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, out_weight: Tensor, projected: Tensor, seen: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         # A copy of x or of the gradient in another layout gets no name, so that its memory is freed right after its use.
-        of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grads[0]), seen, out_weight)
+        of_seen, of_out_weight, of_out_bias = _convolution_backward(_channels_last(grad), seen, out_weight)
         query, key = projected.chunk(2, dim=-1)
         of_query, of_key, of_x = _gradients(of_seen, query, key, x.permute(0, 2, 3, 1), kept)
         of_projected = torch.cat([of_query, of_key], dim=-1).flatten(1, 2)  # [B, H W, E]
         of_weight = (x.flatten(2) @ of_projected).sum(0).mT  # [E, C]
         of_x.flatten(0, 2).addmm_(of_projected.flatten(0, 1), weight.flatten(1))
-        of_x = _sum(of_x.permute(0, 3, 1, 2), grads[0], like=x, spare=of_seen)
+        of_x = _sum(of_x.permute(0, 3, 1, 2), grad, like=x, spare=of_seen)
         return of_x, of_weight.reshape(weight.shape), of_projected.sum((0, 1)), of_out_weight, of_out_bias
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        _refuse_second(ctx, *grads)
+
+
+def _refuse_second(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "criss-cross attention is differentiable once, and something tries to differentiate it twice (create_graph=True, as for "
+        "a penalty on gradients): ccnet.criss_cross.plain of query, key and value is differentiable any number of times"
+    )
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,6 +249,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 _operator.register_autograd(_backward, setup_context=_keep)
+_gradients.register_autograd(_refuse_second)
 
 
 @register_flop_formula(torch.ops.ccnet.criss_cross)

@@ -1,4 +1,4 @@
-"""Export of a network as one ONNX file, and the check that onnxruntime computes with it what torch computes."""
+"""Export of a network as a program of torch.export, or as one ONNX file that is checked: onnxruntime computes what torch does."""
 
 import contextlib
 import copy
@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,11 +58,41 @@ class _Deployed(nn.Module):
         return scores if self.result == "logits" else scores.argmax(1).to(torch.uint8)
 
 
+Result: TypeAlias = Literal["logits", "classes"]
+
+
+def export_program(net: CCNet, *, result: Result = "logits", largest: int = 4096) -> torch.export.ExportedProgram:
+    """The network as a program for `torch.export.save` and `torch._inductor.aoti_compile_and_package`, on the CPU in float32.
+
+    Input and output are those of `export_onnx`. Batch, height and width are the free dimensions `batch` (from 1), `height` and
+    `width` (9 to `largest` pixels). A program whose output is the whole `Output`, traced by torch.export.export(net, (image,)),
+    can be saved too; `import ccnet` before loading it. With free dimensions of one's own, torch.export.export needs
+    prefer_deferred_runtime_asserts_over_guards=True, as here, or height and width as 8 * Dim(...) + 1: otherwise it stops with
+    "Constraints violated", because it cannot prove how pooling rounds the sizes. ValueError as of `export_onnx`.
+    """
+    _check(net, result)
+    height, width = (torch.export.Dim(name, min=9, max=largest) for name in ("height", "width"))
+    batch, *size = EXAMPLE
+    return torch.export.export(
+        _Deployed(net, result),
+        (torch.zeros(batch, 3, *size, dtype=torch.uint8),),
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=1024), 2: height, 3: width}},
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _check(net: CCNet, result: str) -> None:
+    if not isinstance(net, CCNet):
+        raise ValueError(f"net is a {type(net).__name__}: must be a CCNet (pass the module inside a wrapper)")
+    if result not in get_args(Result):
+        raise ValueError(f"result = {result!r}: must be 'logits' or 'classes'")
+
+
 def export_onnx(
     net: CCNet,
     path: str | os.PathLike[str],
     *,
-    result: Literal["logits", "classes"] = "logits",
+    result: Result = "logits",
     class_names: Sequence[str] | None = None,
     opset: int | None = None,
 ) -> int:
@@ -78,10 +108,7 @@ def export_onnx(
     is missing or torch does not write the requested opset. ValueError if the number of class names is not that of the classes,
     for another `result`, a wrapped net or a folder that does not exist.
     """
-    if not isinstance(net, CCNet):
-        raise ValueError(f"net is a {type(net).__name__}: must be a CCNet (pass the module inside a wrapper)")
-    if result not in ("logits", "classes"):
-        raise ValueError(f"result = {result!r}: must be 'logits' or 'classes'")
+    _check(net, result)
     if not (folder := Path(path).parent).is_dir():
         raise ValueError(f"{path}: there is no folder {folder}")
     onnx = _packages()["onnx"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccnet import CrissCrossAttention, criss_cross
 
@@ -33,6 +33,26 @@ def test_has_the_values_and_gradients_of_its_definition(size, within):
 
 def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(criss_cross.criss_cross, drawn((2, 3, 4)))
+
+
+@pytest.mark.parametrize("through", ["module", "operator"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_second_derivative_is_refused_in_one_sentence(through, backward):
+    """Also where torch itself would find no path and return None, or zeros."""
+    x = torch.randn(1, 8, 3, 4, dtype=torch.float64, requires_grad=True)
+    attention = CrissCrossAttention(8).double()
+    nn.init.constant_(attention.gamma, 0.7)
+    pixels = x.permute(0, 2, 3, 1)
+    out = attention(x) if through == "module" else criss_cross.criss_cross(pixels, pixels, pixels)
+    (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(
+        RuntimeError, match=r"differentiable once, .* differentiate it twice .*: ccnet.criss_cross.plain of query"
+    ):
+        gradient.sum().backward() if backward else torch.autograd.grad(gradient.sum(), x)
+
+
+def test_the_definition_has_second_derivatives():
+    assert torch.autograd.gradgradcheck(criss_cross.plain, drawn((1, 2, 3)))
 
 
 def test_large_energies_neither_overflow_nor_vanish(within):
