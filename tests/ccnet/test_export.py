@@ -145,6 +145,7 @@ def test_the_metadata_describe_the_network(exported: Exported) -> None:
         "class_names": '["road", "car", "sky", "tree", "Fu\\u00dfweg"]',
         "pixel_order": "RGB, uint8, 0..255, not normalised",
         "output_stride": "8",
+        "align_corners": "True",
     }
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert (model.producer_name, model.producer_version) == ("pytorch", torch.__version__)
