@@ -70,9 +70,10 @@ def export_onnx(
 
     Input `image`: uint8[batch, 3, height, width], RGB, 0..255, not normalised; all dimensions except the 3 are free. Output by
     `result`: `logits`, float32[batch, K, h, w] at stride 8, or `classes`, uint8[batch, height, width], the arg max of the logits
-    resized to the image (bilinear, by the net's `align_corners`). For `classes` the runtime holds K scores of every pixel at once. The
-    auxiliary head and the embedding are not exported. The model's metadata hold recurrence, num_classes, class_names (JSON),
-    pixel_order, output_stride and align_corners, by which logits are to be resized. `opset` None is torch's default, 20 in torch 2.13, which most runtimes read; 18 to 25 are safe.
+    resized to the image (bilinear, by the net's `align_corners`). For `classes` the runtime holds K scores of every pixel at
+    once. The auxiliary head and the embedding are not exported. The model's metadata hold recurrence, num_classes, class_names
+    (JSON), pixel_order, output_stride and align_corners, by which logits are to be resized. `opset` None is torch's default, 20
+    in torch 2.13, which most runtimes read; 18 to 25 are safe.
 
     The network may be on any device and in training mode, and stays so. Raises ExportError if onnx, onnxscript or onnxruntime
     is missing or torch does not write the requested opset. ValueError if the number of class names is not that of the classes,

@@ -91,8 +91,8 @@ def predict_logits(
       padded with zeros (the mean colour) at the bottom and right. Logits are resized to the window, averaged where windows
       overlap, cropped, and resized from the scaled image's size to `size`.
     With `flip` the left-right mirrored image is scored too and its scores are mirrored back. The result is the mean over scales
-    and mirrors, without soft-max. All resizing is bilinear by the net's `align_corners`, images included: True (also for a net that
-    has no such attribute) is the published code (branch pytorch-1.5, evaluate.py: ndimage.zoom of order 1), False is
+    and mirrors, without soft-max. All resizing is bilinear by the net's `align_corners`, images included: True (also for a net
+    that has no such attribute) is the published code (branch pytorch-1.5, evaluate.py: ndimage.zoom of order 1), False is
     mmsegmentation's way, except that it resizes the image in uint8 and averages probabilities over scales and mirrors.
 
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of

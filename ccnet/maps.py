@@ -69,9 +69,9 @@ def attention_maps(net: CCNet, image: Shaped[Tensor, "B C H W"], pixel: tuple[in
 
     For features instead of an image, use `attention_passes` and `attention_map` of ccnet.maps.
 
-    The maps have the size of the logits. The pixel belongs to the nearest cell when image and map are placed over each other as the
-    net's logits are resized (`align_corners`). The net is put into evaluation mode. ValueError for recurrence 0, a pixel outside
-    the image, or an image that `CCNet.forward` refuses.
+    The maps have the size of the logits. The pixel belongs to the nearest cell when image and map are placed over each other as
+    the net's logits are resized (`align_corners`). The net is put into evaluation mode. ValueError for recurrence 0, a pixel
+    outside the image, or an image that `CCNet.forward` refuses.
     """
     height, width = image.shape[-2:]
     _check_inside(pixel, height, width)

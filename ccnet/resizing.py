@@ -1,8 +1,8 @@
 """Score maps and labels resized to another size.
 
-The published code aligns the corners: the centres of the first and the last cell lie on those of the first and the last pixel. Most
-networks of mmsegmentation align the edges instead (align_corners=False): cell i of k covers an equal part of the pixels. A network
-learns where its cells are placed, so `align_corners` is a property of the network (see `build_ccnet`).
+The published code aligns the corners: the centres of the first and the last cell lie on those of the first and the last pixel.
+Most networks of mmsegmentation align the edges instead (align_corners=False): each cell covers an equal part of the pixels. A
+network learns where its cells are placed, so `align_corners` is a property of the network (see `build_ccnet`).
 """
 
 import torch

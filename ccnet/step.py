@@ -189,7 +189,8 @@ def _add_gradients(
 
 
 def _align_corners(net: nn.Module) -> bool:
-    """How the net's scores are resized. A net of another class aligns the corners, as published; a compiled one forwards its own."""
+    """How the net's scores are resized: a net that does not say aligns the corners, as published."""
+    # A compiled net forwards the attribute, DistributedDataParallel does not.
     inner = net.module if isinstance(net, DistributedDataParallel) else net
     return bool(getattr(inner, "align_corners", True))
 

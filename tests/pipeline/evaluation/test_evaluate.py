@@ -175,6 +175,7 @@ def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Conf
         "flip": True,
         "recurrence": 3,
         "trained_recurrence": 2,
+        "align_corners": True,
         "miou_interval": {"method": "percentile bootstrap over images", "level": 0.95, "num_resamples": 1000, "seed": 0},
         "checkpoint": found.url,
         "checkpoint_sha256": found.sha256,

@@ -34,9 +34,7 @@ def golden() -> dict[str, Any]:
 def small_net(z: dict[str, Any]) -> CCNet:
     net = build_ccnet(**MODEL)
     names = [name for name in net.state_dict() if not name.startswith("pixel_")]
-    net.load_state_dict(
-        {name: recipe(int(z["seed"]), name, list(net.state_dict()[name].shape)) for name in names}, strict=False
-    )
+    net.load_state_dict({name: recipe(int(z["seed"]), name, list(net.state_dict()[name].shape)) for name in names}, strict=False)
     last = net.head.bottleneck[3]
     with torch.no_grad():
         last.weight.mul_(torch.from_numpy(z["small_scale"]).view(-1, 1, 1, 1))
