@@ -7,16 +7,21 @@ from torch import nn
 from torch.optim import SGD
 
 
-def poly_learning_rate(base: float, step: int, steps: int, power: float = 0.9, warmup_steps: int = 0) -> float:
-    """base * (1 - step / steps) ** power for the 0-based `step` of `steps`, times (step + 1) / warmup_steps while this is < 1.
+def poly_learning_rate(
+    base: float, step: int, steps: int, power: float = 0.9, warmup_steps: int = 0, min_lr: float = 0.0
+) -> float:
+    """min_lr + (base - min_lr) * (1 - step / steps) ** power, times (step + 1) / warmup_steps while this is < 1.
 
-    The published recipe has no warm-up. ValueError for a step outside 0 .. steps or a negative warm-up.
+    `step` of `steps` is 0-based. The published recipe has neither a warm-up nor a `min_lr`; that of mmsegmentation is 1e-4.
+    ValueError for a step outside 0 .. steps, a negative warm-up or a `min_lr` outside 0 .. base.
     """
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps = {warmup_steps}: must be >= 0")
+    if not 0.0 <= min_lr <= base:
+        raise ValueError(f"min_lr = {min_lr}: must be 0 to the base rate {base}")
     if not 0 <= step <= steps or steps == 0:
         raise ValueError(f"step = {step} of {steps}: must be 0 to {steps}, and steps at least 1")
-    rate: float = base * (1.0 - step / steps) ** power
+    rate: float = min_lr + (base - min_lr) * (1.0 - step / steps) ** power
     return rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps else rate
 
 

@@ -60,6 +60,11 @@ MMSEG_STEM_NAMES: Names = (
     ("backbone.stem.7.", "backbone.bn3."),
 )
 TORCHVISION_NAMES: Names = (("", "backbone."),)
+# The ImageNet backbones that mmsegmentation starts from (open-mmlab://resnet50_v1c) are saved without a prefix.
+MMSEG_BACKBONE_NAMES: Names = (
+    *((theirs.removeprefix("backbone."), ours) for theirs, ours in MMSEG_STEM_NAMES),
+    ("", "backbone."),
+)
 
 # RGB, for pixels of 0 to 255: data_preprocessor of mmsegmentation's configs; torchvision's 0.485 and so on, times 255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -128,11 +133,14 @@ def from_official(state: State, *, in_place_norm: bool = True) -> State:
 def from_mmseg(state: State) -> State:
     """A CCNet of mmsegmentation -> the state dict of build_ccnet(variant="mmseg") of the same backbone and classes.
 
-    The stem may be deep (ResNetV1c) or 7x7; the state must have both heads. ValueError lists what does not fit. To reproduce
-    mmsegmentation's scores, upsample the logits as its config does: align_corners is True in the configs for crops of 769 x 769
-    and False in all others.
+    The stem may be deep (ResNetV1c) or 7x7; the state must have both heads. Or it is the ImageNet backbone that they start from
+    (`resnet50_v1c`), for which the result has the backbone alone, without its classifier `fc`. ValueError lists what does not
+    fit. To reproduce mmsegmentation's scores, build the net with its config's align_corners (`ccnet.mmseg`).
     """
     _refuse_other_families(state, "from_mmseg")
+    if any(name.startswith("stem.") for name in state):
+        backbone = _converted(_without_classifier(state), MMSEG_BACKBONE_NAMES, variant="mmseg", stem="slim")
+        return _with_pixels(backbone, IMAGENET_MEAN, IMAGENET_STD)
     deep = any(name.startswith("backbone.stem.") for name in state)
     names, stem = (MMSEG_NAMES + MMSEG_STEM_NAMES, "slim") if deep else (MMSEG_NAMES, "plain")
     # Their gamma has no dimension, ours has one.
@@ -271,7 +279,7 @@ def _refuse_other_families(state: State, function: str) -> None:
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{function}: {', '.join(others[:3])} are not tensors: use ccnet.weights.read_state on the file")
     first = state.get("conv1.weight")
-    if any(name.startswith(("decode_head.", "backbone.stem.")) for name in state):
+    if any(name.startswith(("decode_head.", "backbone.stem.", "stem.")) for name in state):
         fitting = "from_mmseg"
     elif any(name.startswith(("head.cca.", "dsn.")) for name in state):
         fitting = "from_official"

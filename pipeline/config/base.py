@@ -95,10 +95,15 @@ def _plain(value: str) -> str:
 
 def _check_aligned(value: tuple[int, int]) -> tuple[int, int]:
     for side in value:
-        if side < 2 * OUTPUT_STRIDE + 1 or side % OUTPUT_STRIDE != 1:
-            low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
-            raise ValueError(f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})")
+        if side < 2 * OUTPUT_STRIDE or side % OUTPUT_STRIDE > 1:
+            raise ValueError(misaligned(side))
     return value
+
+
+def misaligned(side: int) -> str:
+    """What is wrong with a side that is not 8k + 1, and the nearest ones that are."""
+    low = max(2 * OUTPUT_STRIDE + 1, (side - 1) // OUTPUT_STRIDE * OUTPUT_STRIDE + 1)
+    return f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})"
 
 
 Address = Annotated[str, AfterValidator(_absolute_url)]
@@ -112,7 +117,8 @@ Sides = Annotated[
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
     AfterValidator(_check_aligned),
 ]
-"""(height, width) in pixels, each 8k + 1, so that features and pixels align; one number means both."""
+"""(height, width) in pixels, each 8k + 1, so that features and pixels align; one number means both. `Config` allows 8k as well,
+for a network of mmsegmentation that does not align corners."""
 
 
 class Bucket(Section):

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Name, Section, Storage, Tracking
+from pipeline.config.base import OUTPUT_STRIDE, Name, Section, Storage, Tracking, misaligned
 from pipeline.config.benchmark import Benchmark
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate, Export, Predict
@@ -43,6 +43,16 @@ class Config(Section):
                 f"evaluate.background = true: its scores come too late for stop.patience = {self.stop.patience} (try "
                 "evaluate.background=false or stop.patience=null)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> Self:
+        # A network of mmsegmentation has k cells for 8k pixels, which align if the corners do not.
+        if self.model.variant == "mmseg" and self.model.align_corners is False:
+            return self
+        for name, sides in (("data.crop_size", self.data.crop_size), ("evaluate.window", self.evaluate.window)):
+            if odd := [side for side in sides or () if side % OUTPUT_STRIDE != 1]:
+                raise ValueError(f"{name} = {odd[0]}: {misaligned(odd[0])}")
         return self
 
     @property

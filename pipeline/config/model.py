@@ -34,8 +34,9 @@ class Model(Section):
 class Ohem(Section):
     thresh: float = Field(0.7, gt=0, le=1)
     """Pixels predicted right with more than this probability are ignored (published: 0.7 in the README, 0.6 in its script)."""
-    min_kept: int = Field(100_000, ge=0)
-    """Least number of pixels of the global batch to keep; published: 100,000 (script: 200,000) per GPU of two images."""
+    min_kept: int | None = Field(None, ge=0)
+    """Least number of pixels of the global batch to keep; by default 50,000 an image, because published are 100,000 (script:
+    200,000) per GPU of two images."""
     factor: int = Field(8, ge=1)
     """Compute the threshold on every `factor`-th row and column; 1 uses every pixel."""
 
@@ -55,7 +56,7 @@ class Loss(Section):
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weight of each class in the cross-entropy of both heads."""
     ohem: Ohem | None = None
-    """Hard-pixel cross-entropy for the main head; `{}` takes 0.7 and 100,000."""
+    """Hard-pixel cross-entropy for the main head; `{}` takes 0.7 and 50,000 an image, as published."""
     consistency: Consistency | None = None
     """Category-consistent loss of the TPAMI paper; `{}` takes its values."""
     dice_weight: float = Field(0.0, ge=0)

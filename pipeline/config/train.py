@@ -24,6 +24,8 @@ class Train(Section):
     """SGD weight decay (published: 1e-4 in the README, 5e-4 in its script)."""
     power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at which the poly schedule ends; 0 as published, 1e-4 in mmsegmentation's recipes."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises to the poly schedule; the published recipe has none."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -59,6 +61,15 @@ class Train(Section):
     @property
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr = {self.min_lr:g}: above learning_rate = {self.learning_rate:g}, from which the schedule falls "
+                f"(try {self.learning_rate / 100:g}, or 0)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -15,6 +15,9 @@ from pipeline.config.config import Config
 from pipeline.config.model import Loss
 from pipeline.model.pretrained import Pretrained, load_pretrained
 
+PUBLISHED_KEPT = 50_000
+"""Pixels of an image that OHEM keeps at least: the published 100,000 (README of CCNet) are of two images, the batch of a GPU."""
+
 
 class Learner:
     """Network, its DDP wrapper, optimizer, average and gradient scaler on this worker's device."""
@@ -24,7 +27,7 @@ class Learner:
         self.config, self.device, train = config, device, config.train
         self.model = network_arguments(config, num_classes)
         self.initial_sha256 = initial.sha256 if initial else None
-        self.objective = objective(config.loss)
+        self.objective = objective(config.loss, train.global_batch)
         built = build_ccnet(**self.model)
         if initial:
             load_pretrained(built, initial, num_classes)
@@ -108,12 +111,15 @@ def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     return arguments
 
 
-def objective(loss: Loss) -> Objective:
-    """The loss with its configured terms."""
+def objective(loss: Loss, global_batch: int) -> Objective:
+    """The loss with its configured terms; OHEM's default counts images of the global batch."""
+    hard = loss.ohem.model_dump() if loss.ohem else {}
+    if hard and hard["min_kept"] is None:
+        hard["min_kept"] = PUBLISHED_KEPT * global_batch
     return Objective(
         aux_weight=loss.aux_weight,
         class_weights=loss.class_weights,
-        ohem=Ohem(**loss.ohem.model_dump()) if loss.ohem else None,
+        ohem=Ohem(**hard) if hard else None,
         consistency_weight=loss.consistency.weight if loss.consistency else 0.0,
         dice_weight=loss.dice_weight,
         lovasz_weight=loss.lovasz_weight,

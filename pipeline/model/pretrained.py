@@ -1,6 +1,7 @@
 """Reads the weights that a network starts from: a published checkpoint, which may be for other classes."""
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccnet import CCNet
+from ccnet.mmseg import trained_align_corners
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
+from pipeline.checkpoints.files import PROGRESS
 from pipeline.config.config import Config
 from pipeline.errors import ConfigError
 from pipeline.storage import disk
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,8 @@ def read_pretrained(config: Config) -> Pretrained | None:
         return None
     folder, slash, name = model.weights.rpartition("/")
     try:
-        data = open_store(folder + slash, config.storage).read(name)
+        store = open_store(folder + slash, config.storage)
+        data = store.read(name)
     except FileNotFoundError as error:
         raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
     room = disk.writing(Path(tempfile.gettempdir()), len(data))
@@ -64,6 +68,8 @@ def read_pretrained(config: Config) -> Pretrained | None:
         except ValueError as error:
             words = str(error).replace(f"{file}: ", "")
             raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
+        if any(name.startswith("head.") for name in state):
+            _refuse_another_resizing(config, _trained_align_corners(config, store, file))
     _refuse_another_network(config, architecture(state))
     return Pretrained(state, hashlib.sha256(data).hexdigest())
 
@@ -74,6 +80,8 @@ def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
     The classifiers stay random if they are for another number of classes, and the embedding if the checkpoint has none of the
     same shape. Raises ValueError that lists every other mismatch.
     """
+    if all(name.startswith(("backbone.", "pixel_")) for name in initial.state):
+        logger.info("model.weights holds a backbone alone: the heads start from random weights")
     ours, theirs = net.state_dict(), architecture(initial.state).get("num_classes", num_classes)
     fresh: tuple[str, ...] = CLASSIFIERS if theirs != num_classes else ()
     if _shape(ours, EMBEDDING) != _shape(initial.state, EMBEDDING):
@@ -86,6 +94,26 @@ def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
 
 def _shape(state: State, prefix: str) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)]
+
+
+def _trained_align_corners(config: Config, store: Store, file: Path) -> bool | None:
+    """`align_corners` of the training that wrote the checkpoint; None if it is not known."""
+    if config.model.weights_format == "mmseg":
+        return trained_align_corners(file)
+    if config.model.weights_format == "ccnet":  # a checkpoint of a run has its record beside it
+        model = json.loads(store.read(PROGRESS)).get("model", {}) if store.exists(PROGRESS) else {}
+        return bool(model["align_corners"]) if "align_corners" in model else config.model.align_corners is not False
+    return True
+
+
+def _refuse_another_resizing(config: Config, trained: bool | None) -> None:
+    said = config.model.align_corners
+    if trained is None and said is None:
+        fix = "false, as mmsegmentation's configs have it, or true, as those for crops of 769 x 769"
+        raise ConfigError([f"model.align_corners is not set, and model.weights does not tell how it was trained: set {fix}"])
+    if trained is not None and trained != (said is not False):
+        fix = f"set model.align_corners={str(trained).lower()}"
+        raise ConfigError([f"model.align_corners = {said is not False}: model.weights was trained with {trained} ({fix})"])
 
 
 def _refuse_another_network(config: Config, found: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ def examine(config: Config, manifest: Manifest, cluster: Mapping[str, float]) ->
         *precision(config, cluster.get("GPU", 0)),
         *compiler(config),
         *frozen(config),
+        *random_start(config),
+        *placed(config),
         *passes(config),
         *without_effect(config),
     ]
@@ -36,7 +38,7 @@ def losses(config: Config, manifest: Manifest) -> list[Finding]:
     if weights is not None and len(weights) != number:
         what = f"loss.class_weights has {len(weights)} values: {config.data.name} has {number} classes"
         found.append(Finding("error", what, "give one for each class"))
-    hard = objective(config.loss).ohem
+    hard = objective(config.loss, config.train.global_batch).ohem
     if problem := hard and hard.problem(config.train.global_batch, *config.data.crop_size):
         what, _, fix = problem.rpartition("; ")
         found.append(Finding("warning", f"loss.ohem.{what}", fix))
@@ -68,6 +70,24 @@ def frozen(config: Config) -> list[Finding]:
         return []
     what = "train.freeze_norm: without model.weights the backbone has statistics of 0 and 1, and keeps them"
     return [Finding("warning", what, "model.weights=..., or leave train.freeze_norm out")]
+
+
+def random_start(config: Config) -> list[Finding]:
+    """A large backbone without ImageNet weights, with which every published score was reached. Generated images are trials."""
+    model = config.model
+    if model.weights or model.backbone not in ("resnet50", "resnet101") or config.data.layout == "generated":
+        return []
+    what = f"model.weights: {model.backbone} starts from random weights, and published scores are those of an ImageNet backbone"
+    return [Finding("warning", what, "model.weights=FILE with an ImageNet backbone, or model.backbone=resnet18")]
+
+
+def placed(config: Config) -> list[Finding]:
+    """Crops in which the cells of a network that does not align corners lie elsewhere than in images of 8k pixels."""
+    model, crop = config.model, config.data.crop_size
+    if model.variant != "mmseg" or model.align_corners is not False or not any(side % 8 for side in crop):
+        return []
+    what = f"data.crop_size = {list(crop)}: with model.align_corners=false features and pixels align in crops of 8k pixels"
+    return [Finding("warning", what, f"data.crop_size={[side // 8 * 8 for side in crop]}")]
 
 
 def passes(config: Config) -> list[Finding]:

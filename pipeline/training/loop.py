@@ -117,7 +117,9 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     if log:
         announce(run.stop_flag, training=True)
     for batch in throughput.timed(batches):
-        learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
+        learning_rate = poly_learning_rate(
+            train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
+        )
         with smaller_passes(run.checkpoints, config, learner.micro_batch, batch.step):
             result = learner.step(batch.image, batch.label, step=batch.step, rows=batch.rows, learning_rate=learning_rate)
         throughput.step_done()

@@ -114,6 +114,20 @@ def test_classes_equal_predict_classes(exported: Exported) -> None:
     assert torch.cat(equal).float().mean() > 0.9999
 
 
+def test_without_aligned_corners_the_file_and_predict_classes_agree(tmp_path: Path) -> None:
+    """predict_classes gives the masks of mmsegmentation: tests/pipeline/evaluation/test_inference.py."""
+    net, path = network(0), tmp_path / "net.onnx"
+    aligned = [predict_classes(net, image) for image in images()]
+    net.align_corners = False
+    export_onnx(net, path, result="classes")
+    expected = [predict_classes(net, image) for image in images()]
+    equal = torch.cat([(a == b).flatten() for a, b in zip(expected, run(path), strict=True)])
+    other = torch.cat([(a == b).flatten() for a, b in zip(expected, aligned, strict=True)])
+    assert equal.float().mean() > 0.9999 > other.float().mean()
+    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["align_corners"] == "False"
+    assert max(check_onnx(path, net).values()) <= 1e-4
+
+
 def test_the_file_is_checked_complete_and_free_in_batch_height_and_width(exported: Exported) -> None:
     path, _ = exported(WHOLE)
     onnx.checker.check_model(str(path), full_check=True)

@@ -47,3 +47,16 @@ def test_the_rate_rises_to_the_schedule() -> None:
 def test_a_negative_warm_up_is_refused():
     with pytest.raises(ValueError, match="warmup_steps = -3: must be >= 0"):
         poly_learning_rate(0.1, 0, 10, warmup_steps=-3)
+
+
+def test_the_rate_ends_at_the_smallest_as_in_mmsegmentation():
+    """0.01 to 1e-4 over 80,000 steps: PolyLrUpdaterHook of mmcv 1, with which the published checkpoints were trained."""
+    rates = [poly_learning_rate(0.01, step, 80_000, 0.9, min_lr=1e-4) for step in (0, 40_000, 79_999, 80_000)]
+    assert rates == pytest.approx([0.01, 5.405279e-3, 1.003827e-4, 1e-4], rel=1e-6)
+    assert poly_learning_rate(0.3, 7, 10, 0.9, min_lr=0.0) == 0.3 * (1.0 - 7 / 10) ** 0.9  # to the bit
+
+
+@pytest.mark.parametrize("smallest", [-1e-4, 0.02, float("nan")])
+def test_a_smallest_rate_outside_the_schedule_is_refused(smallest):
+    with pytest.raises(ValueError, match=r"min_lr = .*: must be 0 to the base rate 0.01"):
+        poly_learning_rate(0.01, 0, 10, min_lr=smallest)

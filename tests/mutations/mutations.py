@@ -95,11 +95,15 @@ MUTATIONS = (
         file="pipeline/training/loop.py",
         old="""\
     for batch in throughput.timed(batches):
-        learning_rate = poly_learning_rate(train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps)
+        learning_rate = poly_learning_rate(
+            train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
+        )
 """,
         new="""\
     for taken, batch in enumerate(throughput.timed(batches)):
-        learning_rate = poly_learning_rate(train.learning_rate, taken, train.steps, train.power, train.warmup_steps)
+        learning_rate = poly_learning_rate(
+            train.learning_rate, taken, train.steps, train.power, train.warmup_steps, train.min_lr
+        )
 """,
         test=RESUMED,
     ),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ccnet import Output
 from ccnet.losses import PUBLISHED, Objective, Ohem, category_consistent, cross_entropy, mean
@@ -121,3 +122,18 @@ def test_the_extent_of_a_label_is_the_count_of_cross_entropy():
         assert objective.extent(label) == objective.terms(output, label)["main"][2]
     assert PUBLISHED.extent(label) == (2 * 33 - 7) * 33
     assert PUBLISHED.extent(torch.full_like(label, 255)) == 0
+
+
+def test_every_term_is_resized_as_the_network_was_trained():
+    output = Output(*(torch.randn(2, channels, 4, 4).double() for channels in (3, 3, 16)))
+    label = torch.randint(0, 3, (2, 32, 32))
+    whole = Objective(ohem=Ohem(0.9, 64, 1), dice_weight=1.0, lovasz_weight=1.0)
+    terms = whole.terms(output, label, align_corners=False)
+    enlarged = [F.interpolate(x, (32, 32), mode="bilinear", align_corners=False) for x in output[:2]]
+    cells = torch.stack([image[4::8, 4::8] for image in label])
+    expected = whole.terms(Output(*enlarged), label) | {"consistency": (1.0, *category_consistent(output.embedding, cells))}
+    assert {name: float(total) for name, (_, total, _) in terms.items()} == pytest.approx(
+        {name: float(total) for name, (_, total, _) in expected.items()}
+    )
+    aligned = whole.terms(output, label)
+    assert all(float(aligned[name][1]) != pytest.approx(float(terms[name][1])) for name in terms)

@@ -27,8 +27,17 @@ def learner(*overrides: str) -> Learner:
 
 
 def test_the_published_loss_is_the_default() -> None:
-    assert objective(Loss()) == Objective()
-    assert objective(Loss.model_validate({"ohem": {}})) == Objective(ohem=Ohem())
+    assert objective(Loss(), 8) == Objective()
+    assert objective(Loss.model_validate({"ohem": {}}), 2) == Objective(ohem=Ohem())
+    assert objective(Loss.model_validate({"ohem": {"min_kept": 7}}), 8) == Objective(ohem=Ohem(min_kept=7))
+
+
+def test_mining_in_the_cityscapes_recipe_keeps_what_the_published_one_does() -> None:
+    """The README's --ohem-thres 0.7 --ohem-keep 100000 of each GPU; the script's bare --ohem takes 0.6 and 200,000."""
+    config = load("jobs/configs/cityscapes_r101.yaml", ["loss.ohem={}"])
+    gpus, per_gpu = 4, 100_000
+    assert config.train.global_batch == gpus * 2
+    assert objective(config.loss, config.train.global_batch).ohem == Ohem(thresh=0.7, min_kept=gpus * per_gpu)
 
 
 def test_every_configured_loss_is_a_term_of_the_step() -> None:

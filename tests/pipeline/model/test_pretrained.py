@@ -1,5 +1,6 @@
 """A network starts from the checkpoint in `model.weights`, or an error names the mistake."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ccnet import build_ccnet
-from pipeline.config.load import load
+from pipeline.config.load import load, override
 from pipeline.errors import ConfigError
+from pipeline.model.learner import network_arguments
 from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Pretrained, load_pretrained, read_pretrained
 from pipeline.storage.store import Store
+from tests.ccnet.test_weights import blank
 
 
 def config(weights: Path | str | None, form: str = "ccnet", *overrides: str) -> Any:
@@ -91,3 +94,65 @@ def test_what_is_wrong_is_named_with_the_setting(tmp_path: Path) -> None:
         "model.backbone = 'resnet50': model.weights is of 'resnet18' (set model.backbone=resnet18)",
         "model.stem = 'deep': model.weights is of 'plain' (set model.stem=plain)",
     ]
+
+
+def published(tmp_path: Path, name: str, **content: Any) -> Any:
+    """Settings that start from a file of mmsegmentation: a ResNet-50 CCNet of ones."""
+    torch.save(content | {"state_dict": blank("mmseg", "resnet50")}, tmp_path / name)
+    return config(tmp_path / name, "mmseg", "model.backbone=resnet50", "model.variant=mmseg")
+
+
+NAMED = "ccnet_r50-d8_{}_80k_cityscapes_20200617_010421-869a3423.pth"
+WRONG = "model.align_corners = True: model.weights was trained with False (set model.align_corners=false)"
+
+
+@pytest.mark.parametrize(
+    ("name", "config_text", "trained"),
+    [
+        (NAMED.format("512x1024"), "", False),
+        (NAMED.format("769x769"), "", True),
+        ("own.pth", "decode_head=dict(\n type='CCHead', align_corners=False), auxiliary_head=dict(align_corners=False)", False),
+        ("own.pth", "decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True)", True),
+    ],
+)
+def test_weights_of_mmsegmentation_are_resized_as_they_were_trained(
+    tmp_path: Path, name: str, config_text: str, trained: bool
+) -> None:
+    """A net trained with align_corners=False, on crops of 8k pixels, scores less with True, and the reverse."""
+    settings = published(tmp_path, name, meta={"config": config_text, "CLASSES": ("a", "b")})
+    right = override(settings, {"model.align_corners": trained})
+    assert read_pretrained(right) is not None
+    assert network_arguments(right, 19)["align_corners"] is trained
+    if not trained:
+        assert mistakes(settings) == [WRONG]  # true is the default
+
+
+def test_weights_that_do_not_tell_how_they_were_trained_need_the_setting(tmp_path: Path) -> None:
+    settings = published(tmp_path, "own.pth")
+    (line,) = mistakes(settings)
+    assert line.startswith("model.align_corners is not set, and model.weights does not tell how it was trained: set false, as ")
+    assert read_pretrained(override(settings, {"model.align_corners": True})) is not None
+
+
+def test_weights_of_a_run_are_resized_as_its_record_says(tmp_path: Path) -> None:
+    torch.save(net().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "progress.json").write_text('{"model": {"align_corners": false}}')
+    assert mistakes(config(tmp_path / "net.pt")) == [WRONG]
+    assert read_pretrained(config(tmp_path / "net.pt", "ccnet", "model.align_corners=false")) is not None
+
+
+def test_the_imagenet_backbone_of_mmsegmentation_starts_the_backbone_alone(tmp_path: Path, caplog: Any) -> None:
+    whole = blank("mmseg", "resnet50")
+    alone = {name.removeprefix("backbone."): value for name, value in whole.items() if name.startswith("backbone.")}
+    torch.save({"state_dict": alone | {"fc.weight": torch.ones(1000, 2048), "fc.bias": torch.ones(1000)}}, tmp_path / "v1c.pth")
+    settings = config(tmp_path / "v1c.pth", "mmseg", "model.backbone=resnet50", "model.variant=mmseg")
+    initial = read_pretrained(settings)
+    assert initial is not None
+    learner = build_ccnet(**network_arguments(settings, 6))
+    head = learner.head.conva[0].weight.clone()
+    with caplog.at_level(logging.INFO, logger="pipeline.model.pretrained"):
+        load_pretrained(learner, initial, 6)
+    assert caplog.messages == ["model.weights holds a backbone alone: the heads start from random weights"]
+    assert torch.equal(learner.head.conva[0].weight, head)
+    assert torch.equal(learner.backbone.conv3.weight, torch.ones(64, 32, 3, 3))
+    assert learner.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
