@@ -61,16 +61,15 @@ class _Deployed(nn.Module):
 Result: TypeAlias = Literal["logits", "classes"]
 
 
-def export_program(
-    net: CCNet, *, result: Result = "logits", size: tuple[int, int] | None = None
-) -> torch.export.ExportedProgram:
+def export_program(net: CCNet, *, result: Result = "logits", size: tuple[int, int] | None = None) -> torch.export.ExportedProgram:
     """The network as a program for `torch.export.save` and `torch._inductor.aoti_compile_and_package`, on the CPU in float32.
 
     Input and output are those of `export_onnx`. The dimensions `batch`, `height` and `width` (9 to 4,096 pixels) are free, the
-    last two unless `size` (height, width) fixes them, which the compiler of torch 2.13 needs. A program whose output is the whole `Output`, traced by torch.export.export(net, (image,)),
-    can be saved too; `import ccnet` before loading it. With free dimensions of one's own, torch.export.export needs
-    prefer_deferred_runtime_asserts_over_guards=True, as here, or height and width as 8 * Dim(...) + 1: otherwise it stops with
-    "Constraints violated", because it cannot prove how pooling rounds the sizes. ValueError as of `export_onnx`.
+    last two unless `size` (height, width) fixes them, which the compiler of torch 2.13 needs. A program whose output is the whole
+    `Output`, traced by torch.export.export(net, (image,)), can be saved too; `import ccnet` before loading it. With free
+    dimensions of one's own, torch.export.export needs prefer_deferred_runtime_asserts_over_guards=True, as here, or height and
+    width as 8 * Dim(...) + 1: otherwise it stops with "Constraints violated", because it cannot prove how pooling rounds the
+    sizes. ValueError as of `export_onnx`.
     """
     _check(net, result)
     free = {0: torch.export.Dim("batch", min=1, max=1024)}

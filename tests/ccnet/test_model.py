@@ -107,7 +107,9 @@ def test_the_first_gamma_is_chosen_and_the_attention_can_be_turned_off(recurrenc
 
 @pytest.mark.parametrize("gamma", [float("nan"), float("inf")])
 def test_gamma_starts_at_a_finite_number(gamma):
-    with pytest.raises(ValueError, match=r"gamma_init = (nan|inf): must be a finite number \(0 as published, 1 as in the paper\)"):
+    with pytest.raises(
+        ValueError, match=r"gamma_init = (nan|inf): must be a finite number \(0 as published, 1 as in the paper\)"
+    ):
         build_ccnet(backbone="small", num_classes=3, recurrence=2, gamma_init=gamma)
 
 
