@@ -109,7 +109,7 @@ def train_step(
     losses = {name: torch.stack([each[name] for each in passes]).sum() for name in passes[0]}
     gradient_norm, applied = _apply(optimizer, losses["loss"], clip_norm, scaler)
     for buffers, kept in zip(_buffers_by_kind(net), before, strict=True):
-        parts = torch.where(applied, _joined(buffers), kept).split([buffer.numel() for buffer in buffers])
+        parts = torch.split(torch.where(applied, _joined(buffers), kept), [buffer.numel() for buffer in buffers])
         torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
     if average is not None:
         average.update(net, step, applied)

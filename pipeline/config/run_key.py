@@ -31,8 +31,8 @@ def shaping(record: dict[str, Any]) -> dict[str, Any]:
     kept = {name: record[name] for name in ("seed", "data", "model", "train", "loss")}
     for name, settings in NOT_SHAPING.items():
         kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
-    for name, settings in ADDED.items():
-        kept[name] = {key: value for key, value in kept[name].items() if key not in settings or value != settings[key]}
+    for name, added in ADDED.items():
+        kept[name] = {key: value for key, value in kept[name].items() if key not in added or value != added[key]}
     side = kept["data"]["crop_size"]
     kept["data"]["crop_size"] = [side, side] if isinstance(side, int) else side  # older records may hold one number
     return kept
