@@ -214,6 +214,11 @@ class CCNet(nn.Module):
         return Output(logits, None if self.auxiliary is None else self.auxiliary(layer3), embedding)
 
 
+def default_stem(backbone: str, variant: str) -> Stem:
+    """The stem of a network for which none is chosen: that of the variant, and "slim" for the backbone "small"."""
+    return "slim" if backbone == "small" else VARIANTS[variant].stem
+
+
 def build_ccnet(
     *,
     backbone: str,
@@ -273,7 +278,7 @@ def build_ccnet(
     net = ResNet(
         backbone,
         zero_init_residual,
-        stem=stem or ("slim" if backbone == "small" else v.stem),
+        stem=stem or default_stem(backbone, variant),
         ceil_mode=v.ceil_mode,
         contract_dilation=v.contract_dilation,
         init=init,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnet.model import PIXEL_MEAN, build_ccnet
-from ccnet.resnet import BLOCKS_PER_STAGE
+from ccnet.resnet import BASIC, BLOCKS_PER_STAGE
 
 State = dict[str, Tensor]
 Names = tuple[tuple[str, str], ...]  # (their prefix, our prefix); the first match is used
@@ -174,12 +174,13 @@ def architecture(state: State) -> dict[str, Any]:
     """Keyword arguments of build_ccnet for a converted state, except `recurrence`, which no checkpoint stores.
 
     They are backbone and stem; with the heads also num_classes, variant and auxiliary; with an embedding also its width. The
-    variant is recognised by a slim stem or by the auxiliary head; without either the state counts as official. A state that fits
-    no architecture gets the nearest one; `load` and the conversions then list what is missing, left over or of another shape.
+    variant is recognised by a slim stem (unless the backbone is small) or by the auxiliary head; without either the state
+    counts as official. A state that fits no architecture gets the nearest one; `load` and the conversions then list what is
+    missing, left over or of another shape.
     """
     num_blocks = len({name.split(".")[2] for name in state if name.startswith("backbone.layer3.")})
     basic = not any(name.startswith("backbone.layer") and ".conv3." in name for name in state)
-    kind = ("resnet18", "resnet34") if basic else ("resnet50", "resnet101")
+    kind = BASIC if basic else ("resnet50", "resnet101")
     nearest = min(kind, key=lambda name: abs(BLOCKS_PER_STAGE[name][2] - num_blocks))
     third = state.get("backbone.bn3.weight")
     found: dict[str, Any] = {"backbone": nearest, "stem": "plain"}
@@ -191,7 +192,7 @@ def architecture(state: State) -> dict[str, Any]:
         sizes = [state[name].shape[0] for name in scores if name in state and state[name].ndim]
         found["num_classes"] = sizes[0] if sizes else 2
         found["auxiliary"] = auxiliary
-        of_mmseg = found["stem"] == "slim" or (auxiliary and "auxiliary.0.bias" not in state)
+        of_mmseg = (found["stem"] == "slim" and nearest != "small") or (auxiliary and "auxiliary.0.bias" not in state)
         found["variant"] = "mmseg" if of_mmseg else "official"
     if (embedding := state.get("embedding.weight")) is not None:
         found["embedding_channels"] = embedding.shape[0]

@@ -37,7 +37,7 @@ def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.
                 # The rarest class in the first image, a more frequent one in each further image.
                 attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
     pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
-    if net.gamma is not None:
+    if attended:
         note = f"gamma {net.gamma:.4f}"
         pictures["attention"] = figures.attention_panel(attended, note, align_corners=net.align_corners)
     return pictures

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ccnet import CCNet
 from ccnet.mmseg import trained_align_corners
+from ccnet.model import default_stem
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
 from pipeline.checkpoints.files import PROGRESS
 from pipeline.config.config import Config
@@ -119,7 +120,7 @@ def _refuse_another_resizing(config: Config, trained: bool | None) -> None:
 def _refuse_another_network(config: Config, found: dict[str, Any]) -> None:
     wanted = {"backbone": config.model.backbone, "variant": config.model.variant, "stem": config.model.stem}
     if wanted["stem"] is None:
-        wanted["stem"] = "slim" if config.model.variant == "mmseg" else "deep"
+        wanted["stem"] = default_stem(config.model.backbone, config.model.variant)
     differing = [
         f"model.{key} = {value!r}: model.weights is of {found[key]!r} (set model.{key}={found[key]})"
         for key, value in wanted.items()

@@ -24,7 +24,7 @@ from tests.support.checkpoints import saved, trained
 from tests.support.folders import rows_of
 
 ROOT = Path(__file__).parents[2]
-TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "train.steps=10", "train.global_batch=4"]
+TINY = ["data.generated={num_train: 8, num_val: 4, size: 65}", "data.crop_size=65", "train.steps=10", "train.global_batch=4"]
 
 
 def config(root: Path, **sections: dict[str, Any]) -> Config:

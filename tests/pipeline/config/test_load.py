@@ -163,7 +163,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 def test_losses_come_with_the_published_values() -> None:
     config = parse(tree(loss={"ohem": {}, "consistency": {}}))
-    assert (config.loss.ohem.thresh, config.loss.ohem.min_kept, config.loss.ohem.factor) == (0.7, 100_000, 8)
+    assert (config.loss.ohem.thresh, config.loss.ohem.min_kept, config.loss.ohem.factor) == (0.7, None, 8)
     assert (config.loss.consistency.weight, config.loss.consistency.channels) == (1.0, 16)
 
 

@@ -23,7 +23,7 @@ def config(weights: Path | str | None, form: str = "ccnet", *overrides: str) -> 
 
 
 def net(num_classes: int = 6, **others: Any) -> Any:
-    return build_ccnet(backbone="resnet18", num_classes=num_classes, recurrence=2, **others)
+    return build_ccnet(backbone="small", num_classes=num_classes, recurrence=2, **others)
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str]) -> bool:
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named_with_the_setting(tmp_path: Path) -> None:
     assert "from_mmseg: cannot convert this checkpoint" in line
     torch.save(net(stem="plain").state_dict(), file)
     assert mistakes(config(file, "ccnet", "model.backbone=resnet50")) == [
-        "model.backbone = 'resnet50': model.weights is of 'resnet18' (set model.backbone=resnet18)",
+        "model.backbone = 'resnet50': model.weights is of 'small' (set model.backbone=small)",
         "model.stem = 'deep': model.weights is of 'plain' (set model.stem=plain)",
     ]
 
