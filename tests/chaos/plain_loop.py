@@ -36,9 +36,10 @@ def train(config: Config, threads: int) -> Learner:
     feed = Feed(config, open_data(config), 0, distributed.world_size())
     learner = Learner(config, len(feed.manifest.class_names), torch.device("cpu"))
     learner.distribute()
-    for step in range(config.train.steps):
+    rates = config.train
+    for step in range(rates.steps):
         image, label, _ = feed.crops(feed.sampler.positions(step, step + 1, distributed.rank(), feed.workers))
-        rate = poly_learning_rate(config.train.learning_rate, step, config.train.steps, config.train.power)
+        rate = poly_learning_rate(rates.learning_rate, step, rates.steps, rates.power, rates.warmup_steps, rates.min_lr)
         learner.step(torch.from_numpy(np.moveaxis(image, 3, 1)), torch.from_numpy(label), step=step, learning_rate=rate)
     return learner
 
