@@ -50,6 +50,7 @@ DEMO = ("train.steps=30", "train.validate_every=5", *ALIKE)
 TINY = (
     "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
     "train.steps=15", "train.validate_every=5", "train.learning_rate=0.01", *ALIKE,
+    "model.backbone=resnet18", "model.gamma_init=0", "train.warmup_steps=0",  # steps of the small one are over before a strike
 )  # fmt: skip
 MARK = "CCNET_CHAOS_MARK"
 NODE = {"num_cpus": 3, "object_store_memory": 200 * 2**20}

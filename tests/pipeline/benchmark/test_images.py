@@ -30,8 +30,9 @@ from tests.support.sources import find_splits
 
 # Ray Data's settings object raises Ray's own deprecation warnings; its batches are read-only, and nothing writes to them.
 pytestmark = pytest.mark.filterwarnings(
-    r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.", "ignore:The given NumPy array is not writable"
-)
+    r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.", "ignore:The given NumPy array is not writable",
+    "ignore:.*ray-data-dataset_:pytest.PytestUnraisableExceptionWarning",  # Ray Data does not close the log of a data set
+)  # fmt: skip
 
 MIB = 2**20
 

@@ -35,4 +35,4 @@ def test_a_run_starts_with_the_checks(tmp_path: Path, local_ray: None, caplog: p
         "(train.cpus_per_worker=0.5)",
         f"model.weights = {tmp_path}/no.pth: no such file",
     ]
-    assert any(message.startswith("warning: loss.ohem.min_kept = 100000: at least all pixels") for message in caplog.messages)
+    assert any(message.startswith("warning: loss.ohem.min_kept = 400000: at least all pixels") for message in caplog.messages)
