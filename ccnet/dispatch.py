@@ -16,7 +16,7 @@ SWITCH = "CCNET_KERNELS"
 LEAST_CAPABILITY = (8, 0)
 """Below it Triton has no tensor cores: the kernels compile, but each thread keeps 7 to 9 KB of registers in memory."""
 SHARED_MEMORY = {torch.bfloat16: 81920, torch.float16: 81920, torch.float32: 98304, torch.float64: 98304}
-"""Bytes of shared memory that the largest launch needs."""
+"""Bytes of shared memory of a block in the largest launch, compiled for capability 8.0 (9.0 takes more, of which it has more)."""
 
 
 def kernels(x: Tensor) -> ModuleType | None:

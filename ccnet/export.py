@@ -66,8 +66,8 @@ def export_program(net: CCNet, *, result: Result = "logits", size: tuple[int, in
 
     Input and output are those of `export_onnx`. The dimensions `batch`, `height` and `width` (9 to 4,096 pixels) are free, the
     last two unless `size` (height, width) fixes them, which the compiler of torch 2.13 needs. A program whose output is the whole
-    `Output`, traced by torch.export.export(net, (image,)), can be saved too; `import ccnet` before loading it. With free
-    dimensions of one's own, torch.export.export needs prefer_deferred_runtime_asserts_over_guards=True, as here, or height and
+    `Output`, traced by torch.export.export(net, (image,)), can be saved too; `import ccnet` before loading it. With other
+    free dimensions torch.export.export needs prefer_deferred_runtime_asserts_over_guards=True, as here, or height and
     width as 8 * Dim(...) + 1: otherwise it stops with "Constraints violated", because it cannot prove how pooling rounds the
     sizes. ValueError as of `export_onnx`.
     """

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ccnet.labels import check_images
 from ccnet.losses import resize_logits
 from ccnet.model import Output
 
@@ -196,9 +197,7 @@ def _predict(
     """The scores of each image, computed in blocks of rows; each block goes through `finish`, and the results are joined."""
     if isinstance(net, DistributedDataParallel):
         raise ValueError("net is wrapped in DistributedDataParallel: pass net.module (the wrapper would wait for all workers)")
-    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
-        came = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image is {came}: must be a tensor [B, 3, H, W] of at least one image (of one image: image[None])")
+    check_images(image)
     net.eval()
     # Checked by name and not by the protocol, because a compiled net only forwards these attributes.
     scorer = cast(Scorer, net) if hasattr(net, "normalise") and hasattr(net, "scores") else _Bare(net)

@@ -9,14 +9,19 @@ from ccnet.metrics import as_ids, check_ids
 IGNORED = 255
 
 
+def check_images(image: Shaped[Tensor, "B C H W"]) -> None:
+    """ValueError unless it is a tensor of four dimensions, none of them 0."""
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
+        came = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image is {came}: must be a tensor [B, 3, H, W] of at least one image (of one image: image[None])")
+
+
 def checked_label(image: Shaped[Tensor, "B 3 H W"], label: Integer[Tensor, "B H W"]) -> Integer[Tensor, "B H W"]:
     """The label in a dtype of `as_ids`; reads shapes and types only.
 
     ValueError unless image is [B, 3, H, W] and there is one label of integers for each image, of the image's size.
     """
-    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
-        came = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image is {came}: must be a tensor [B, 3, H, W] of at least one image (of one image: image[None])")
+    check_images(image)
     ids = as_ids("label", label)
     batch, channels, *size = image.shape
     if channels != 3 and image.shape[-1] == 3:

@@ -84,8 +84,8 @@ class ResNet(nn.Module):
     """ResNet that keeps its resolution after layer2: layer3 has dilation 2, layer4 dilation 4.
 
     An edge of n = 8k + 1 pixels, the aligned input size, gives k + 1 features. `backbone` "small" ends after layer2, with one
-    block a stage: a feature sees 55 pixels in each direction, with the head's three 3x3 convolutions 103. Its layer3 and layer4
-    pass layer2's features on. The defaults are those of the published CCNet. The options are for related networks:
+    block a stage: a feature sees 55 x 55 pixels, a score without attention 103 x 103. Its layer3 and layer4 pass layer2's
+    features on. The defaults are those of the published CCNet. The options are for related networks:
     stem: "deep" is three 3x3 convolutions of 64, 64, 128 channels, "slim" the same with 32, 32, 64 (ResNetV1c of mmsegmentation),
     "plain" one 7x7 convolution of 64 (torchvision).
     ceil_mode: that of the pooling after the stem. With it any n gives floor((n + 1) / 8) + 1 features, without it ceil(n / 8).

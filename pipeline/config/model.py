@@ -9,7 +9,7 @@ from pipeline.config.base import Address, Section
 
 class Model(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet101"
-    """Dilated deep-stem ResNet, output stride 8; `small` sees 55 pixels: what lies farther away, only attention brings."""
+    """Dilated deep-stem ResNet, output stride 8; `small` sees 55 x 55 pixels: only attention brings what lies outside."""
     recurrence: int = Field(ge=0, le=8, strict=True)
     """R, passes of the criss-cross attention; the paper uses 2, and 0 trains without attention."""
     init: Literal["kaiming", "published"] = "kaiming"

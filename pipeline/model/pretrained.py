@@ -101,9 +101,10 @@ def _trained_align_corners(config: Config, store: Store, file: Path) -> bool | N
     """`align_corners` of the training that wrote the checkpoint; None if it is not known."""
     if config.model.weights_format == "mmseg":
         return trained_align_corners(file)
-    if config.model.weights_format == "ccnet":  # a checkpoint of a run has its record beside it
-        model = json.loads(store.read(PROGRESS)).get("model", {}) if store.exists(PROGRESS) else {}
-        return bool(model["align_corners"]) if "align_corners" in model else config.model.align_corners is not False
+    if config.model.weights_format == "ccnet":
+        if not store.exists(PROGRESS):  # a file alone, not the folder of a run's checkpoint: taken as configured
+            return config.model.align_corners is not False
+        return bool(json.loads(store.read(PROGRESS)).get("model", {}).get("align_corners", True))  # older records: aligned
     return True
 
 

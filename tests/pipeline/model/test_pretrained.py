@@ -139,6 +139,10 @@ def test_weights_of_a_run_are_resized_as_its_record_says(tmp_path: Path) -> None
     (tmp_path / "progress.json").write_text('{"model": {"align_corners": false}}')
     assert mistakes(config(tmp_path / "net.pt")) == [WRONG]
     assert read_pretrained(config(tmp_path / "net.pt", "ccnet", "model.align_corners=false")) is not None
+    (tmp_path / "progress.json").write_text('{"model": {}}')  # of a version that always aligned
+    assert read_pretrained(config(tmp_path / "net.pt")) is not None
+    (mistake,) = mistakes(config(tmp_path / "net.pt", "ccnet", "model.align_corners=false"))
+    assert "model.weights was trained with True (set model.align_corners=true)" in mistake
 
 
 def test_the_imagenet_backbone_of_mmsegmentation_starts_the_backbone_alone(tmp_path: Path, caplog: Any) -> None:
