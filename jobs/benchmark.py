@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    return main(run, argv)
+
+
 def run(config: "Config") -> int:
     """Prints each figure as a JSON line as soon as it is measured, and a table for each data set and store, or for each map."""
     from pipeline.benchmark.benchmark import benchmark
@@ -19,4 +24,4 @@ def run(config: "Config") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -2,13 +2,16 @@
 
 import atexit
 import gc
+import inspect
 import io
 import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
+from jobs import usage
 from pipeline.config.config import Config
 from pipeline.config.load import load
 from pipeline.errors import ConfigError, PipelineError
@@ -28,12 +31,10 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & {*arguments}:
-        print(sys.modules[verb.__module__].__doc__)
+        print(usage.help_of(_name(verb)))
         return 0
     if not arguments or arguments[0].startswith("-"):
-        started = getattr(sys.modules["__main__"], "__spec__", None)
-        name = started.name if started and verb.__module__ == "__main__" else verb.__module__
-        print(f"usage: python -m {name} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
+        print(f"usage: {usage.started_as(_name(verb))} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
         return 2
     try:
         config = load(arguments[0], arguments[1:])
@@ -62,6 +63,11 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
             sys.modules["ray"].shutdown()  # otherwise late lines of its processes would follow the answer
         print(answer, file=sys.stderr)
         return code
+
+
+def _name(verb: Callable[[Config], int]) -> str:
+    """The verb's name, that of its module, which may run as `__main__`."""
+    return Path(inspect.getfile(verb)).stem
 
 
 _STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    return main(run, argv)
+
+
 def run(config: "Config") -> int:
     """Prints the table and the protocol under which its numbers were measured."""
     from pipeline.evaluation.evaluate import evaluate
@@ -21,4 +26,4 @@ def run(config: "Config") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

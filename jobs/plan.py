@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 STRICT = "--strict"
 
 
-def command(argv: list[str]) -> int:
+def command(argv: list[str] | None = None) -> int:
     """Runs the command line; --strict may be at any place."""
+    argv = sys.argv[1:] if argv is None else argv
     return main(lambda config: run(config, strict=STRICT in argv), [word for word in argv if word != STRICT])
 
 
@@ -30,4 +31,4 @@ def run(config: "Config", *, strict: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(sys.argv[1:]))
+    sys.exit(command())

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    return main(run, argv)
+
+
 def run(config: "Config") -> int:
     """Prints the address of each mask and overlay, then what is wrong with each image that was not predicted."""
     from pipeline.evaluation.predict import predict
@@ -25,4 +30,4 @@ def run(config: "Config") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    return main(run, argv)
+
+
 def run(config: "Config") -> int:
     """Prints the account of the source's files, and the splits and classes of the prepared data set."""
     from pipeline.data.prepare import prepare
@@ -23,4 +28,4 @@ def run(config: "Config") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -1,4 +1,4 @@
-"""Runs a verb on a cluster through Ray's job API: `python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`.
+"""`python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`: runs a verb on a cluster, through Ray's job API.
 
 This folder is sent as the job's working directory, without what .gitignore names. The log is streamed, and the exit code is the
 job's. Ctrl-C stops the job.
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.stack_env import environment
+from jobs.usage import SECTIONS
 from pipeline.tracking.provenance import describe_commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("prepare", "plan", "train", "tune", "evaluate", "predict", "export", "benchmark")
+VERBS = tuple(SECTIONS)
 USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
 EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
 """Folders that are never sent, even if .gitignore does not name them; Ray itself excludes .git and .venv."""
@@ -120,8 +121,12 @@ def _wait(client: "JobSubmissionClient", job: str) -> None:
         time.sleep(0.2)
 
 
-def main(argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the job's exit code, 2 if it could not be submitted."""
     arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & {*arguments}:
+        print(__doc__)
+        return 0
     detach = "--detach" in arguments
     words = [word for word in arguments if word != "--detach"]
     if len(words) < 2 or any(word.startswith("-") for word in words):
@@ -142,4 +147,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
+def command(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    return main(run, argv)
+
+
 def run(config: "Config") -> int:
     """Prints the trials, best first, the best trial's per-class table and the address of the run."""
     from pipeline.tracking.runs import page
@@ -22,4 +27,4 @@ def run(config: "Config") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -7,11 +7,21 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from pipeline.formatting import name_fault
 
 OUTPUT_STRIDE = 8
+NAME = "[a-z0-9][a-z0-9_-]*"
 LONGEST_NAME = 256
 """Characters of an experiment's or a registered model's name: what MLflow's databases hold."""
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a submitted job, whose folder is a temporary copy
@@ -87,7 +97,7 @@ def _in_writing(value: str) -> str:
 
 
 def _plain(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
+    if not re.fullmatch(NAME, value):
         fix = re.sub(r"[^a-z0-9_-]+", "-", value.lower()).strip("-_") or "mine"
         raise ValueError(f"becomes a folder and a part of run keys: use a-z, 0-9, - and _ only (try {fix})")
     return value
@@ -110,11 +120,13 @@ Address = Annotated[str, AfterValidator(_absolute_url)]
 """`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
 Root = Annotated[Address, AfterValidator(_without_empty_parts), AfterValidator(_in_writing)]
 """An address below which this project makes folders of its own; without a slash at the end."""
-Name = Annotated[str, AfterValidator(_plain)]
+Name = Annotated[str, AfterValidator(_plain), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
 """Lower-case letters, digits, `-` and `_`."""
 Sides = Annotated[
     tuple[int, int],
-    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
+    BeforeValidator(
+        lambda value: (value, value) if isinstance(value, int) else value, json_schema_input_type=int | tuple[int, int]
+    ),
     AfterValidator(_check_aligned),
 ]
 """(height, width) in pixels, each 8k + 1, so that features and pixels align; one number means both. `Config` allows 8k as well,

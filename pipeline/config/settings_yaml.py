@@ -1,4 +1,4 @@
-"""Reads the YAML of settings: numbers and words as YAML 1.2 reads them, and no key twice."""
+"""Reads and writes the YAML of settings: numbers and words as YAML 1.2 reads them, and no key twice."""
 
 import re
 from typing import Any
@@ -23,6 +23,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that YAML 1.1 or 1.2 would read as something else."""
+
+
+_Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True))
 _Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
 for _tag, _pattern, _first in [
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -32,7 +37,8 @@ for _tag, _pattern, _first in [
      "-+0123456789."),
     ("merge", r"<<", "<"),
 ]:  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -47,3 +53,8 @@ def parse_yaml(text: str | bytes) -> Any:
         raise ValueError(f"not valid YAML: {where}{' '.join(str(error.problem).split())}{fix}") from error
     except RecursionError as error:
         raise ValueError("not valid YAML: lists or sections are nested too deep") from error
+
+
+def dump_yaml(tree: Any) -> str:
+    """The YAML text that `parse_yaml` reads as `tree`."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

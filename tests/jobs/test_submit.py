@@ -45,5 +45,5 @@ def test_an_absolute_path_under_the_folder_becomes_relative(folder: Path) -> Non
 def test_a_mistake_is_explained_without_a_traceback(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert submit.main(arguments) == 2
+    assert submit.command(arguments) == 2
     assert message in capsys.readouterr().err

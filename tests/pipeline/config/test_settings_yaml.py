@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load
-from pipeline.config.settings_yaml import parse_yaml
+from pipeline.config.settings_yaml import dump_yaml, parse_yaml
 from pipeline.errors import ConfigError
 
 DEMO = Path(__file__).parents[3] / "jobs" / "configs" / "demo.yaml"
@@ -57,3 +57,15 @@ def test_a_file_without_settings_says_what_to_write(text: str, words: str, tmp_p
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"a\.yaml: {words}: write `section: "):
         load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "1e-3", "010", "null", "~", "1:30", "0x1F", "2020-01-01", "a: b", "#x", "é", "'", "", "1_0"]
+)
+def test_a_text_is_written_so_that_it_stays_a_text(text: str) -> None:
+    assert parse_yaml(dump_yaml({"name": text, "list": [text]})) == {"name": text, "list": [text]}
+
+
+@pytest.mark.parametrize("value", [0.0001, 1e-5, 1.0, 8, True, None, [1, 2.5], {}])
+def test_a_value_comes_back(value: object) -> None:
+    assert parse_yaml(dump_yaml({"x": value})) == {"x": value}
