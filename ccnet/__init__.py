@@ -9,7 +9,13 @@
 
 train_step runs one training step, alone or as one of several workers. weights reads published checkpoints, export writes ONNX
 files, attention_maps shows what a pixel attends to.
+
+    model = ccnet.load("outputs/models/NAME-0123abcd")               # what jobs.train delivered
+    mask = model.predict("image.jpg")                                # uint8[H, W], at the image's size
 """
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccnet import export, inference, losses, weights
 from ccnet.attention import CrissCrossAttention, CrissCrossAttention3d
@@ -22,6 +28,9 @@ from ccnet.metrics import ConfusionMatrix
 from ccnet.model import CCNet, Output, RCCAHead, build_ccnet
 from ccnet.optim import build_optimizer, poly_learning_rate
 from ccnet.step import StepResult, evaluate_step, train_step
+
+if TYPE_CHECKING:
+    from pipeline.delivery.predictor import Model
 
 __all__ = [
     "Average",
@@ -44,9 +53,20 @@ __all__ = [
     "export",
     "freeze_batch_norm",
     "inference",
+    "load",
     "losses",
     "poly_learning_rate",
     "synchronise_batch_norm",
     "train_step",
     "weights",
 ]
+
+
+def load(address: str | Path, device: str | None = None) -> "Model":
+    """A trained model with `.predict(image)`, `.scores(image)` and `.classes`: see `pipeline.delivery.predictor.load`.
+
+    The one place where this library uses the pipeline, which reads files, buckets and registries; ccnet itself computes.
+    """
+    from pipeline.delivery.predictor import load
+
+    return load(address, device)

@@ -1,10 +1,10 @@
 """Criss-cross attention: every pixel attends to its own column and row, every voxel to its three lines."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ccnet import criss_cross
+from ccnet.shapes import Float
 
 
 class CrissCrossAttention(nn.Module):

@@ -1,8 +1,9 @@
 """An interval of the mIoU by resampling the images: how far it would move with other images of the same kind."""
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
+
+from ccnet.shapes import Int64
 
 # Resamples computed at once: with 5000 images and 150 classes they take about 20 MB.
 RESAMPLES_PER_CHUNK = 256

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float64, Int64, Integer
 from torch import Tensor
 
 from ccnet.metrics import as_ids, check_ids, check_shapes, count_ids
+from ccnet.shapes import Bool, Float64, Int64, Integer
 
 
 class BoundaryIoU:

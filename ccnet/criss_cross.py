@@ -4,11 +4,11 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet import dispatch
+from ccnet.shapes import Float
 
 
 def criss_cross(

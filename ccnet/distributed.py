@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Num
 from torch import Tensor
+
+from ccnet.shapes import Num
 
 
 def rank() -> int:

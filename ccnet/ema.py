@@ -4,8 +4,9 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Bool
 from torch import nn
+
+from ccnet.shapes import Bool
 
 Net = TypeVar("Net", bound=nn.Module, covariant=True)
 

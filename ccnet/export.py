@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ccnet.model import CCNet
+from ccnet.shapes import Float, Shaped
 
 if TYPE_CHECKING:
     import onnx

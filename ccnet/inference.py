@@ -8,13 +8,13 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ccnet.labels import check_images
 from ccnet.losses import resize_logits
 from ccnet.model import Output
+from ccnet.shapes import Float, Shaped, UInt8
 
 # Full-resolution scores held at once. All scores of an image of 150 classes at 1024 x 2048 pixels would be 1.3 GB of float32.
 BLOCK_BYTES = 2**24

@@ -1,10 +1,10 @@
 """What a label must be, so that a wrong one ends in a sentence, and on a GPU not in a device assert, which ends the process."""
 
 import torch
-from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
 from ccnet.metrics import as_ids, check_ids
+from ccnet.shapes import Bool, Integer, Shaped
 
 IGNORED = 255
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ccnet.distributed import rank, world_size
+from ccnet.shapes import Float
 
 
 class _GlobalBatchNorm(torch.autograd.Function):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ccnet.model import CCNet, RCCAHead
+from ccnet.shapes import Float, Shaped
 
 Pass = tuple[Float[Tensor, "B H W H"], Float[Tensor, "B H W W"]]
 """The attention (column, row) of every pixel in one pass, as `CrissCrossAttention.attention` returns it."""

@@ -1,8 +1,9 @@
 """The confusion matrix and the scores computed from it."""
 
 import torch
-from jaxtyping import Bool, Float64, Int64, Integer
 from torch import Tensor
+
+from ccnet.shapes import Bool, Float64, Int64, Integer
 
 
 class ConfusionMatrix:

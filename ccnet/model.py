@@ -18,13 +18,13 @@ from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ccnet.attention import CrissCrossAttention
 from ccnet.layers import SampleDropout2d
 from ccnet.resnet import BASIC, Init, ResNet, Stem
+from ccnet.shapes import Float, Shaped
 
 # The published mean, in RGB order (the published code feeds BGR). The published code does not divide, because its backbone was
 # trained that way. From random weights, values of up to 150 train badly, hence ImageNet's standard deviation here. A converted

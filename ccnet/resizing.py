@@ -7,8 +7,9 @@ network learns where its cells are placed, so `align_corners` is a property of t
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Integer
 from torch import Tensor
+
+from ccnet.shapes import Float, Float64, Integer
 
 
 def resize_logits(

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from ccnet.shapes import Float
 
 BLOCKS_PER_STAGE: dict[str, tuple[int, int, int, int]] = {
     "small": (1, 1, 0, 0),

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float64, Integer, Shaped, UInt8
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +21,7 @@ from ccnet.layers import global_rows
 from ccnet.losses import PUBLISHED, Objective, mean
 from ccnet.metrics import ConfusionMatrix
 from ccnet.model import Output
+from ccnet.shapes import Bool, Float64, Integer, Shaped, UInt8
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,6 +10,7 @@ PipelineError
         ShardError     a manifest, index or shard that is missing or damaged
         SampleError    a sample that is missing or damaged
     CheckpointError    a checkpoint that is missing or damaged
+    ModelError         a model folder that is missing or damaged
     ExportFailed       an exported model that was not delivered
     TaskDied           a Ray task whose process or node died
     TrackingError      an MLflow server or database that cannot be used
@@ -76,6 +77,10 @@ class SampleError(DataError):
 
 class CheckpointError(PipelineError):
     """A checkpoint that is missing, incomplete or damaged; the message names the file."""
+
+
+class ModelError(PipelineError):
+    """No model at an address, or one that cannot be loaded."""
 
 
 class ExportFailed(PipelineError):

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.distributed import sum_over_workers, world_size
 from ccnet.metrics import as_ids
 from ccnet.resizing import resize_label
+from ccnet.shapes import Bool, Float, Float64, Integer
 
 
 def category_consistent(

@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.metrics import as_ids
 from ccnet.resizing import resize_logits
+from ccnet.shapes import Bool, Float, Float64, Integer
 
 
 def cross_entropy(

@@ -2,8 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from ccnet.shapes import Bool, Float, Int64
 
 _DIGIT_BITS = 16
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.losses.consistency import category_consistent
@@ -12,6 +11,7 @@ from ccnet.losses.ohem import Ohem, ohem_cross_entropy
 from ccnet.losses.overlap import dice, lovasz_softmax
 from ccnet.model import Output
 from ccnet.resizing import resize_logits
+from ccnet.shapes import Float, Float64, Integer
 
 Term = tuple[float, Float[Tensor, ""], Float64[Tensor, ""]]
 """(weight, sum, count) of a summand of the loss: weight * (sum over all workers / count over all workers)."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.distributed import world_size
@@ -14,6 +13,7 @@ from ccnet.losses.cross_entropy import fitting_weights, pixel_weights
 from ccnet.losses.global_batch import kth_smallest
 from ccnet.metrics import as_ids
 from ccnet.resizing import aligned_coordinates, resize_label, resize_logits
+from ccnet.shapes import Float, Float64, Integer
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Losses on the overlap of predicted and true regions, per image: exact for any number of workers without a collective."""
 
 import torch
-from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
 from ccnet.metrics import as_ids
 from ccnet.resizing import resize_logits
+from ccnet.shapes import Bool, Float, Float64, Integer
 
 
 def dice(

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_URL = "ccnet.checkpoint_url"
 CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
+MODEL_URL = "ccnet.model_url"
 MIOU = "ccnet.miou"
 PROTOCOL = "ccnet.protocol"
 FLAW = "ccnet.flaw"
@@ -35,6 +36,15 @@ class Reference(NamedTuple):
     sha256: str
 
 
+class Model(NamedTuple):
+    """A delivered model that MLflow refers to."""
+
+    url: str | None
+    """Its folder; None for a run of an earlier version, which delivered none."""
+    checkpoint: Reference
+    """What it was made of. The folder may hold another one since."""
+
+
 def log_best(
     uri: str,
     run_id: str,
@@ -45,15 +55,16 @@ def log_best(
     miou: float,
     protocol: Mapping[str, Any],
     flaw: str | None = None,
+    model_url: str | None = None,
 ) -> None:
     """Records the run's best checkpoint so far by reference, in tags and best_checkpoint.json. Replaces the previous one.
 
-    `flaw`: a reason not to trust the mIoU.
+    `flaw`: a reason not to trust the mIoU. `model_url`: the folder that was delivered.
     """
     from mlflow.entities import RunTag
 
     client = connect(uri)
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw) | {"ccnet.step": str(step)}
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url) | {"ccnet.step": str(step)}
     entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
     entry |= {"flaw": flaw} if flaw else {}
     if not flaw and FLAW in client.get_run(run_id).data.tags:  # of the previous one
@@ -62,11 +73,13 @@ def log_best(
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
-def _checkpoint_tags(url: str, sha256: str, miou: float, protocol: Mapping[str, Any], flaw: str | None) -> dict[str, str]:
+def _checkpoint_tags(
+    url: str, sha256: str, miou: float, protocol: Mapping[str, Any], flaw: str | None, model_url: str | None
+) -> dict[str, str]:
     # Two scores are comparable if only the model differs, so the protocol to compare excludes the checkpoint's hash.
     rest = {key: value for key, value in protocol.items() if value != sha256}
     tags = {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
-    return tags | ({FLAW: flaw} if flaw else {})
+    return tags | ({FLAW: flaw} if flaw else {}) | ({MODEL_URL: model_url} if model_url else {})
 
 
 def register(
@@ -79,6 +92,7 @@ def register(
     miou: float,
     protocol: Mapping[str, Any],
     flaw: str | None = None,
+    model_url: str | None = None,
 ) -> str:
     """Registers this checkpoint as a version of model `name` and returns the version. Repeated calls return the same one.
 
@@ -95,7 +109,7 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw)
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url)
     holder = _holder(client, name)
     versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
     version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
@@ -127,6 +141,15 @@ def _holder(client: "MlflowClient", name: str) -> "ModelVersion | None":
 
 def find_checkpoint(uri: str, reference: str) -> Reference:
     """The checkpoint of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+    return _find(uri, reference).checkpoint
+
+
+def find_model(uri: str, reference: str) -> Model:
+    """The delivered model of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
+    return _find(uri, reference)
+
+
+def _find(uri: str, reference: str) -> Model:
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
@@ -149,4 +172,4 @@ def find_checkpoint(uri: str, reference: str) -> Reference:
         raise TrackingError(
             f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"
         )
-    return Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256])
+    return Model(tags.get(MODEL_URL), Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256]))

@@ -21,15 +21,16 @@ from pipeline.checkpoints import checkpoint
 from pipeline.cluster.fit import fit
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
-from pipeline.errors import CheckpointError, RunFailed, TrackingError
+from pipeline.errors import RunFailed, TrackingError
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag
 from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
-from pipeline.tracking import registry, runs
+from pipeline.tracking import runs
 from pipeline.tracking.client import reached
+from pipeline.training.best import best_of, deliver_best, record_best
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
 from pipeline.training.metric_logs import send_unsent
@@ -84,6 +85,8 @@ class Outcome(NamedTuple):
     seconds: float
     stop_reason: str | None
     """Why it ended before the last step; None if it did not."""
+    model_url: str
+    """Folder of the delivered model: `ccnet.load` reads it."""
 
 
 def run_to_end(run: Run) -> str | None:
@@ -182,33 +185,17 @@ def stopping(flag: Any) -> Iterator[list[int]]:
         restore()
 
 
-def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
-    """The run's best checkpoint and its score. Raises CheckpointError if none is validated by this version."""
-    best = checkpoint.load_best(run.checkpoints)
-    if best is None:
-        raise CheckpointError(
-            f"{run.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again to validate it"
-        )
-    try:
-        return best, Score(**best.progress["score"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{best.url}: its score is of another version of this program ({error}); use that version, or give the run another "
-            "name (name=...)"
-        ) from error
-
-
 def train(config: Config) -> Outcome:
     """Trains as configured, or resumes the run of the same configuration; records everything in MLflow."""
     started = time.monotonic()
     with open_run(config) as run:
         logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
-        best, score, reason = _train(run)
-    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason)
+        best, score, reason, model_url = _train(run)
+    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason, model_url)
 
 
-def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
-    """(best checkpoint, its score, why the run ended before its last step)."""
+def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
+    """(best checkpoint, its score, why the run ended before its last step, the delivered model's folder)."""
     reason: str | None = None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
@@ -222,8 +209,9 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
             raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
+        model_url = deliver_best(run, best, score)
         with reached(run.tracking_uri):
-            record_best(run, best, score)
+            record_best(run, best, score, model_url)
             if left := send_unsent(run, {best.step: score.metrics()}):
                 raise TrackingError(
                     f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
@@ -233,7 +221,7 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None]:
     except BaseException as error:
         end_run(run, error, reason)
         raise
-    return best, score, reason
+    return best, score, reason, model_url
 
 
 def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:
@@ -250,21 +238,3 @@ def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:
         runs.finish_run(run.tracking_uri, run.run_id, status, reason)
     except Exception as fault:
         logger.warning("the run is still marked RUNNING in MLflow: %s", fault)
-
-
-def record_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> None:
-    """Records the best checkpoint in the MLflow run, by reference, and registers it if `tracking.register_as` is set."""
-    facts = checkpoint_summary(best, score)
-    # Before MLflow refers to it: a later attempt with a better score must not delete it.
-    checkpoint.mark_kept(run.checkpoints, checkpoint.folder_name(best.step), f"the best checkpoint of MLflow run {run.run_id}")
-    registry.log_best(run.tracking_uri, run.run_id, **facts)
-    if run.config.tracking.register_as:
-        del facts["step"]
-        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
-
-
-def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
-    """The facts about a checkpoint that MLflow records."""
-    protocol = score.protocol | {"checkpoint_sha256": best.sha256}
-    facts: dict[str, Any] = {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou}
-    return facts | {"protocol": protocol, "flaw": score.flaw}

@@ -19,9 +19,10 @@ from pipeline.preflight.resources import cpus_needed
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import registry, runs
 from pipeline.tracking.provenance import environment
+from pipeline.training.best import best_of, checkpoint_summary
 from pipeline.training.metric_logs import send_unsent
 from pipeline.training.run import Run
-from pipeline.training.train import best_of, build_trainer, checkpoint_summary, end_run
+from pipeline.training.train import build_trainer, end_run
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from pipeline.fault_tolerance.failures import root_cause
 from pipeline.formatting import table
 from pipeline.storage.store import open_store
 from pipeline.tracking import runs
+from pipeline.training.best import best_of, record_best
 from pipeline.training.run import Run, open_run
-from pipeline.training.train import best_of, end_run, record_best
+from pipeline.training.train import end_run
 from pipeline.tuning.trials import Trial, TrialLines, concurrent_trials, domain, end_trial, run_trial, trial_checkpoints
 
 logger = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ def test_public_names():
         "export",
         "freeze_batch_norm",
         "inference",
+        "load",
         "losses",
         "poly_learning_rate",
         "synchronise_batch_norm",

@@ -15,9 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+import ccnet
 from pipeline.config.config import Config
 from pipeline.config.load import load
+from pipeline.data.manifest import open_data
 from pipeline.images import codec
+from pipeline.loading.samples import open_samples
 from pipeline.storage.store import open_store
 from tests.support import browser
 
@@ -181,6 +184,22 @@ def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None
     assert mask.shape == (49, 49)
     assert mask.max() < 6
     assert codec.decode_image(store.read("val-000000_overlay.png")).shape == (49, 49, 3)
+
+
+def test_the_delivered_model_predicts_the_masks_of_jobs_predict(
+    followed: Finished, trained: str, access: None, client: MlflowClient
+) -> None:
+    config = tiny()
+    address = f"{config.storage.path}/models/{config.run_key}"
+    assert f"ccnet.load('{address}').predict(" in trained
+    (sample,) = open_samples(config, open_data(config), "val").ahead([0])
+    image = codec.decode_image(sample.image)
+    mask = codec.decode_label(
+        open_store(f"{config.storage.path}/predictions/{config.run_key}", config.storage).read("val-000000.png")
+    )
+    version = client.search_model_versions("name = 'tiny'")[0].version
+    for each in (address, f"models:/tiny/{version}", only_run(client, config).info.run_id):
+        np.testing.assert_array_equal(ccnet.load(each, device="cpu").predict(image), mask)
 
 
 def test_export_delivers_a_checked_file_and_its_record(followed: Finished, access: None) -> None:

@@ -17,9 +17,10 @@ from pipeline.storage.lease import LEASE, Claim, Holder, held
 from pipeline.storage.store import Store
 from pipeline.tracking import registry, runs
 from pipeline.tracking.client import connect, tracking_uri
+from pipeline.training.best import best_of, record_best
 from pipeline.training.loop import replaced_in_all
 from pipeline.training.run import Run
-from pipeline.training.train import STOPPED, best_of, end_run, record_best
+from pipeline.training.train import STOPPED, end_run
 from tests.support.checkpoints import saved
 from tests.support.own_data import config
 

@@ -1,0 +1,82 @@
+"""A run's best checkpoint: found, delivered as a model folder, recorded in MLflow."""
+
+from typing import Any
+
+from pipeline.checkpoints import checkpoint
+from pipeline.delivery.deliver import deliver
+from pipeline.errors import CheckpointError
+from pipeline.evaluation.metrics import Score
+from pipeline.storage.store import open_store
+from pipeline.tracking import registry
+from pipeline.training.run import Run
+
+
+def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
+    """The run's best checkpoint and its score. Raises CheckpointError if none is validated by this version."""
+    best = checkpoint.load_best(run.checkpoints)
+    if best is None:
+        raise CheckpointError(
+            f"{run.checkpoints.url('')}: the run ended without a validated checkpoint: submit it again to validate it"
+        )
+    try:
+        return best, Score(**best.progress["score"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{best.url}: its score is of another version of this program ({error}); use that version, or give the run another "
+            "name (name=...)"
+        ) from error
+
+
+def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> str:
+    """Writes the checkpoint as a model folder, `<storage.path>/models/<run key>`, and returns its address."""
+    config, options = run.config, run.config.evaluate
+    store = open_store(f"{config.storage.path}/models/{config.run_key}", config.storage)
+    facts = {
+        "name": config.run_key,
+        "network": best.progress["model"],
+        "class_names": list(score.class_names),
+        "colors": [list(color) for color in run.manifest.colors],
+        "inference": {
+            "scale": options.scale,
+            "window": options.window and list(options.window),
+            "scales": list(options.scales),
+            "flip": options.flip,
+        },
+        "score": {
+            "miou": score.miou,
+            "class_iou": [None if iou != iou else iou for iou in score.matrix.iou().tolist()],
+            "step": best.step,
+            "split": score.protocol["split"],
+            "num_images": score.num_images,
+            "caveat": score.caveat,
+            "protocol": score.protocol,
+        },
+        "origin": {
+            "data": config.data.name,
+            "data_fingerprint": run.manifest.fingerprint,
+            "mlflow_run": run.run_id,
+            "checkpoint": best.url,
+            "checkpoint_sha256": best.sha256,
+            "start_weights": config.model.weights,
+            "environment": best.progress.get("environment", {}),
+        },
+    }
+    return deliver(store, best.weights, facts)
+
+
+def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, model_url: str | None = None) -> None:
+    """Records the best checkpoint in the MLflow run, by reference, and registers it if `tracking.register_as` is set."""
+    facts = checkpoint_summary(best, score) | {"model_url": model_url}
+    # Before MLflow refers to it: a later attempt with a better score must not delete it.
+    checkpoint.mark_kept(run.checkpoints, checkpoint.folder_name(best.step), f"the best checkpoint of MLflow run {run.run_id}")
+    registry.log_best(run.tracking_uri, run.run_id, **facts)
+    if run.config.tracking.register_as:
+        del facts["step"]
+        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
+
+
+def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:
+    """The facts about a checkpoint that MLflow records."""
+    protocol = score.protocol | {"checkpoint_sha256": best.sha256}
+    facts: dict[str, Any] = {"checkpoint_url": best.url, "sha256": best.sha256, "step": best.step, "miou": score.miou}
+    return facts | {"protocol": protocol, "flaw": score.flaw}
