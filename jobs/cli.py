@@ -20,15 +20,7 @@ from pipeline.storage import disk
 
 
 def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
-    """Runs the verb. Returns its exit code: 1 after a PipelineError or a fault of a disk, 2 for bad settings or command lines.
-
-    130 after Ctrl-C and 143 after SIGTERM, if it ended before its work was done.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; the log's stream does this itself
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    show_own_lines()
-    atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
+    """Runs the verb with the configuration of the command line; returns the exit code of `answering`, 2 for bad settings."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & {*arguments}:
         print(usage.help_of(_name(verb)))
@@ -41,6 +33,19 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print("\n".join(error.mistakes), file=sys.stderr)
         return 2
+    return answering(lambda: verb(config))
+
+
+def answering(work: Callable[[], int]) -> int:
+    """Runs the work of a verb. Returns its exit code: 1 after a PipelineError or a fault of a disk, whose sentence is printed.
+
+    130 after Ctrl-C and 143 after SIGTERM, if it ended before its work was done.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; the log's stream does this itself
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    show_own_lines()
+    atexit.register(gc.freeze)  # without it, the garbage collector scans all objects at exit, for about a second
     connected = _ray_is_connected()
     terminated: list[int] = []
 
@@ -51,7 +56,7 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        return verb(config)
+        return work()
     except BaseException as error:
         code, answer = _explained(error, bool(terminated))
         if answer is None:

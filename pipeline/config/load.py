@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.base import Storage
 from pipeline.config.config import Config
 from pipeline.config.explain import explain, section_in
 from pipeline.config.settings_yaml import parse_yaml
@@ -58,6 +59,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     if mistakes:
         raise ConfigError(mistakes)
     return config
+
+
+def storage_at(address: str) -> Storage:
+    """How an address is accessed where there is no configuration; `path` is the address, made absolute. Raises ConfigError."""
+    try:
+        return Storage(path=address)
+    except ValidationError as error:
+        raise ConfigError([f"{address}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()]) from None
 
 
 def parse(tree: dict[str, Any]) -> Config:

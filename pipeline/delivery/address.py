@@ -40,10 +40,11 @@ def _of_folder(folder: Path) -> Files:
 
 
 def _of_bucket(url: str) -> Files:
-    from pipeline.config.base import Storage  # only here: the packages of storage are not needed for a folder
+    from pipeline.config.load import storage_at  # only here: the packages of storage are not needed for a folder
     from pipeline.storage.store import open_store
 
-    store = open_store(url.rstrip("/"), Storage(path=url))
+    storage = storage_at(url)
+    store = open_store(storage.path, storage)
     try:
         return {name: store.read(name) for name in (RECORD, WEIGHTS)}
     except FileNotFoundError:

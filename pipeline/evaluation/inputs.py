@@ -7,9 +7,11 @@ import logging
 import os
 import posixpath
 from collections.abc import Collection, Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.config.base import Storage
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.data.source.listing import is_litter
@@ -59,13 +61,31 @@ def find_inputs(config: Config, manifest: Manifest, output: Store) -> Inputs:
 
     Raises ConfigError if there is no image, or if results in `output` could replace images or be taken for them.
     """
-    source, found = _of_folder(config, output) if config.predict.images else (None, _of_split(config, manifest, output))
+    if config.predict.images:
+        named = f"predict.images = {config.predict.images}"
+        source, found = _of_folder(config.predict.images, config.storage, output, named)
+    else:
+        source, found = None, _of_split(config, manifest, output)
     chosen, twins = found[: config.predict.limit], _twins(found)
     if len(chosen) < len(found):
         logger.warning("predict.limit = %d leaves out %d of %d images", len(chosen), len(found) - len(chosen), len(found))
+    return Inputs(source, *_apart(chosen, twins))
+
+
+def find_files(addresses: Sequence[str], storage: Storage, output: Store) -> list[Inputs]:
+    """The images of files, folders and prefixes, each with its source. Raises ConfigError as `find_inputs` does."""
+    parts = [_of_folder(address, storage, output, address) for address in addresses]
+    numbers = count()
+    found = [(source, [each._replace(number=next(numbers)) for each in images]) for source, images in parts]
+    twins = _twins([each for _, images in found for each in images])
+    return [Inputs(source, *_apart(images, twins)) for source, images in found]
+
+
+def _apart(images: Sequence[Input], twins: dict[int, str]) -> tuple[list[Input], list[str]]:
+    """(images with a result of their own, a sentence for each of the others)."""
     faults = [f"{each.address}: its result would be that of {twins[each.number]} too: rename one of the two"
-              for each in chosen if each.number in twins]  # fmt: skip
-    return Inputs(source, [each for each in chosen if each.number not in twins], faults)
+              for each in images if each.number in twins]  # fmt: skip
+    return [each for each in images if each.number not in twins], faults
 
 
 def _of_split(config: Config, manifest: Manifest, output: Store) -> list[Input]:
@@ -77,18 +97,18 @@ def _of_split(config: Config, manifest: Manifest, output: Store) -> list[Input]:
     return [Input(e.sample_id, number, f"{where} {e.sample_id}", e.sample_id) for number, e in enumerate(entries)]
 
 
-def _of_folder(config: Config, output: Store) -> tuple[Store, list[Input]]:
-    address = str(config.predict.images)
-    source, keys = _listed(address, config)
+def _of_folder(address: str, storage: Storage, output: Store, named: str) -> tuple[Store, list[Input]]:
+    """The store and the images of an address, which messages call `named`."""
+    source, keys = _listed(address, storage)
     left_out = [key for key in keys if is_litter(key) or not key.lower().endswith(SUFFIXES)]
     found = [Input(key, number, source.url(key), posixpath.splitext(key)[0])
              for number, key in enumerate(sorted({*keys} - {*left_out}))]  # fmt: skip
     text = f"files left out: {_counted(left_out)}" if left_out else ""
     if not found:
-        raise ConfigError([f"predict.images = {address}: no image found{text and '; '}{text}; {', '.join(SUFFIXES)} are read"])
+        raise ConfigError([f"{named}: no image found{text and '; '}{text}; {', '.join(SUFFIXES)} are read"])
     if text:
-        logger.warning("predict.images = %s: %s", address, text)
-    if source.root == open_store(address, config.storage).root:
+        logger.warning("%s: %s", named, text)
+    if source.root == open_store(address, storage).root:
         _refuse_inside(output, source, "predict.images")
     read, written = ([store.url(key) for key in keys] for store, keys in (
         (source, [each.key for each in found]), (output, [each.mask for each in found])))  # fmt: skip
@@ -97,13 +117,13 @@ def _of_folder(config: Config, output: Store) -> tuple[Store, list[Input]]:
     return source, found
 
 
-def _listed(address: str, config: Config) -> tuple[Store, list[str]]:
+def _listed(address: str, storage: Storage) -> tuple[Store, list[str]]:
     """The store and the keys of a folder or prefix, or of one file. Raises StorageError if there is none."""
-    source = open_store(address, config.storage)
+    source = open_store(address, storage)
     keys = source.list()
     parent, _, name = source.root.rpartition("/")
     if not any(keys) and parent.strip("/") and not parent.endswith("/"):
-        folder = open_store(parent, config.storage)
+        folder = open_store(parent, storage)
         if keys or (name.lower().endswith(SUFFIXES) and folder.exists(name)):
             return folder, [name]
     if not keys:

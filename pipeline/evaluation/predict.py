@@ -13,11 +13,13 @@ from ccnet import CCNet
 from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
+from pipeline.config.load import storage_at
 from pipeline.data.manifest import Manifest, open_data
+from pipeline.delivery.predictor import Model
 from pipeline.errors import SampleError, StorageError
 from pipeline.evaluation import figures
 from pipeline.evaluation.inference import fits_into_memory, load_network, predict_image
-from pipeline.evaluation.inputs import Input, Inputs, find_inputs
+from pipeline.evaluation.inputs import Input, Inputs, find_files, find_inputs
 from pipeline.evaluation.results import write_results
 from pipeline.fault_tolerance.failures import OutOfMemory
 from pipeline.images import codec, resize
@@ -65,6 +67,26 @@ def predict(config: Config) -> Predicted:
     return Predicted(done, sorted([*inputs.faults, *(result for result in results if isinstance(result, str))]))
 
 
+def predict_files(model: Model, addresses: Sequence[str], output: str) -> Iterator[Prediction | str]:
+    """Predicts files, folders and prefixes with a delivered model; gives each image's results, or what is wrong with it.
+
+    Needs no configuration, no data set and no cluster. The rest is as in `predict`.
+    """
+    storage = storage_at(output)
+    store = open_store(storage.path, storage)
+    parts = find_files([storage_at(address).path for address in addresses], storage, store)
+    check(store, "--out")
+    for part in parts:
+        yield from part.faults
+        for each in part.images:
+            try:
+                assert part.source is not None
+                image = _upright(part.source, each.key)
+                yield _written(store, each, image, model.predict(image), model.colors)
+            except Exception as error:
+                yield _fault(each, error)
+
+
 def _predict_share(
     net: CCNet,
     config: Config,
@@ -84,15 +106,21 @@ def _predict_share(
             with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
                 scaled = resize.resize_image(image, config.evaluate.scale)
                 mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
-            overlay = figures.overlay(image, mask, manifest.colors)
-            files = {each.mask: codec.encode_png(mask), each.overlay: codec.encode_png(overlay)}
-            write_results(output, files, each.address)
-            result: Prediction | str = Prediction(output.url(each.mask), output.url(each.overlay))
+            result: Prediction | str = _written(output, each, image, mask, manifest.colors)
         except Exception as error:
             if isinstance(error.__cause__, Failed) and not error.__cause__.final:  # the store is gone, for all images
                 raise
             result = _fault(each, error)
         yield result
+
+
+def _written(
+    output: Store, each: Input, image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, int, int]]
+) -> Prediction:
+    overlay = figures.overlay(image, mask, colors)
+    files = {each.mask: codec.encode_png(mask), each.overlay: codec.encode_png(overlay)}
+    write_results(output, files, each.address)
+    return Prediction(output.url(each.mask), output.url(each.overlay))
 
 
 def _decoded(
