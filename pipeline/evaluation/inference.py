@@ -1,5 +1,6 @@
 """Loads a checkpoint's network and predicts the classes of an image."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,11 @@ from ccnet import CCNet, build_ccnet
 from ccnet.inference import predict_classes
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.files import MANIFEST
+from pipeline.checkpoints.retention import ranked, survey
+from pipeline.config.base import NAME
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
+from pipeline.config.run_key import changed_settings, shaping
 from pipeline.data.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.protocol import WHOLE_IMAGE, window_and_stride
@@ -19,6 +23,8 @@ from pipeline.images.codec import UInt8
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
+
+RUN_KEY = f"{NAME}-[0-9a-f]{{8}}"
 
 
 def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch.device, options: Evaluate) -> torch.Tensor:
@@ -82,20 +88,42 @@ def _find(config: Config) -> checkpoint.Checkpoint:
     reference = config.evaluate.checkpoint
     if reference and "/" in reference and not reference.startswith("models:/"):
         return _load(config, reference)
-    if reference:
-        recorded = registry.find_checkpoint(tracking_uri(config.tracking), reference)
-        found = _load(config, recorded.url)
-        if found.sha256 != recorded.sha256:
-            raise CheckpointError(
-                f"{found.url}: holds other weights (sha256 {found.sha256[:16]}) than those that MLflow recorded for {reference} "
-                f"({recorded.sha256[:16]}): put those back, or set evaluate.checkpoint={found.url} to use what is there now"
-            )
-        return found
-    runs = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
-    best = checkpoint.load_best(runs)
+    if reference is None or re.fullmatch(RUN_KEY, reference):
+        return _best(config, reference or config.run_key)
+    recorded = registry.find_checkpoint(tracking_uri(config.tracking), reference)
+    found = _load(config, recorded.url)
+    if found.sha256 != recorded.sha256:
+        raise CheckpointError(
+            f"{found.url}: holds other weights (sha256 {found.sha256[:16]}) than those that MLflow recorded for {reference} "
+            f"({recorded.sha256[:16]}): put those back, or set evaluate.checkpoint={found.url} to use what is there now"
+        )
+    return found
+
+
+def _best(config: Config, run_key: str) -> checkpoint.Checkpoint:
+    """The best checkpoint of a run."""
+    store = open_store(f"{config.runs_url}/{run_key}", config.storage)
+    best = checkpoint.load_best(store)
     if best is None:
-        raise CheckpointError(f"{runs.url('')}: no checkpoint with a score; run jobs.train first, or set evaluate.checkpoint")
+        lines = runs_named(config)
+        others = ["of this name are, for evaluate.checkpoint=KEY (settings as they differ from this configuration's):", *lines]
+        text = f"{store.url('')}: no checkpoint with a score; run jobs.train first, or set evaluate.checkpoint"
+        raise CheckpointError("\n".join([text, *(others if lines else [])]))
     return best
+
+
+def runs_named(config: Config) -> list[str]:
+    """The run key, the best score and the settings that differ, of each run of the configuration's name that has a checkpoint."""
+    folder = open_store(config.runs_url, config.storage)
+    keys = {key.partition("/")[0] for key in folder.list()}
+    lines = []
+    for key in sorted(key for key in keys if re.fullmatch(RUN_KEY, key) and key.rpartition("-")[0] == config.name):
+        records = survey(folder.join(key)).records
+        for step in ranked(records)[:1]:
+            recorded = records[step].get("config", {})
+            changed = changed_settings(shaping(recorded), shaping(config.record())) if recorded else []
+            lines.append(f"  {key}  step {step}  mIoU {checkpoint.miou(records[step]):.4f}  {'; '.join(changed)}".rstrip())
+    return lines
 
 
 def _load(config: Config, url: str) -> checkpoint.Checkpoint:

@@ -162,8 +162,8 @@ def _find(uri: str, reference: str) -> Model:
             tags = client.get_run(reference).data.tags
         else:
             raise TrackingError(
-                f"checkpoint {reference!r}: must be a run id, models:/NAME@ALIAS, models:/NAME/VERSION or an address with a `/` "
-                f"(try ./{reference} for a folder)"
+                f"checkpoint {reference!r}: must be a run key, a run id, models:/NAME@ALIAS, models:/NAME/VERSION or an address "
+                f"with a `/` (try ./{reference} for a folder)"
             )
     except MlflowException as error:
         where = "correct evaluate.checkpoint, or tracking.uri if it is of another MLflow"

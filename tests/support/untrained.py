@@ -41,7 +41,14 @@ def make(storage: Path, scratch: Path, ids: Sequence[str] = IDS) -> Config:
     checkpoint.save(
         scratch,
         checkpoint.snapshot(net, torch.optim.SGD(net.parameters(), lr=0.1)),
-        {"step": 1, "metrics": {"miou": 0.5}, "model": MODEL, "class_names": synthetic.NAMES, "score": score._asdict()},
+        {
+            "step": 1,
+            "metrics": {"miou": 0.5},
+            "model": MODEL,
+            "class_names": synthetic.NAMES,
+            "score": score._asdict(),
+            "config": made.record(),
+        },
     )
     checkpoint.upload(scratch, open_store(f"{made.runs_url}/{made.run_key}", made.storage), checkpoint.folder_name(1))
     return made

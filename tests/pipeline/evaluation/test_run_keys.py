@@ -1,0 +1,30 @@
+"""A checkpoint is found by the key of its run, and a configuration without one is told which runs have its name."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.load import override
+from pipeline.data.manifest import open_data
+from pipeline.errors import CheckpointError
+from pipeline.evaluation.inference import load_network
+from tests.support import untrained
+
+
+def test_a_run_is_found_by_its_key_and_where_there_is_none_those_of_the_same_name_are_listed(tmp_path: Path) -> None:
+    made = untrained.make(tmp_path / "storage", tmp_path)
+    other = override(made, {"train.learning_rate": 0.02, "seed": 7})
+    with pytest.raises(CheckpointError) as caught:
+        load_network(other, open_data(made))
+    first, _, line = str(caught.value).splitlines()
+    assert first.endswith(f"{other.run_key}/: no checkpoint with a score; run jobs.train first, or set evaluate.checkpoint")
+    assert line == f"  {made.run_key}  step 1  mIoU 0.5000  seed was 0 and is 7; train.learning_rate was 0.01 and is 0.02"
+    named = override(other, {"evaluate.checkpoint": made.run_key})
+    assert load_network(named, open_data(made))[1].url.endswith(f"{made.run_key}/step-000001")
+
+
+def test_without_another_run_nothing_is_listed(tmp_path: Path) -> None:
+    made = override(untrained.make(tmp_path / "storage", tmp_path), {"name": "other"})
+    with pytest.raises(CheckpointError) as caught:
+        load_network(made, open_data(made))
+    assert len(str(caught.value).splitlines()) == 1
