@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 NUM_CLASSES, WARM_UP = 19, 3
 OURS, PUBLISHED = "ours", "published"
+SAME_LOSS = 0.02
+"""Largest allowed difference between the losses of the two recipes, relative to the published one's."""
 
 
 class Turn(NamedTuple):
@@ -74,7 +76,15 @@ def measure_network(config: Config) -> Iterator[list[NetworkFigure]]:
                 turns[name].append(pool.submit(run_steps, recipe, published=name == PUBLISHED).result())
         found = "  ".join(f"{name} {mine[-1].seconds:.3f}" for name, mine in turns.items())
         logger.info("round %d of %d, s a step: %s", number + 1, config.benchmark.rounds, found)
-    yield [_figure(name, recipes[name], turns) for name in recipes]
+    figures = [_figure(name, recipes[name], turns) for name in recipes]
+    yield figures
+    assert_same_loss(figures)
+
+
+def assert_same_loss(figures: list[NetworkFigure]) -> None:
+    """Raises AssertionError if the losses of the two recipes differ by more than `SAME_LOSS`."""
+    difference = max(figure.loss_difference for figure in figures)
+    assert difference < SAME_LOSS, f"the loss differs from the published recipe's by {difference:.1%}: at most {SAME_LOSS:.0%}"
 
 
 def run_steps(config: Config, *, published: bool) -> Turn:

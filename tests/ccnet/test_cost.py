@@ -1,4 +1,4 @@
-"""Operations of attention at the published size, 1 x 512 x 97 x 97, counted on the meta device without computing anything."""
+"""Operations of attention at the published size, 1 x 512 x 97 x 97, counted on the meta device; memory for the backward pass."""
 
 import pytest
 import torch
@@ -29,6 +29,31 @@ def test_floating_point_operations_are_those_of_the_paper(block, recurrence, exp
 
 def test_two_passes_take_85_percent_fewer_operations_than_the_non_local_block():
     assert 1 - gigaflops(CrissCrossAttention, 2) / gigaflops(NonLocal, 1) == pytest.approx(0.85, abs=0.005)
+
+
+def kept_mib(block: type[nn.Module], recurrence: int) -> float:
+    """MiB that autograd keeps of a map of 1 x 64 x 48 x 48, besides the parameters and the input."""
+    module, x = block(64), torch.randn(1, 64, 48, 48)
+    given = {tensor.data_ptr() for tensor in (x, *module.parameters())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for _ in range(recurrence):
+            x = module(x)
+    return sum(kept.values()) / 2**20
+
+
+def test_two_passes_keep_a_fraction_of_the_memory_of_the_non_local_block_and_less_than_the_published_module():
+    """Users met modules that took more memory than the non-local block."""
+    ours = kept_mib(CrissCrossAttention, 2)
+    assert ours < kept_mib(PublishedCrissCross, 2)
+    assert ours < 0.25 * kept_mib(NonLocal, 1)
 
 
 def test_on_a_single_row_criss_cross_attention_is_the_non_local_block(within):

@@ -100,7 +100,7 @@ def test_the_choice_and_its_reason_are_logged_once(on, caplog):
         ((9, 0), 232448, {"triton": False}, "Triton is not installed"),
         ((9, 0), 232448, {"switch": "off"}, "CCNET_KERNELS=off"),
         ((7, 5), 65536, {}, "the kernels need compute capability 8.0, this GPU has 7.5"),
-        ((9, 0), 65536, {}, "the kernels need 81920 bytes of shared memory in a block, this GPU has 65536"),
+        ((9, 0), 65536, {}, "the kernels need 98304 bytes of shared memory in a block, this GPU has 65536"),
     ],
 )
 def test_the_reason_names_what_is_missing(capability, shared_memory, options, reason):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccnet import CrissCrossAttention
+from ccnet import CrissCrossAttention, dispatch
 from tests.ccnet.device import DEVICE
+from tests.support.compiled_kernels import SHARED_MEMORY
 
 triton = pytest.importorskip("triton")
 kernels = importlib.import_module("ccnet.kernels")
@@ -158,66 +159,98 @@ def test_a_pass_of_criss_cross_attention_is_the_kernels_output_plus_the_input():
         torch.testing.assert_close(out.permute(0, 3, 1, 2) + x, module(x))
 
 
-COMPILE = """
-from concurrent.futures import ThreadPoolExecutor
-
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction, create_function_from_signature
-from ccnet import kernels
-
-target = GPUTarget("cuda", 90, 32)
-backend = triton.compiler.make_backend(target)
-launches = []
-
-def catch(self, *args, grid, warmup, **kwargs):
-    kwargs |= {"debug": False, "instrumentation_mode": ""}
-    bound, specialization, options = create_function_from_signature(self.signature, self.params, backend)(*args, **kwargs)
-    options, signature, constants, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
-    launches.append((dtype, triton.compiler.ASTSource(self, signature, constants, attributes), options.__dict__))
-
-def shared(launch):
-    dtype, source, options = launch
-    return dtype, triton.compile(source, target=target, options=options).metadata.shared
-
-JITFunction.run = catch
-for dtype in ("bfloat16", "float32"):
-    query, key, value, grad = (torch.empty(1, 97, 97, width, dtype=getattr(torch, dtype)) for width in (64, 64, 512, 512))
-    out, norms = kernels.forward(query, key, value)
-    kernels.backward(grad, query, key, value, norms)
-with ThreadPoolExecutor() as threads:
-    for dtype, size in threads.map(shared, launches):
-        print(dtype, size)
-"""
+TRAINED = [(2, 97, 97), (1, 65, 129), (1, 129, 257)]  # crops of 769 x 769 and 512 x 1024, whole images of Cityscapes
+MOST_SPILLED = 1024
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """dtype -> bytes of shared memory of each kernel of the published network, compiled for an H100.
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: Triton's interpreter takes hours for maps of this size")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", TRAINED)
+def test_the_maps_that_train_have_the_formulas_output_and_gradients(shape, dtype):
+    arrays = inputs(shape, 64, 512, dtype, scale=0.5)
+    assert_near(computed(*arrays), expected(*arrays), TOLERANCE[dtype])
 
-    No GPU needed: the launches are intercepted and only compiled.
+
+@pytest.mark.parametrize("shape", [(1, 2, 65), (1, 1, 129)])
+def test_lines_of_the_maps_that_train(shape):
+    """65 positions are one tile of bfloat16 half filled, 129 are one tile and one position."""
+    arrays = inputs(shape, 8, 16, torch.bfloat16)
+    assert_near(computed(*arrays), expected(*arrays), TOLERANCE[torch.bfloat16])
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """moved(function): bytes that the kernels of a call read and write, counted by Triton's interpreter."""
+    if DEVICE == "cuda":
+        pytest.skip("counted in Triton's interpreter")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counted = []
+    for name in ("create_masked_load", "create_masked_store"):
+        made = getattr(InterpreterBuilder, name)
+
+        def count(self, pointers, *rest, made=made, name=name):
+            mask = rest[0 if name == "create_masked_load" else 1]
+            counted.append(int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
+            return made(self, pointers, *rest)
+
+        monkeypatch.setattr(InterpreterBuilder, name, count)
+
+    def of(function, *arguments):
+        counted.clear()
+        return function(*arguments), sum(counted)
+
+    return of
+
+
+def test_lines_of_one_tile_move_less_than_three_times_the_bytes_of_their_arrays(moved):
+    """Least: forward reads query, key and value and writes out; backward reads these and grad, and writes three gradients.
+
+    Without a program's second read of query and key, which its cache holds, both together are 2.79.
     """
+    query, key, value, grad = inputs((1, 2, 3), 64, 512, torch.bfloat16)
+    (_, norms), forward = moved(kernels.forward, query, key, value)
+    _, backward = moved(kernels.backward, grad, query, key, value, norms)
+    position = 2 * 2 * 3  # bytes of a channel of all positions
+    assert forward / (position * (2 * 64 + 2 * 512)) == pytest.approx(2.45, abs=0.01)
+    assert (forward + backward) / (position * (3 * (2 * 64 + 512) + 2 * 512)) == pytest.approx(2.88, abs=0.01)
+
+
+def compiled(capability, *options):
+    """The figures that tests/support/compiled_kernels.py prints, by column. It needs no GPU."""
     try:
         assert Path(triton.knobs.nvidia.ptxas.path).is_file()
     except RuntimeError as error:
         pytest.skip(f"no ptxas: {error}")
-    environment = os.environ | {
-        "TRITON_INTERPRET": "0",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
-    }
-    command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.support.compiled_kernels", str(capability), *options]
+    environment = os.environ | {"PYTHONPATH": str(root), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
-    sizes = {"bfloat16": [], "float32": []}
-    for dtype, size in map(str.split, done.stdout.splitlines()):
-        sizes[dtype].append(int(size))
-    return sizes
+    heading, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in done.stdout.splitlines())
+    return [dict(zip(heading, row, strict=True)) for row in rows]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_kernels_of_the_published_network_compile_for_an_h100(dtype, shared):
+@pytest.mark.parametrize(
+    ("capability", "options", "launches"),
+    [
+        (90, ("--dtype", "bfloat16"), 17),  # 5 for lines of one tile, 12 for longer ones
+        (90, ("--dtype", "float32"), 12),
+        *((each, ("--dtype", "float16", "--size", "97", "97"), 5) for each in (80, 86, 89, 120)),
+        *((each, ("--dtype", "float32", "--only", "line_slope"), 4) for each in (80, 86, 89, 120)),
+    ],
+)
+def test_the_kernels_compile_and_fit(capability, options, launches):
     """The interpreter accepts code that the compiler rejects, so the kernels are compiled too."""
-    assert len(shared[dtype]) == {"bfloat16": 8, "float32": 12}[dtype]  # float32 lines of 97 are two tiles
-    assert max(shared[dtype]) <= 227 * 1024  # the most bytes that a block may use
+    found = compiled(capability, *options)
+    assert len(found) == launches
+    shared = max(int(each["shared"]) for each in found)
+    assert shared <= SHARED_MEMORY[capability] * 1024
+    assert shared <= dispatch.SHARED_MEMORY, "the gate must ask for what the kernels need"
+    assert max(int(each["spilled"]) for each in found) <= MOST_SPILLED, "bytes of a thread's registers in memory"
+
+
+def test_a_t4_has_too_little_for_the_kernels():
+    """Without tensor cores in Triton a thread keeps kilobytes of its registers in memory: the gate refuses it."""
+    found = compiled(75, "--dtype", "float16", "--only", "line_forward", "--size", "97", "97")
+    assert min(int(each["spilled"]) for each in found) > 4096

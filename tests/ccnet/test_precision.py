@@ -77,9 +77,15 @@ def test_half_precision_stays_close_to_float32_forward_and_backward(make, train,
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_affinities_beyond_the_range_of_exp_leave_no_nan(dtype, device):
+@pytest.mark.parametrize("factor", [100, 100_000], ids=["beyond exp", "beyond float16"])
+def test_large_affinities_leave_no_nan(factor, dtype, device):
+    """Affinities of up to 135, where exp(89) is infinite in float32, or of up to 135,000, where float16 ends at 65,504.
+
+    A head in a network of one's own meets such features: nothing scales the affinities.
+    """
     head, x = head_and_input()
-    head.attention.query.weight.data *= 100  # affinities of up to 135; exp(89) is infinite in float32
+    for layer in (head.attention.query, head.attention.key):
+        layer.weight.data *= factor**0.5
     head.to(device)
     with torch.autocast(device, dtype=dtype):
         logits = head(x.to(device))

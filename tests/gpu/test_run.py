@@ -35,6 +35,18 @@ def test_correctness_comes_first_and_its_files_exist(stages):
     assert all((ROOT / file).is_file() for file in files)
 
 
+def test_the_correctness_tests_need_nothing_that_a_gpu_machine_lacks(stages, tmp_path):
+    """Whatever tests/conftest.py needs: MLflow, moto, Ray, beartype."""
+    for name in ("mlflow", "moto", "ray", "beartype", "s3fs"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('there is no {name}')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, *stages[0][3:], "--collect-only", "-p", "no:jaxtyping"]
+    command = [word for word in command if word not in ("-n", "8")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/ccnet/test_kernels.py::" in done.stdout
+
+
 def test_every_benchmarks_settings_are_legal(stages, monkeypatch):
     monkeypatch.chdir(ROOT)
     measured = []
