@@ -23,7 +23,7 @@ class Found(NamedTuple):
 def read_folder(address: str) -> Found:
     """Record and weights of the model at an address. Raises ModelError, and the errors of storage and MLflow."""
     place, sha256 = _registered(address) if _in_mlflow(address) else (address, None)
-    files = _of_bucket(place) if place.startswith("s3://") else _of_folder(Path(place))
+    files = _of_bucket(place) if place.startswith("s3://") else _of_folder(Path(place).expanduser())
     return Found(files, place, sha256)
 
 

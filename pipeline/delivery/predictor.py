@@ -45,9 +45,9 @@ class Model:
     def predict(self, images: Image | list[Image]) -> UInt8 | list[UInt8]:
         """Masks uint8[H, W] at the image's size, value = number of the class; a list for a list.
 
-        An image is a file, turned upright as viewers show it, or an array uint8[H, W, 3] in RGB. It is predicted as the model's
-        score was measured: scale, window, scales and flip are those of `record.inference`. Raises ValueError, which names the
-        file, for an image that cannot be read or has no pixels.
+        An image is a file, turned upright as viewers show it, or an array uint8[H, W, 3] in RGB. It is predicted as jobs.predict
+        does with the configuration of the training: scale, window, scales and flip are those of `record.inference`. Raises
+        ValueError, which names the file, for an image that cannot be read or has no pixels.
         """
         return [self._classes(image) for image in images] if isinstance(images, list) else self._classes(images)
 

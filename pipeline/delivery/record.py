@@ -25,7 +25,10 @@ class ModelRecord:
     colors: list[list[int]]
     """(r, g, b) of each class."""
     inference: dict[str, Any]
-    """How images are predicted: `scale` before the network, `window` (height, width) or null, `scales`, `flip`."""
+    """How images are predicted: `scale` before the network, `window` (height, width) or null, `scales`, `flip`.
+
+    The score was measured on whole images at `scale`: its `protocol` says so.
+    """
     score: dict[str, Any]
     """`miou`, `class_iou`, `step`, `split`, `num_images`, `protocol`, and `caveat`, which belongs beside the mIoU or is empty."""
     origin: dict[str, Any]

@@ -17,7 +17,7 @@ from pipeline.config.evaluate import Evaluate
 from pipeline.data.labels import doubts
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, predict_image
+from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, placed, predict_image
 from pipeline.evaluation.metrics import Counts, Score
 from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, inference_settings, validation_protocol
 from pipeline.loading.batches import Sample, evaluation_samples
@@ -132,7 +132,7 @@ def _count_share(
     net: CCNet, config: Config, manifest: Manifest, numbers: list[int], device: torch.device
 ) -> Iterator[tuple[int, Counts, Counts | None]]:
     """(number in the split, counts, counts with the attention off if asked for) of each sample."""
-    net, options, num_classes = net.to(device), config.evaluate, len(manifest.class_names)
+    net, options, num_classes = placed(net, device), config.evaluate, len(manifest.class_names)
     for sample in evaluation_samples(config, manifest, options.split, numbers, options.scale):
         counts, without = _count(net, sample, num_classes, device, options), None
         if _ablated(net, config):

@@ -8,6 +8,7 @@ import torch
 
 from ccnet import CCNet, build_ccnet
 from ccnet.inference import predict_classes
+from ccnet.layers import use_onednn
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.files import MANIFEST
 from pipeline.checkpoints.retention import ranked, survey
@@ -37,6 +38,13 @@ def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch
     return predict_classes(
         net, as_batch(image, device), (height, width), window=window, stride=stride, scales=options.scales, flip=options.flip
     )
+
+
+def placed(net: CCNet, device: torch.device) -> CCNet:
+    """The network on the device of a task, which has one thread where there is a task for each core."""
+    if device.type == "cpu":
+        use_onednn(net)
+    return net.to(device)
 
 
 @contextmanager

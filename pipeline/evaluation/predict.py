@@ -18,7 +18,7 @@ from pipeline.data.manifest import Manifest, open_data
 from pipeline.delivery.predictor import Model
 from pipeline.errors import SampleError, StorageError
 from pipeline.evaluation import figures
-from pipeline.evaluation.inference import fits_into_memory, load_network, predict_image
+from pipeline.evaluation.inference import fits_into_memory, load_network, placed, predict_image
 from pipeline.evaluation.inputs import Input, Inputs, find_files, find_inputs
 from pipeline.evaluation.results import write_results
 from pipeline.fault_tolerance.failures import OutOfMemory
@@ -97,7 +97,7 @@ def _predict_share(
     device: torch.device,
 ) -> Iterator[Prediction | str]:
     """For each image the addresses of its results, or what is wrong with it. Raises StorageError if a store is gone."""
-    net = net.to(device)
+    net = placed(net, device)
     images = [inputs.images[number] for number in numbers]
     for each, image in zip(images, _decoded(config, manifest, inputs.source, images), strict=True):
         try:

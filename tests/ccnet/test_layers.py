@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ccnet import SampleDropout2d, SyncedBatchNorm2d, build_ccnet, synchronise_batch_norm
-from ccnet.layers import FrozenBatchNorm2d, freeze_batch_norm, global_rows
+from ccnet.layers import FrozenBatchNorm2d, freeze_batch_norm, global_rows, use_onednn
 
 
 @pytest.mark.parametrize("turn", [0, 1])
@@ -132,3 +132,26 @@ def test_frozen_batch_norm_stays_frozen_where_the_rest_is_synchronised(device):
 def test_batch_norm_without_running_statistics_cannot_be_frozen():
     with pytest.raises(ValueError, match="only affine batch norm with running statistics can be frozen"):
         freeze_batch_norm(nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)))
+
+
+def test_one_thread_computes_1x1_convolutions_with_onednn_and_to_the_same_scores(within):
+    torch.manual_seed(0)
+    net = build_ccnet(backbone="resnet18", num_classes=3, recurrence=2, auxiliary=False).eval()
+    image = torch.randint(0, 256, (1, 3, 65, 65), dtype=torch.uint8)
+
+    def run():
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            scores = net(image).logits
+        return scores, sum(event.name == "aten::_slow_conv2d_forward" for event in profile.events())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected, slow = run()
+        use_onednn(net)
+        scores, left = run()
+    finally:
+        torch.set_num_threads(threads)
+    assert slow >= 5, "torch has changed: this project may no longer need use_onednn"
+    assert left == 0
+    within(scores, expected.double(), 1e-5)

@@ -67,7 +67,7 @@ def test_a_model_predicts_as_its_network_does(folder: Path, picture: Path) -> No
     assert model.colors[1] == (0, 0, 142)
 
 
-def test_a_model_predicts_under_the_protocol_of_its_score(tmp_path: Path, picture: Path) -> None:
+def test_a_model_predicts_with_the_inference_of_its_training(tmp_path: Path, picture: Path) -> None:
     options: dict[str, Any] = {"scale": 0.5, "window": [17, 17], "scales": [1.0, 1.5], "flip": True}
     address = deliver(Store(str(tmp_path / "m")), network().state_dict(), facts(**options))
     half = cv2.resize(cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB), (30, 20), interpolation=cv2.INTER_LINEAR)
