@@ -137,7 +137,7 @@ def test_batch_norm_without_running_statistics_cannot_be_frozen():
 def test_one_thread_computes_1x1_convolutions_with_onednn_and_to_the_same_scores(within):
     torch.manual_seed(0)
     net = build_ccnet(backbone="resnet18", num_classes=3, recurrence=2, auxiliary=False).eval()
-    image = torch.randint(0, 256, (1, 3, 65, 65), dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 3, 193, 193), dtype=torch.uint8)
 
     def run():
         with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -152,6 +152,6 @@ def test_one_thread_computes_1x1_convolutions_with_onednn_and_to_the_same_scores
         scores, left = run()
     finally:
         torch.set_num_threads(threads)
-    assert slow >= 5, "torch has changed: this project may no longer need use_onednn"
-    assert left == 0
+    assert slow > 4, "torch has changed: this project may no longer need use_onednn"
+    assert left == 4, "the attention's own two of each pass are no layers"
     within(scores, expected.double(), 1e-5)
