@@ -26,6 +26,7 @@ from pipeline.data.index import digest
 from pipeline.data.manifest import open_data
 from pipeline.data.prepare import _written
 from pipeline.data.source.record import record_key
+from pipeline.delivery.record import CARD, RECORD, WEIGHTS
 from pipeline.evaluation.metrics import Score
 from pipeline.images.codec import encode_png
 from pipeline.loading.samples import open_samples
@@ -216,5 +217,6 @@ def test_a_training_touches_exactly_its_own_keys_and_prediction_finds_it(
     made, best = place.made(), checkpoint.best(place.run)
     assert best is not None
     own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json", f"{run}/{best}/kept.json"}
+    own |= {f"models/{place.config.run_key}/{name}" for name in (CARD, RECORD, WEIGHTS)}
     kept = {4, int(best.removeprefix("step-"))}
     assert made == own | place.keys_of_data() | place.keys_of_results() | keys_of_checkpoints(place.config, *kept)
