@@ -65,7 +65,9 @@ __all__ = [
 def load(address: str | Path, device: str | None = None) -> "Model":
     """A trained model with `.predict(image)`, `.scores(image)` and `.classes`: see `pipeline.delivery.predictor.load`.
 
-    The one place where this library uses the pipeline, which reads files, buckets and registries; ccnet itself computes.
+    `address` is a folder that jobs.train delivered, an `s3://` prefix, `models:/NAME@ALIAS` or an MLflow run id. Raises
+    pipeline.errors.ModelError, which names the address and the fix. This is the one place where the library uses the pipeline,
+    whose work it is to read files, buckets and registries.
     """
     from pipeline.delivery.predictor import load
 

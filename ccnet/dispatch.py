@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "CCNET_KERNELS"
 LEAST_CAPABILITY = (8, 0)
-"""Below it Triton has no tensor cores: the kernels compile, but each thread keeps 7 to 9 KB of registers in memory."""
+"""Below it Triton has no tensor cores: the kernels compile, but each thread keeps 4 to 9 KB of registers in memory."""
 SHARED_MEMORY = 96 * 1024
 """Bytes of shared memory in a block that the largest launch needs; a test compiles the kernels and compares."""
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

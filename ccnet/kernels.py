@@ -16,7 +16,7 @@ from ccnet.shapes import Float
 # thread of 8 warps. Wider types need more registers for the operands.
 LONGEST_TILE = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
 # Positions of one tile of a longer line: two of 128 would compute four times the energies of 129 positions.
-ONE_OF_MANY = 64
+TILE_OF_A_LONGER_LINE = 64
 SHORTEST_TILE = 16  # the least that tl.dot accepts
 # Channels of a result that a program computes at a time: the published width of query and key. With many tiles it computes the
 # attention again for each.
@@ -93,7 +93,7 @@ def _launch(kernel: Any, arrays: Sequence[Tensor], is_row: bool, *widths: int, *
     num_images, num_lines, length = views[0].shape[:3]
     dtype = arrays[0].dtype
     longest = LONGEST_TILE[dtype]
-    block = max(SHORTEST_TILE, 1 << (length - 1).bit_length()) if length <= longest else min(longest, ONE_OF_MANY)
+    block = max(SHORTEST_TILE, 1 << (length - 1).bit_length()) if length <= longest else min(longest, TILE_OF_A_LONGER_LINE)
     # Three stages: while a tile is computed, the next two are on their way.
     options = {"BLOCK": block, "TILE": TILE[dtype], "num_warps": 8 if block >= 64 else 4, "num_stages": 3}
     if kernel is line_kernels.line_norms:

@@ -1,6 +1,6 @@
 """What each setting is: type, legal values, default and description, read from the JSON schema of the sections.
 
-`python -m jobs.reference` writes docs/settings.md and jobs/configs/schema.json anew; a test holds both to the sections.
+`python -m jobs.reference` writes docs/settings.md and jobs/configs/schema.json; a test holds both to the sections.
 """
 
 import json

@@ -10,7 +10,7 @@ from types import ModuleType
 from jobs.reference import TOP, help_text, sections
 
 RUN = (TOP, "storage", "data", "model", "train", "loss", "tracking")
-"""Sections that tell which run is meant: `Config.run_key` follows from them."""
+"""Sections that tell which run is meant, and where it is recorded."""
 TRAIN = (*RUN, "faults", "stop", "evaluate")
 SECTIONS = {
     "prepare": (TOP, "storage", "data"),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from ccnet.inference import predict_classes, predict_logits, published_stride
+from ccnet.inference import predict_classes, predict_logits
 from ccnet.model import CCNet, build_ccnet
 from pipeline.delivery.address import read_folder
 from pipeline.delivery.record import RECORD, WEIGHTS, ModelRecord
@@ -70,9 +70,8 @@ class Model:
             raise ValueError(f"an image is uint8[H, W, 3] in RGB, found {pixels.dtype}{list(pixels.shape)}")
         inference = self.record.inference
         scaled = np.ascontiguousarray(resize.resize_image(pixels, inference["scale"]))
-        window = inference["window"] and tuple(inference["window"])
-        options = {"window": window, "stride": window and published_stride(window)}
-        options |= {"scales": tuple(inference["scales"]), "flip": inference["flip"]}
+        window, stride = (inference[name] and tuple(inference[name]) for name in ("window", "stride"))
+        options = {"window": window, "stride": stride, "scales": tuple(inference["scales"]), "flip": inference["flip"]}
         batch = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(self.device)
         return batch, (pixels.shape[0], pixels.shape[1]), options
 

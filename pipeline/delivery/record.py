@@ -25,7 +25,8 @@ class ModelRecord:
     colors: list[list[int]]
     """(r, g, b) of each class."""
     inference: dict[str, Any]
-    """How images are predicted: `scale` before the network, `window` (height, width) or null, `scales`, `flip`.
+    """How images are predicted: `scale` before the network, `window` and `stride` (height, width) or null, `scales`,
+    `flip`.
 
     The score was measured on whole images at `scale`: its `protocol` says so.
     """

@@ -113,14 +113,14 @@ def _best(config: Config, run_key: str) -> checkpoint.Checkpoint:
     store = open_store(f"{config.runs_url}/{run_key}", config.storage)
     best = checkpoint.load_best(store)
     if best is None:
-        lines = runs_named(config)
-        others = ["of this name are, for evaluate.checkpoint=KEY (settings as they differ from this configuration's):", *lines]
+        lines = _runs_named(config)
+        others = ["runs of this name, for evaluate.checkpoint=KEY, each with the settings that differ:", *lines]
         text = f"{store.url('')}: no checkpoint with a score; run jobs.train first, or set evaluate.checkpoint"
         raise CheckpointError("\n".join([text, *(others if lines else [])]))
     return best
 
 
-def runs_named(config: Config) -> list[str]:
+def _runs_named(config: Config) -> list[str]:
     """The run key, the best score and the settings that differ, of each run of the configuration's name that has a checkpoint."""
     folder = open_store(config.runs_url, config.storage)
     keys = {key.partition("/")[0] for key in folder.list()}

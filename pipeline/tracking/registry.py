@@ -36,7 +36,7 @@ class Reference(NamedTuple):
     sha256: str
 
 
-class Model(NamedTuple):
+class Delivered(NamedTuple):
     """A delivered model that MLflow refers to."""
 
     url: str | None
@@ -144,12 +144,12 @@ def find_checkpoint(uri: str, reference: str) -> Reference:
     return _find(uri, reference).checkpoint
 
 
-def find_model(uri: str, reference: str) -> Model:
+def find_model(uri: str, reference: str) -> Delivered:
     """The delivered model of a run id, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises TrackingError."""
     return _find(uri, reference)
 
 
-def _find(uri: str, reference: str) -> Model:
+def _find(uri: str, reference: str) -> Delivered:
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
@@ -172,4 +172,4 @@ def _find(uri: str, reference: str) -> Model:
         raise TrackingError(
             f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"
         )
-    return Model(tags.get(MODEL_URL), Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256]))
+    return Delivered(tags.get(MODEL_URL), Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256]))

@@ -6,6 +6,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.delivery.deliver import deliver
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.protocol import inference_settings
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
 from pipeline.training.run import Run
@@ -29,19 +30,14 @@ def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
 
 def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> str:
     """Writes the checkpoint as a model folder, `<storage.path>/models/<run key>`, and returns its address."""
-    config, options = run.config, run.config.evaluate
+    config = run.config
     store = open_store(f"{config.storage.path}/models/{config.run_key}", config.storage)
     facts = {
         "name": config.run_key,
         "network": best.progress["model"],
         "class_names": list(score.class_names),
         "colors": [list(color) for color in run.manifest.colors],
-        "inference": {
-            "scale": options.scale,
-            "window": options.window and list(options.window),
-            "scales": list(options.scales),
-            "flip": options.flip,
-        },
+        "inference": {"scale": config.evaluate.scale, **inference_settings(config.evaluate)},
         "score": {
             "miou": score.miou,
             "class_iou": [None if iou != iou else iou for iou in score.matrix.iou().tolist()],

@@ -81,7 +81,7 @@ def test_half_precision_stays_close_to_float32_forward_and_backward(make, train,
 def test_large_affinities_leave_no_nan(factor, dtype, device):
     """Affinities of up to 135, where exp(89) is infinite in float32, or of up to 135,000, where float16 ends at 65,504.
 
-    A head in a network of one's own meets such features: nothing scales the affinities.
+    Features of another backbone can be as large, and nothing scales the affinities.
     """
     head, x = head_and_input()
     for layer in (head.attention.query, head.attention.key):

@@ -27,7 +27,7 @@ def facts(**inference: Any) -> dict[str, Any]:
         "network": NETWORK,
         "class_names": CLASSES,
         "colors": COLORS,
-        "inference": {"scale": 1.0, "window": None, "scales": [1.0], "flip": False} | inference,
+        "inference": {"scale": 1.0, "window": None, "stride": None, "scales": [1.0], "flip": False} | inference,
         "score": score | {"protocol": {}},
         "origin": origin | checkpoint | {"environment": {}},
     }

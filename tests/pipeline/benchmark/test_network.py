@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from jobs import benchmark as job
 from pipeline.benchmark.device import gflop
 from pipeline.benchmark.launchers import measure_launchers
+from pipeline.benchmark.network import NetworkFigure, assert_same_loss
 from pipeline.benchmark.tables import launchers_tables
 from pipeline.config.config import Config
 from pipeline.config.load import load
@@ -38,6 +40,13 @@ def test_both_recipes_train_alike(tmp_path, capsys):
     assert ours["gflop"] == pytest.approx(published["gflop"], rel=0.01)
     assert all(0 < f["share_of_peak"] < 2 and f["peak_mib"] > 0 for f in (ours, published))
     assert any(line.startswith("training step of resnet18, crop 33 x 33, R = 2, 2 images") for line in lines)
+
+
+@pytest.mark.parametrize(("difference", "refused"), [(0.019, False), (0.021, True), (float("nan"), True)])
+def test_losses_that_differ_by_two_percent_end_the_benchmark(difference, refused):
+    figure = NetworkFigure("ours", "resnet18", (33, 33), 2, 2, "bf16", False, "cpu", 1, *[1.0] * 7, difference)
+    with pytest.raises(AssertionError, match="the loss differs from the published recipe's by") if refused else nullcontext():
+        assert_same_loss([figure])
 
 
 @pytest.mark.slow

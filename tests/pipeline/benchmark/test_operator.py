@@ -8,6 +8,7 @@ import torch
 
 from jobs import benchmark as job
 from pipeline.benchmark.baselines import AllPixels, NonLocal
+from pipeline.benchmark.operator import OURS, PUBLISHED, Case, _agree, _Made
 from pipeline.config.config import Config
 from pipeline.config.load import load
 
@@ -25,6 +26,15 @@ def test_all_pixels_by_torch_is_the_non_local_block():
     for block in (ours, theirs):
         torch.nn.init.ones_(block.gamma)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])
+def test_blocks_that_differ_by_more_than_rounding_are_not_timed(precision):
+    ours, published = (_Made(Case(name, (1, 16, 5, 6), 2, precision), torch.device("cpu")) for name in (OURS, PUBLISHED))
+    _agree(ours, published)
+    published.block.gamma.data *= 1.2
+    with pytest.raises(AssertionError, match="ours differs from the published block by"):
+        _agree(ours, published)
 
 
 def test_a_run_prints_a_line_for_each_block_and_a_table(

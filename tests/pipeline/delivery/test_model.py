@@ -68,11 +68,11 @@ def test_a_model_predicts_as_its_network_does(folder: Path, picture: Path) -> No
 
 
 def test_a_model_predicts_with_the_inference_of_its_training(tmp_path: Path, picture: Path) -> None:
-    options: dict[str, Any] = {"scale": 0.5, "window": [17, 17], "scales": [1.0, 1.5], "flip": True}
+    options: dict[str, Any] = {"scale": 0.5, "window": [17, 17], "stride": [12, 12], "scales": [1.0, 1.5], "flip": True}
     address = deliver(Store(str(tmp_path / "m")), network().state_dict(), facts(**options))
     half = cv2.resize(cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB), (30, 20), interpolation=cv2.INTER_LINEAR)
     image = torch.from_numpy(half).permute(2, 0, 1)[None]
-    expected = predict_classes(network(), image, (41, 60), window=17, scales=(1.0, 1.5), flip=True)[0].numpy()
+    expected = predict_classes(network(), image, (41, 60), window=17, stride=12, scales=(1.0, 1.5), flip=True)[0].numpy()
     np.testing.assert_array_equal(ccnet.load(address, device="cpu").predict(picture), expected)
 
 
