@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import threading
 
 import cv2
@@ -137,7 +138,8 @@ def _decode_watched(data: bytes, flags: int) -> tuple[bool, list[str]]:
 
     libjpeg and libtiff write them to stderr and tell them in no other way. One call at a time, because stderr is the process's.
     """
-    with STDERR, os.fdopen(os.memfd_create("stderr"), "w+b") as caught:
+    # Opened to append: at a shared position, a line of another thread could replace the decoder's.
+    with STDERR, tempfile.TemporaryFile("a+b") as caught:
         before = os.dup(2)
         os.dup2(caught.fileno(), 2)
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
