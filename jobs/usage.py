@@ -23,7 +23,7 @@ SECTIONS = {
     "benchmark": (TOP, "storage", "data", "model", "train", "loss", "benchmark"),
 }
 """Verb that a cluster can run -> sections that it reads."""
-VERBS = (*SECTIONS, "config", "submit")
+VERBS = ("start", *SECTIONS, "config", "submit")
 """All verbs, in the order in which a newcomer meets them."""
 
 
@@ -55,6 +55,5 @@ def unknown_verb(verb: str) -> str:
 def help_of(verb: str) -> str:
     """What a verb does, and every setting that it reads."""
     about = inspect.getdoc(module_of(verb)) or ""
-    return f"{about}\n\nSettings (section.key=value on the command line replaces the file's):\n\n" + help_text(
-        *SECTIONS.get(verb, sections())
-    )
+    shown = {**SECTIONS, "start": TRAIN}.get(verb, sections())
+    return f"{about}\n\nSettings (section.key=value on the command line replaces the file's):\n\n{help_text(*shown)}"

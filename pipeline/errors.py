@@ -18,10 +18,16 @@ PipelineError
     RunFailed          a run that ended and is not restarted
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 SHOWN = 20
 """Number of a source's faults that the message lists."""
+OF_ONE_FILE = re.compile(r"\S*[/.]\w\S*|\d+ (x \d+|pixels|bytes)")
+"""Names and sizes in a sentence about a file."""
+FEW, SHOWN_NAMES = 5, 5
+"""Files that share a fault, from which on one line stands for all; names in that line."""
 
 
 class PipelineError(Exception):
@@ -56,11 +62,13 @@ class DataError(PipelineError):
 
 
 class SourceError(DataError):
-    """Faults of a source. `.faults` holds one line each; the message has the first 20 and the advice that holds for all."""
+    """Faults of a source. `.faults` holds one line each; the message has the first 20, of those that many files have one, and
+    the advice that holds for all."""
 
     def __init__(self, faults: list[str], advice: str = "") -> None:
-        more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        super().__init__("\n".join([*faults[:SHOWN], *more, *([advice] if advice else [])]))
+        lines = grouped(faults)
+        more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        super().__init__("\n".join([*lines[:SHOWN], *more, *([advice] if advice else [])]))
         self.faults, self.advice = faults, advice
 
     def __reduce__(self) -> Any:
@@ -101,3 +109,19 @@ class ClusterError(PipelineError):
 
 class RunFailed(PipelineError):
     """The end of a run. The message has what failed, why the run is not restarted, and the fix."""
+
+
+def grouped(faults: Sequence[str]) -> list[str]:
+    """The faults `FILE: fault`; of several that differ in files and sizes alone, the first, with the others' names."""
+    groups: dict[str, list[str]] = {}
+    for fault in faults:
+        groups.setdefault(OF_ONE_FILE.sub("", fault.partition(": ")[2] or fault), []).append(fault)
+    lines = []
+    for first, *others in groups.values():
+        names = [fault.partition(": ")[0].rpartition("/")[2] for fault in others]
+        if len(others) + 1 < FEW:
+            lines += [first, *others]
+        else:
+            more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+            lines.append(f"{first} ({len(others):,} more files have it: {', '.join(names[:SHOWN_NAMES])}{more})")
+    return lines

@@ -19,7 +19,7 @@ ROWS = (
     {"loading", "model", "delivery"},
     {"evaluation", "preflight", "benchmark"},
     {"training"},
-    {"tuning"},
+    {"tuning", "start"},
     {"jobs"},
 )
 """A wing imports itself and wings of lower rows, but no other wing of its row."""
@@ -39,6 +39,7 @@ DOORS = {
 WITHOUT_RAY = {"images", "config", "storage", "tracking", "checkpoints", "model", "delivery", "formatting", "errors"}
 """Wings and files that must work without Ray."""
 VERBS = {
+    "start": "start",
     "prepare": "data",
     "plan": "preflight",
     "train": "training",

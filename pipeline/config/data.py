@@ -6,6 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Name, Section, Sides, absolute
 
+Id = Annotated[int, Field(ge=0, le=255)]
+
 
 class Generated(Section):
     num_train: int = Field(192, ge=1)
@@ -14,6 +16,17 @@ class Generated(Section):
     """Validation images to generate."""
     size: int = Field(65, ge=33, le=16384)
     """Height and width in pixels."""
+
+
+class ClassEntry(Section):
+    id: Id | tuple[Id, ...]
+    """Value of the class in the labels, or a list of values that are this class."""
+    name: str | None = None
+    """Name of the class; entries with the same name are one class. An ignored entry needs none."""
+    color: tuple[Id, Id, Id] | None = None
+    """[red, green, blue] in pictures, and in labels that are stored as colours; by default one of PASCAL VOC's."""
+    ignore: bool = False
+    """Leave its pixels out of loss and scores."""
 
 
 class Data(Section):
@@ -26,6 +39,8 @@ class Data(Section):
     lists: dict[Literal["train", "val", "test"], str] = Field({})
     """Split -> text file with the samples, one a line: `image label` paths, or the image's name alone. A path in the source, or a
     full path or `s3://` address anywhere. By default the layout's own splits."""
+    classes: tuple[ClassEntry, ...] | None = Field(None, min_length=1)
+    """The classes, in place of the source's own table or of that of the layout."""
     label_suffix: str | None = Field(None, min_length=1)
     """What names of labels have after the name of their image, such as `_mask`; recognised where only one reading is possible."""
     val_fraction: float | None = Field(None, gt=0, lt=1)

@@ -6,6 +6,7 @@ Each mistake names the key, the value given, the legal values and the nearest fi
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -43,6 +44,18 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     if not isinstance(tree, dict):
         found = "is empty" if tree is None else f"holds a {'list' if isinstance(tree, list) else 'single value'}"
         raise ConfigError([f"{path}: {found}: write `section: {{setting: value}}` lines, as in jobs/configs/demo.yaml"])
+    mistakes = apply(tree, overrides)
+    try:
+        config = parse(tree)
+    except ConfigError as error:
+        raise ConfigError(mistakes + error.mistakes) from None
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def apply(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Puts `dotted.key=value` overrides into a nested mapping; returns the mistakes of their form."""
     mistakes = []
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -52,13 +65,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
             _put(tree, key, _typed(key, text))
         except ValueError as error:
             mistakes.append(f"{item}: {error}")
-    try:
-        config = parse(tree)
-    except ConfigError as error:
-        raise ConfigError(mistakes + error.mistakes) from None
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return mistakes
 
 
 def storage_at(address: str) -> Storage:

@@ -19,7 +19,11 @@ NOT_SHAPING = {
     "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every", "checkpoint_every"),
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
-ADDED: dict[str, dict[str, Any]] = {"model": {"gamma_init": 0.0, "align_corners": None}, "train": {"min_lr": 0.0}}
+ADDED: dict[str, dict[str, Any]] = {
+    "data": {"classes": None},
+    "model": {"gamma_init": 0.0, "align_corners": None},
+    "train": {"min_lr": 0.0},
+}
 """Settings that shape the model and came after the first release: at the value that stands for what was done before them, they
 are left out, so that older runs keep their key and can be resumed."""
 FREE_KEYS = {"data.oversample"}

@@ -58,3 +58,9 @@ def parse_yaml(text: str | bytes) -> Any:
 def dump_yaml(tree: Any) -> str:
     """The YAML text that `parse_yaml` reads as `tree`."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def flow(value: Any) -> str:
+    """The YAML text of a value, in one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()

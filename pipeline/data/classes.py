@@ -3,12 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 
+from pipeline.config.data import ClassEntry
 from pipeline.data import export_classes, synthetic
 from pipeline.errors import SourceError
 from pipeline.formatting import name_fault
@@ -87,11 +88,13 @@ OTHER_TABLES = ("classes.yml", "data.yaml", "dataset.yaml", "classes.txt", "clas
 """Files that often name classes, in forms that are not read."""
 
 
-def classes(layout: str, source: Store | None) -> Classes:
-    """Classes of a layout. Raises SourceError with every fault of the file that lists them.
+def classes(layout: str, source: Store | None, given: Sequence[ClassEntry] | None = None) -> Classes:
+    """The given classes, or those of a layout. Raises SourceError with every fault of what lists them.
 
     Files in the source: `classes.json` for `camvid` (optional), `objectInfo150.txt` for `ade20k`, `classes.yaml` for `folders`.
     """
+    if given:
+        return _with_255(_from_entries([each.model_dump(mode="json", exclude_none=True) for each in given], "data.classes"))
     fixed = {"generated": GENERATED, "cityscapes": CITYSCAPES, "camvid": CAMVID, "voc": VOC}
     if layout == "camvid" and source and source.exists("classes.json"):
         return _camvid(source)
@@ -156,7 +159,8 @@ def _folders(source: Store) -> Classes:
             return _from_export(source, tables)
         other = next((f"; {source.url(key)} is not read: copy its names" for key in OTHER_TABLES if source.exists(key)), "")
         fault = f"{where}: no such file: layout `folders` reads its classes from there; write {form}{other}"
-        raise SourceError([f"{fault} (the tables {', '.join(export_classes.PARSERS)} of annotation tools are read too)"])
+        more = f"the tables {', '.join(export_classes.PARSERS)} of annotation tools are read too"
+        raise SourceError([f"{fault} ({more}); `jobs.prepare CONFIG --write-classes` writes what the labels hold"])
     try:
         text = read_text(source, "classes.yaml")
         tree, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
@@ -168,7 +172,11 @@ def _folders(source: Store) -> Classes:
     if entries is None:
         found = f"the keys {', '.join(map(str, tree))}" if isinstance(tree, dict) else "nothing" if tree is None else repr(tree)
         raise SourceError([f"{where}: expected {form}; found {found}"])
-    known = _from_entries(entries, where)
+    return _with_255(_from_entries(entries, where))
+
+
+def _with_255(known: Classes) -> Classes:
+    """The classes, with 255 ignored unless it is listed."""
     return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
 
 
@@ -200,15 +208,12 @@ def _from_export(source: Store, keys: list[str]) -> Classes:
             raise SourceError([f"{source.url(key)}: {error}"]) from error
     first = source.url(keys[0])
     if other := next((key for key, table in zip(keys, tables, strict=True) if table != tables[0]), None):
-        fix = "export the splits with the same classes"
-        raise SourceError(
-            [f"{source.url(other)}: its ids or names are not those of {first}, so equal ids mean other classes: {fix}"]
-        )
-    known = _from_entries([*tables[0]], first)
-    return replace(known, label_map={IGNORE: IGNORE, **known.label_map})
+        why = "so equal ids mean other classes: export the splits with the same classes"
+        raise SourceError([f"{source.url(other)}: its ids or names are not those of {first}, {why}"])
+    return _with_255(_from_entries([*tables[0]], first))
 
 
-def _from_entries(entries: list[object], where: str) -> Classes:
+def _from_entries(entries: Sequence[object], where: str) -> Classes:
     """Classes in the order of their first ids; ignored ids leave no gap, and ids with the same name are one class.
 
     Raises SourceError with the faults of all entries.

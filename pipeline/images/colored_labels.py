@@ -49,6 +49,22 @@ def with_ids(data: bytes, color_ids: Mapping[Color, int], label_map: Mapping[int
     return _by_colors(data, color_ids) if header.colours in ("RGB", "RGBA") and header.bits == 8 else data
 
 
+def colors_of(data: bytes) -> dict[Color, int]:
+    """RGB colour -> its pixels, of an image. Raises ValueError if it does not decode."""
+    codes, counts = np.unique(_codes(decode_image(data)), return_counts=True)
+    return {_color(code): int(count) for code, count in zip(codes.tolist(), counts, strict=True)}
+
+
+def _codes(pixels: UInt8) -> npt.NDArray[np.uint32]:
+    """uint32[H, W]: the three bytes of each colour as one number."""
+    codes: npt.NDArray[np.uint32] = pixels.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)
+    return codes
+
+
+def _color(code: int) -> Color:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
 def _in_8_bits(values: UInt8 | npt.NDArray[np.uint16]) -> UInt8:
     if above := np.unique(values[values > IGNORE]).tolist():
         shown = ", ".join(map(str, above[:SHOWN])) + (f" and {len(above) - SHOWN} more" if len(above) > SHOWN else "")
@@ -62,10 +78,8 @@ def _by_colors(data: bytes, color_ids: Mapping[Color, int]) -> bytes:
     pixels = decode_image(data)
     if not color_ids and (pixels == pixels[..., :1]).all():
         return encode_png(np.ascontiguousarray(pixels[..., 0]))
-    codes, places, counts = np.unique(
-        pixels.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32), return_inverse=True, return_counts=True
-    )
-    colors: list[Color] = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
+    codes, places, counts = np.unique(_codes(pixels), return_inverse=True, return_counts=True)
+    colors = list(map(_color, codes.tolist()))
     unknown = sorted((-int(count), color) for color, count in zip(colors, counts, strict=True) if color not in color_ids)
     if unknown:
         shown = ", ".join(f"{list(color)} ({-count} pixels)" for count, color in unknown[:SHOWN])

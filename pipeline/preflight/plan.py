@@ -9,7 +9,7 @@ from pipeline.config.train import Train
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.data.prepare import survey
 from pipeline.data.statistics import class_table, split_table
-from pipeline.errors import ConfigError, ShardError, SourceError, StorageError
+from pipeline.errors import ConfigError, ShardError, SourceError, StorageError, grouped
 from pipeline.formatting import percent, size
 from pipeline.loading.blocks import block_bytes, steps_per_block
 from pipeline.loading.feed import Feed
@@ -53,7 +53,7 @@ def data(config: Config) -> tuple[Manifest | None, str, list[Finding]]:
     except StorageError as error:
         return None, origin, [Finding("error", f"data.source: {error}")]
     except SourceError as error:
-        return None, origin, [Finding("error", fault) for fault in error.faults]
+        return None, origin, [Finding("error", fault) for fault in grouped(error.faults)]
     except ConfigError as error:
         return None, origin, [Finding("error", mistake) for mistake in error.mistakes]
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from tests.chaos.plain_loop import undisturbed
 from tests.chaos.run import RESUMED, STEP, Run
 from tests.chaos.scene import TINY, Scene, Weights, wait_until
 from tests.chaos.trial import Trial, answer, contents
-from tests.support.disks import mounted
+from tests.support.disks import kept_full, mounted
 from tests.support.two_disks import MOUNTS, two_disks
 
 SHORT = (*TINY, "train.steps=8", "train.validate_every=2", "train.workers=1")
@@ -213,12 +212,9 @@ def full_temporary_folder(bench: Bench) -> Iterator[Answer]:
         run = trial.start()
         wait_until(lambda: bench.scene.committed(trial.config) >= 2 or run.process.poll() is not None, 240)
         assert run.process.poll() is None, run.log[-6000:]
-        filler = temporary / "filler"
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(temporary).free)
-        said = answer(run, "the disk is full .*free some space there, or set TMPDIR")
+        with kept_full(temporary):
+            said = answer(run, "the disk is full .*free some space there, or set TMPDIR")
         assert re.search("the disk is full .*retried from the last checkpoint", run.log), "not retried"
-        filler.unlink()
         bench.finishes(trial, resumes=True)
     yield Answer(
         "R9", "the temporary folder, a disk of its own, full from the first checkpoint on", said, 1,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
     ("words", "code", "stream", "text"),
     [
         (["jobs"], 0, "stdout", "usage: python -m jobs.VERB CONFIG.yaml [dotted.key=value ...]\n"),
-        (["jobs", "trian", "a.yaml"], 2, "stderr", "trian: no such verb (did you mean train?); legal: prepare, plan, train, "),
+        (["jobs", "trian", "a.yaml"], 2, "stderr", "trian: no such verb (did you mean train?); legal: start, prepare, plan, "),
         (["jobs", "train"], 2, "stderr", "usage: python -m jobs.train CONFIG.yaml [dotted.key=value ...]"),
         (["jobs.train"], 2, "stderr", "usage: python -m jobs.train CONFIG.yaml [dotted.key=value ...]"),
         (["jobs.predict", "--images"], 2, "stderr", "usage: python -m jobs.predict CONFIG.yaml"),

@@ -1,6 +1,7 @@
 """A real disk of a given size."""
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,3 +32,27 @@ def small_disk(folder: Path) -> Iterator[Path]:
         except PermissionError as error:
             pytest.skip(str(error))
         yield folder
+
+
+@contextmanager
+def kept_full(folder: Path) -> Iterator[None]:
+    """Fills the folder's disk, and fills again what becomes free; at the end the space is free again."""
+    filler, done = folder / "filler", threading.Event()
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file:
+            while not done.wait(0.05):
+                try:
+                    while file.write(bytes(2**20)) == 2**20:
+                        pass
+                except OSError:  # full
+                    continue
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        filler.unlink()

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from pipeline.config.config import Config
 from pipeline.data.classes import Classes, classes
-from pipeline.data.layouts import find_samples
+from pipeline.data.layouts import Samples, find_samples
 from pipeline.data.source.inventory import Inventory
 from pipeline.data.source.pairing import Pair, TextList
 from pipeline.data.source.record import identity
+from pipeline.errors import SourceError
 from pipeline.storage.probe import check_readable
 from pipeline.storage.store import Object, Store, open_store
 
@@ -37,11 +38,24 @@ def find_source(config: Config) -> Source:
     if data.layout == "generated":
         made: dict[str, Sequence[Item]] = {"train": range(data.generated.num_train), "val": range(data.generated.num_val)}
         return Source(None, classes("generated", None), made, {}, None)
+    store, found = _found(config)
+    return Source(store, classes(data.layout, store, data.classes), {**found.splits}, found.objects, found.inventory)
+
+
+def find_labels(config: Config) -> tuple[Store, list[str]]:
+    """The store of the configured source and the keys of its labels. Raises what `find_source` raises."""
+    if not config.data.source:
+        raise SourceError([f"data.layout = {config.data.layout}: has no files"])
+    store, found = _found(config)
+    return store, [pair.label for pairs in found.splits.values() for pair in pairs]
+
+
+def _found(config: Config) -> tuple[Store, Samples]:
+    data = config.data
     store = open_store(str(data.source), config.storage)
     check_readable(store)
     lists = {str(split): _list(config, store, split, given) for split, given in data.lists.items()}
-    found = find_samples(data.layout, store, lists, label_suffix=data.label_suffix, val_fraction=data.val_fraction)
-    return Source(store, classes(data.layout, store), {**found.splits}, found.objects, found.inventory)
+    return store, find_samples(data.layout, store, lists, label_suffix=data.label_suffix, val_fraction=data.val_fraction)
 
 
 def _list(config: Config, source: Store, split: str, given: str) -> TextList:

@@ -32,11 +32,19 @@ def test_generated_has_classes_and_no_pairs(tmp_path: Path) -> None:
         find_splits("generated", Store(str(tmp_path)), {})
 
 
-def test_long_lists_of_faults_are_cut_in_the_message_only(tmp_path: Path) -> None:
-    source = make(tmp_path, *VAL, "train/z.png", "trainannot/z.png", *(f"train/{i}.png" for i in range(30)))
-    with pytest.raises(SourceError, match=r"\.\.\. and 10 more$") as caught:
+def test_a_fault_of_many_files_is_one_line_of_the_message(tmp_path: Path) -> None:
+    source = make(tmp_path, *VAL, "train/z.png", "trainannot/z.png", *(f"train/{i}.png" for i in range(10, 40)))
+    with pytest.raises(SourceError) as caught:
         find_splits("camvid", source, {})
     assert len(caught.value.faults) == 30
+    first = f"{tmp_path}/train/10.png: image without label: add {tmp_path}/trainannot/10.png"
+    assert str(caught.value) == f"{first} (29 more files have it: 11.png, 12.png, 13.png, 14.png, 15.png and 24 more)"
+
+
+def test_long_lists_of_faults_are_cut_in_the_message_only() -> None:
+    error = SourceError([f"{i}.png: odd in way {'x' * i}" for i in range(30)], "mend them")
+    assert str(error).splitlines()[19:] == [f"19.png: odd in way {'x' * 19}", "... and 10 more", "mend them"]
+    assert len(error.faults) == 30
 
 
 def test_a_source_one_folder_too_high_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""`jobs.start FOLDER`: what a newcomer types first, and what is answered to the usual mistakes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jobs.start import command
+from pipeline.config.load import load
+from pipeline.images.codec import UInt8, encode_jpeg, encode_png
+from tests.support.folders import noise, rows_of
+from tests.support.pictures import saved
+
+TINY = ["model.backbone=small", "data.crop_size=17", "train.global_batch=2"]
+
+
+def disc(number: int) -> UInt8:
+    """A mask uint8[24, 24] of 0 and 255."""
+    return np.asarray(cv2.circle(np.zeros((24, 24), np.uint8), (12, 12), 4 + number % 7, 255, -1), np.uint8)
+
+
+def mine(folder: Path, label: Callable[[int], UInt8 | bytes] = disc, number: int = 10) -> Path:
+    """Images and masks of 24 x 24 pixels in images/ and masks/."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(number):
+        mask = label(i)
+        (folder / f"images/{i}.jpg").write_bytes(encode_jpeg(noise(i)))
+        (folder / f"masks/{i}.png").write_bytes(mask if isinstance(mask, bytes) else encode_png(mask))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, apart from the images."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_a_dry_run_shows_what_the_training_comes_to_and_writes_the_settings_only(
+    tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mine(tmp_path / "My Cracks")
+    before = sorted(folder.rglob("*"))
+    assert command([str(folder), *TINY, "--minutes", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for line in (r"images +\d in train, \d in val", r"classes +2: background, foreground", r"time +about \d+ minutes on \d+ CPU",
+                 r"memory +[\d.]+ [MG]", r"disk +[\d.]+ [MG]", r"settings +my-cracks\.yaml", "nothing was prepared"):  # fmt: skip
+        assert re.search(line, out), out
+    assert [path.name for path in here.iterdir()] == ["my-cracks.yaml"]
+    assert sorted(folder.rglob("*")) == before
+    config = load(here / "my-cracks.yaml")
+    assert (config.data.source, config.model.backbone, config.data.crop_size) == (str(folder), "small", (17, 17))
+    assert config.stop.hours == pytest.approx(2 / 60, abs=1e-4)
+
+
+def test_settings_that_exist_are_used_as_they_are(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = mine(tmp_path / "cracks")
+    assert command([str(folder), *TINY, "--dry-run"]) == 0
+    edited = (here / "cracks.yaml").read_text().replace("name: foreground", "name: crack")
+    (here / "cracks.yaml").write_text(edited)
+    assert command([str(folder), "--dry-run"]) == 0
+    assert "2: background, crack" in capsys.readouterr().out
+    assert (here / "cracks.yaml").read_text() == edited
+
+
+def as_jpeg(i: int) -> bytes:
+    return saved(disc(i), "jpeg")
+
+
+def swapped(folder: Path) -> None:
+    (folder / "images").rename(folder / "x")
+    (folder / "masks").rename(folder / "images")
+    (folder / "x").rename(folder / "masks")
+    for path in (folder / "masks").iterdir():
+        path.with_suffix(".png").write_bytes(encode_png(noise(int(path.stem))))
+        path.unlink()
+
+
+def polygons(folder: Path) -> None:
+    for path in (folder / "masks").iterdir():
+        path.with_suffix(".txt").write_text("0 0.1 0.1 0.9 0.9 0.1 0.9\n")
+        path.unlink()
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "no such folder": (lambda root: None, [], "no such folder"),
+    "a file": (lambda root: root.write_text("x"), [], "is a file: give the folder"),
+    "an empty folder": (lambda root: root.mkdir(), [], "no file|empty"),
+    "images without masks": (
+        lambda root: [path.unlink() for path in (mine(root) / "masks").iterdir()],
+        [],
+        "no images with masks",
+    ),
+    "images and masks swapped": (lambda root: swapped(mine(root)), [], "swapped"),
+    "masks as JPEG": (lambda root: mine(root, as_jpeg), [], "JPEG changes the class ids: export it again as PNG"),
+    "masks with soft edges": (
+        lambda root: mine(root, lambda i: np.asarray(cv2.GaussianBlur(disc(i), (3, 3), 1), np.uint8)),
+        [],
+        "smoothed the edges|no classes",
+    ),
+    "polygons": (lambda root: polygons(mine(root)), [], "polygons and boxes are not read"),
+    "one class only": (lambda root: mine(root, lambda i: rows_of(0)), [], "nothing to learn"),
+    "one image": (lambda root: mine(root, number=1), [], "val"),
+    "a setting that does not exist": (mine, ["train.lerning_rate=0.1"], "did you mean train.learning_rate"),
+    "an override without =": (mine, ["train.steps", "100"], "must have the form dotted.key=value"),
+    "no minutes": (mine, ["--minutes", "0"], "--minutes"),
+    "a class table with a typo": (
+        lambda root: (mine(root) / "classes.yaml").write_text("[background, {id: x}]"),
+        [],
+        "classes.yaml",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_newcomers_mistake_is_answered_by_cause_and_fix_in_three_lines(
+    mistake: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, words, answer = MISTAKES[mistake]
+    make(tmp_path / "mine")
+    assert command([str(tmp_path / "mine"), *words, "--dry-run"]) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert re.search(answer, "\n".join(lines)), lines
+    assert len(lines) <= 3, lines
+    assert not any("Traceback" in line for line in lines)
+    assert not list(here.iterdir())
+
+
+def test_a_folder_above_the_current_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(mine(tmp_path / "mine"))
+    assert command(["."]) == 1
+    assert "run the command in another folder" in capsys.readouterr().err
+
+
+def test_settings_of_another_folder_are_not_taken(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([str(mine(tmp_path / "a/mine")), *TINY, "--dry-run"]) == 0
+    assert command([str(mine(tmp_path / "b/mine")), *TINY, "--dry-run"]) == 1
+    assert "give this one a name: --name NAME" in capsys.readouterr().err
+    assert command([str(tmp_path / "b/mine"), *TINY, "--dry-run", "--name", "other"]) == 0
+    assert {path.name for path in here.iterdir()} == {"mine.yaml", "other.yaml"}
