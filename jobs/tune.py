@@ -22,7 +22,9 @@ def run(config: "Config") -> int:
     result = search(config)
     print(result.table())
     print(f"\n{result.score.table()}")
-    print(f"\nMLflow run        {page(result.tracking_uri, result.run_id)}")
+    print(f"\nmodel             {result.model_url}")
+    print(f'use it            ccnet.load({result.model_url!r}).predict("image.jpg")')
+    print(f"MLflow run        {page(result.tracking_uri, result.run_id)}")
     return 0
 
 

@@ -64,6 +64,10 @@ class Data(Section):
     """Draw up to ten positions of the crop, until no class fills this share or more of its labelled pixels (usual: 0.75)."""
     photometric: bool = False
     """Change brightness, contrast, saturation and hue at random."""
+    augment: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:function` of your own, called after all this as function(image uint8[h, w, 3], label uint8[h, w], rng); rng is a
+    generator that belongs to the sample. It returns both. The run key has its name, not its code: rename it when you change it.
+    """
     oversample: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Class name -> weight w: images with the class fill w / (1 + sum of weights) of each epoch; all images share the rest."""
     max_skipped: int = Field(0, ge=0)

@@ -20,7 +20,7 @@ NOT_SHAPING = {
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
 ADDED: dict[str, dict[str, Any]] = {
-    "data": {"classes": None},
+    "data": {"classes": None, "augment": None},
     "model": {"gamma_init": 0.0, "align_corners": None},
     "train": {"min_lr": 0.0},
 }

@@ -20,6 +20,7 @@ from pipeline.images.augment import Recipe, augment
 from pipeline.loading.blocks import block, steps_per_block
 from pipeline.loading.sampler import PADDING, Picks, Sampler, largest_share, oversampled
 from pipeline.loading.samples import Samples, open_samples
+from pipeline.loading.user_augment import augment_further, generator
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -81,17 +82,18 @@ class Feed(NamedTuple):
         samples, label_map = open_samples(self.config, self.manifest, "train"), self.manifest.label_lookup()
         rows = np.flatnonzero(positions != PADDING)
         picks, recipe = self.sampler.picks(positions[rows]), self.recipe
-        numbers = self.samples_of(picks, samples)
+        numbers, num_classes = self.samples_of(picks, samples), len(self.manifest.class_names)
         image = np.zeros((len(positions), *crop, 3), np.uint8)
         label = np.zeros((len(positions), *crop), np.uint8)
         replaced = np.zeros(len(positions), bool)
         for i, (sample, pixels, ids) in enumerate(self._decoded(samples, numbers)):
             row = rows[i]
             replaced[row] = sample != numbers[i]
-            image[row], label[row] = augment(
-                pixels, ids, label_map, recipe,
-                seed=seed, epoch=int(picks.epoch[i]), sample=sample, stream=int(picks.stream[i]),
-            )  # fmt: skip
+            epoch, stream = int(picks.epoch[i]), int(picks.stream[i])
+            crops = augment(pixels, ids, label_map, recipe, seed=seed, epoch=epoch, sample=sample, stream=stream)
+            if own := self.config.data.augment:
+                crops = augment_further(own, *crops, num_classes, generator(seed, epoch, sample, stream))
+            image[row], label[row] = crops
         return image, label, replaced
 
     @property

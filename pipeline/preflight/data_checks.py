@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from pipeline.config.config import Config
 from pipeline.data.labels import unteachable
 from pipeline.data.manifest import Manifest, Split
+from pipeline.errors import ConfigError
 from pipeline.formatting import percent
 from pipeline.loading.feed import Feed
+from pipeline.loading.user_augment import augment_further, generator
 from pipeline.preflight.findings import Finding
 
 MOSTLY_IGNORED = 0.5
@@ -21,7 +25,14 @@ SHOWN = 10
 def examine(config: Config, manifest: Manifest) -> list[Finding]:
     """Every finding about a data set."""
     left_out = [Finding("warning", *line) for line in manifest.left_out]
-    return [*left_out, *labels(manifest), *duplicates(manifest), *sizes(config, manifest), *oversampling(config, manifest)]
+    return [
+        *left_out,
+        *labels(manifest),
+        *duplicates(manifest),
+        *sizes(config, manifest),
+        *oversampling(config, manifest),
+        *own_augmentation(config, manifest),
+    ]
 
 
 def labels(manifest: Manifest) -> list[Finding]:
@@ -117,6 +128,22 @@ def oversampling(config: Config, manifest: Manifest) -> list[Finding]:
             what = f"data.oversample.{names[stream.label]}: its share of an epoch of {number} images is less than one image"
             found.append(Finding("warning", what, "raise its weight"))
     return found
+
+
+def own_augmentation(config: Config, manifest: Manifest) -> list[Finding]:
+    """What is wrong with `data.augment`, found by a call with a crop of zeros."""
+    name, crop = config.data.augment, config.data.crop_size
+    if name is None:
+        return []
+    try:
+        image, label = np.zeros((*crop, 3), np.uint8), np.zeros(crop, np.uint8)
+        augment_further(name, image, label, len(manifest.class_names), generator(config.seed, 0, 0, 0))
+    except ConfigError as error:
+        return [Finding("error", mistake) for mistake in error.mistakes]
+    except Exception as error:  # of any type: it is the user's code
+        what = str(error) if str(error).startswith("data.augment") else f"data.augment = {name}: {type(error).__name__}: {error}"
+        return [Finding("error", what, "called with an image and a label of zeros")]
+    return []
 
 
 def _by(sides: tuple[int, int]) -> str:

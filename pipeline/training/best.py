@@ -28,12 +28,12 @@ def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
         ) from error
 
 
-def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score) -> str:
-    """Writes the checkpoint as a model folder, `<storage.path>/models/<run key>`, and returns its address."""
-    config = run.config
-    store = open_store(f"{config.storage.path}/models/{config.run_key}", config.storage)
+def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str | None = None) -> str:
+    """Writes the checkpoint as a model folder, `<storage.path>/models/<name>`, and returns its address; `name`: the run key."""
+    config, name = run.config, name or run.config.run_key
+    store = open_store(f"{config.storage.path}/models/{name}", config.storage)
     facts = {
-        "name": config.run_key,
+        "name": name,
         "network": best.progress["model"],
         "class_names": list(score.class_names),
         "colors": [list(color) for color in run.manifest.colors],

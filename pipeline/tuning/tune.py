@@ -21,10 +21,19 @@ from pipeline.fault_tolerance.failures import root_cause
 from pipeline.formatting import table
 from pipeline.storage.store import open_store
 from pipeline.tracking import runs
-from pipeline.training.best import best_of, record_best
+from pipeline.training.best import best_of, deliver_best, record_best
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import end_run
-from pipeline.tuning.trials import Trial, TrialLines, concurrent_trials, domain, end_trial, run_trial, trial_checkpoints
+from pipeline.tuning.trials import (
+    Trial,
+    TrialLines,
+    concurrent_trials,
+    domain,
+    end_trial,
+    run_trial,
+    trial_checkpoints,
+    trial_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +46,8 @@ class SearchResult(NamedTuple):
     trials: list[Trial]
     score: Score
     """Score of the best trial's best checkpoint."""
+    model_url: str
+    """Folder of that checkpoint, delivered as a model: `ccnet.load` reads it."""
 
     def table(self) -> str:
         """One line per trial, and the overrides that reproduce the winner."""
@@ -83,12 +94,12 @@ def _search(parent: Run, key: str) -> SearchResult:
         grid = _run_trials(parent, key)
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
         trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: (isnan(trial.miou), -trial.miou))
-        score = _register_best(parent, key, trials)
+        score, model_url = _register_best(parent, key, trials)
     except BaseException as error:
         end_run(parent, error)
         raise
     runs.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
-    return SearchResult(parent.run_id, parent.tracking_uri, trials, score)
+    return SearchResult(parent.run_id, parent.tracking_uri, trials, score, model_url)
 
 
 def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
@@ -126,16 +137,20 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
     return grid
 
 
-def _register_best(parent: Run, key: str, trials: list[Trial]) -> Score:
-    """Records the best checkpoint of the best trial that has one, in the parent's run and in the registry.
+def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Score, str]:
+    """Delivers the best checkpoint of the best trial that has one, and records it in the parent's run and in the registry.
+
+    Returns its score and the address of the model.
 
     ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
     """
     for trial in trials:
-        run = parent._replace(checkpoints=trial_checkpoints(parent.config, key, trial.number))
+        config = trial_config(parent.config, trial.overrides)
+        run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, trial.number))
         if checkpoint.best(run.checkpoints):
             best, score = best_of(run)
-            record_best(run, best, score)
-            return score
+            model_url = deliver_best(run, best, score, key)
+            record_best(run, best, score, model_url)
+            return score, model_url
         logger.warning("trial %s has no checkpoint with a score that can be read", trial.number)
     raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint; raise tune.grace_steps")

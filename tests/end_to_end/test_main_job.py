@@ -211,7 +211,9 @@ def test_export_delivers_a_checked_file_and_its_record(followed: Finished, acces
     assert record["largest_difference"] <= 1e-4
 
 
-def test_a_search_is_one_parent_with_its_children(prepared: str, command: Command, client: MlflowClient) -> None:
+def test_a_search_is_one_parent_with_its_children(
+    prepared: str, command: Command, client: MlflowClient, stack: dict[str, str]
+) -> None:
     dimensions = [
         "train.learning_rate: {log: [0.00001, 0.1]}",
         "data.crop_size: {choice: [41, 49]}",
@@ -243,6 +245,19 @@ def test_a_search_is_one_parent_with_its_children(prepared: str, command: Comman
     assert "KILLED" in {child.info.status for child in children}, "no trial was stopped early"
     assert "reproduce the best: " in done.stdout
     assert "\ntrain.learning_rate=" in done.stdout
+    address = re.search(r"^model +(s3://\S+)$", done.stdout, re.MULTILINE)
+    assert address
+    assert parent.data.tags["ccnet.model_url"] == address[1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.items():
+            patch.setenv(name, value)
+        model = ccnet.load(address[1], device="cpu")
+    best = next(
+        child
+        for child in children
+        if child.data.tags.get("ccnet.checkpoint_sha256") == parent.data.tags["ccnet.checkpoint_sha256"]
+    )
+    assert model.net.head.recurrence == int(best.data.params["model.recurrence"])
 
 
 @pytest.mark.skipif(

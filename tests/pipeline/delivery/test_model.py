@@ -123,6 +123,19 @@ def test_a_delivery_again_writes_nothing_and_a_better_checkpoint_replaces_it(fol
     assert (ccnet.load(folder, device="cpu").predict(picture) != earlier).any()
 
 
+def test_an_edited_card_is_kept_and_another_is_replaced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, card = Store(str(folder)), folder / "README.md"
+    better = facts() | {"score": facts()["score"] | {"miou": 0.75}}
+    deliver(store, network(1).state_dict(), better)
+    assert "0.7500" in card.read_text()
+    card.write_text("# Mine")
+    deliver(store, network(2).state_dict(), facts())
+    assert card.read_text() == "# Mine"
+    assert "README.md: was edited and is kept" in caplog.text
+    expected = predict_classes(network(2), torch.from_numpy(NOISE).permute(2, 0, 1)[None])[0].numpy()
+    np.testing.assert_array_equal(ccnet.load(folder, device="cpu").predict(NOISE), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -38,7 +38,7 @@ def test_trials_at_a_time_follow_cpus_and_gpus() -> None:
 def test_a_search_that_evaluates_shows_interval_gamma_and_the_score_without_attention() -> None:
     score = Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]], (0.4, 0.6), gamma=1.5, attention_off_miou=0.25)
     trials = [Trial("0", {"seed": 0}, 0.5, "", 10, False, "run", score), Trial("1", {"seed": 1}, 0.4, "", 5, True, "run")]
-    lines = SearchResult("run", "uri", trials, score).table().splitlines()
+    lines = SearchResult("run", "uri", trials, score, "model").table().splitlines()
     assert lines[0].split()[-4:] == ["interval", "attention", "off", "gamma"]
     assert re.search(r"complete +0\.4000 to 0\.6000 +0\.2500 +1\.5000", lines[1])
     assert re.search(r"stopped early +- +- +-", lines[2])
@@ -62,7 +62,7 @@ def test_the_line_that_reproduces_the_best_gives_its_settings() -> None:
         "data.scale": [0.5, 2.0],
     }
     score = Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]])
-    found = SearchResult("run", "uri", [Trial("0", values, 0.5, "over 1 of 2 classes", 10, False, "run")], score)
+    found = SearchResult("run", "uri", [Trial("0", values, 0.5, "over 1 of 2 classes", 10, False, "run")], score, "model")
     assert "  0.5000 over 1 of 2 classes  " in found.table()
     config = load("jobs/configs/demo.yaml", shlex.split(found.table().splitlines()[-1]))
     assert (config.data.source, config.train.learning_rate) == ("/data/my set #1", 0.02)
