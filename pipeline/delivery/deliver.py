@@ -45,7 +45,7 @@ def deliver(store: Store, weights: Mapping[str, torch.Tensor], facts: Mapping[st
 
 
 def _is_edited(store: Store, address: str, card: str) -> bool:
-    """Whether the folder has a card that is neither that of its record nor the new `card`, which a torn delivery may have left."""
+    """Whether the folder has a card that is neither that of its record nor `card`, which a torn delivery may have left."""
     if not store.exists(CARD) or not store.exists(RECORD):
         return False
     try:
