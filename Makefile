@@ -12,13 +12,20 @@ MINISTACK := $(shell sed -n 's/^MINISTACK = "\(.*\)"/\1/p' infra/services.py)
 
 .PHONY: install demo test check lint up down bench chaos mutations clean
 
-install: .venv/.installed .venv-s3/.installed
+# What the commands need, and with it what tests and checks need.
+RUN := .venv/.installed .venv-s3/.installed
+install: .venv/.developed .venv-s3/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 (found: $$(python3 --version 2>&1)); name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@case "$$(uname -s)" in Linux|Darwin) ;; *) echo "needs Linux or macOS; on Windows, use WSL"; exit 1;; esac
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (some minutes the first time)"
 	$(PIP) "torch==2.13.0"
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+.venv/.developed: .venv/.installed
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
@@ -39,14 +46,14 @@ test: lint
 	$(QUICK)
 	$(SLOW)
 
-up: install
+up: $(RUN)
 	$(BIN)/python -m infra.stack up
 
-down: install
+down: $(RUN)
 	$(BIN)/python -m infra.stack down
 
 # Every command of the demo can be typed by hand. After an interruption, run it again: it resumes from the last checkpoint.
-demo: install
+demo: $(RUN)
 	$(BIN)/python -m infra.stack up
 	. .stack/env && $(BIN)/python -m jobs.prepare jobs/configs/demo.yaml
 	. .stack/env && $(BIN)/python -m jobs.submit train jobs/configs/demo.yaml
@@ -57,7 +64,7 @@ demo: install
 
 # On its own cluster, because it can measure the memory of its own processes only.
 BENCH ?= jobs/configs/bench.yaml
-bench: install
+bench: $(RUN)
 	$(BIN)/python -m infra.stack up
 	. .stack/env && unset RAY_ADDRESS && $(BIN)/python -m jobs.benchmark $(BENCH)
 

@@ -40,3 +40,8 @@ for _key, _value in (ENVIRONMENT | ({} if os.environ.get("RAY_ADDRESS") else LOO
 gc.set_threshold(50_000)
 OBJECT_STORE_BYTES = 600 * 2**20
 """Size of Ray's object store on a cluster that this project starts."""
+
+
+def own_cores() -> int:
+    """CPU cores that this process may use; on macOS, which has no affinity, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

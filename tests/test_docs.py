@@ -7,6 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
+
+from ccnet.export import export_onnx
+from tests.support.delivered import NOISE, delivered, network
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,6 +28,21 @@ def test_the_library_examples_run_as_they_stand() -> None:
     scores, *steps = [line.split() for line in done.stdout.splitlines()]
     assert len(scores) == 3
     assert [applied for _, _, applied in steps] == ["True", "True"]
+
+
+def test_the_readme_uses_a_model_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the lines for a delivered model and those for an ONNX file; both masks are those of the model."""
+    with_ccnet, with_onnx = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    delivered(tmp_path / "outputs/models/mine-0123abcd")
+    (tmp_path / "image.jpg").write_bytes(cv2.imencode(".jpg", NOISE)[1].tobytes())
+    export_onnx(network(), tmp_path / "mine.onnx", result="classes")
+    monkeypatch.chdir(tmp_path)
+    masks: list[dict[str, np.ndarray]] = [{}, {}]
+    for names, lines in zip(masks, (with_ccnet, with_onnx), strict=True):
+        exec(lines, names)
+    assert masks[0]["mask"].shape == NOISE.shape[:2]
+    assert len(np.unique(masks[0]["mask"])) > 1
+    np.testing.assert_array_equal(masks[0]["mask"], masks[1]["mask"])
 
 
 CHAOS = {"tests/chaos/__main__.py", "tests/chaos/faults.py"}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import ray
 
+from pipeline import own_cores
 from pipeline.benchmark.datasets import Target, find_targets, repeated
 from pipeline.benchmark.feeds import Length, Measured, first_steps, one_round, ray_data
 from pipeline.benchmark.network import training_steps
@@ -67,7 +68,7 @@ def measure_images(config: Config) -> Iterator[list[Figure]]:
 
     The stages of a round run one after the other. Ray Data's workers are started before the first round.
     """
-    cores = config.benchmark.cores or len(os.sched_getaffinity(0))
+    cores = config.benchmark.cores or own_cores()
     _connect(config, cores)  # preparing uses this cluster too
     targets = list(find_targets(config))
     for number, target in enumerate(targets):
@@ -215,7 +216,7 @@ def _figure(target: Target, stage: str, rates: Mapping[str, list[float]], others
     mine = rates[stage]
     return Figure(
         target.name, target.config.storage.path, stage, statistics.median(mine), min(mine), max(mine), len(mine),
-        len(os.sched_getaffinity(0)), cores, {other: _ratio(mine, rates[other]) for other in others},
+        own_cores(), cores, {other: _ratio(mine, rates[other]) for other in others},
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ccnet import distributed
+from pipeline import own_cores
 from pipeline.benchmark.device import own_device, seconds
 from pipeline.benchmark.network import NUM_CLASSES, drawn_batch
 from pipeline.cluster import connect
@@ -171,7 +172,7 @@ def loop(task: Task, device: torch.device) -> None:
 
 def _under_ray(task: Task) -> None:
     """Runs the loop on a cluster that exists for this run only, as torchrun's processes exist for their run only."""
-    connect.join(num_cpus=max(task.num_workers, len(os.sched_getaffinity(0))))
+    connect.join(num_cpus=max(task.num_workers, own_cores()))
     try:
         trainer = TorchTrainer(
             lambda: loop(task, ray.train.torch.get_device()),

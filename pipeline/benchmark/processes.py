@@ -1,6 +1,8 @@
 """Measures the peak memory of a group of processes; pages that they share count once."""
 
 import multiprocessing
+import resource
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,8 +51,10 @@ def pss(pid: int) -> int:
 def own_peak() -> int:
     """Highest resident size of this process so far, in bytes.
 
-    Not from ru_maxrss: a process inherits it from the larger process that started it.
+    On Linux not from ru_maxrss: a process inherits it from the larger process that started it. On macOS there is no other source.
     """
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

@@ -8,7 +8,6 @@ collected; if there is any, everything written is deleted.
 """
 
 import logging
-import os
 import pickle
 import time
 import uuid
@@ -20,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import own_cores
 from pipeline.cluster import connect, shared
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
@@ -178,7 +178,7 @@ def _run(tasks: list[PackTask], config: Config) -> list[PackResult]:
 
 def _in_threads(tasks: list[PackTask]) -> Generator[tuple[int, PackResult], None, None]:
     """(number, result) of each task. Threads run in parallel, because reading and decoding release Python's global lock."""
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(own_cores())
     try:
         yield from enumerate(pool.map(pack, tasks))
     finally:

@@ -1,6 +1,5 @@
 """Proposes a class table from the labels of a source that has none."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import own_cores
 from pipeline.config.config import Config
 from pipeline.config.settings_yaml import flow
 from pipeline.data.export_classes import find_tables
@@ -77,7 +77,7 @@ def propose(source: Store, labels: Sequence[str]) -> Proposal:
     Names are `background` for 0 or black and numbers for the others: only the user knows what they are.
     """
     every = -(-len(labels) // MOST_READ)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(own_cores()) as pool:
         read = list(pool.map(partial(_held, source), labels[::every]))
     held = [each for each in read if isinstance(each, _Held)]
     if not held:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from pipeline import own_cores
 from pipeline.config.base import Storage, has_scheme
 from pipeline.data.classes import ADE20K_BASES, ADE20K_INFO, classes
 from pipeline.data.export_classes import PARSERS, find_tables
@@ -70,7 +71,7 @@ def look(address: str, storage: Storage, num_shown: int) -> Folder:
     found, fraction = _split(layout, store)
     every = [pair for pairs in found.splits.values() for pair in pairs]
     proposal = None if has_table(layout, store) else propose(store, [pair.label for pair in every])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(own_cores()) as pool:
         images = [pair.image for pair in every[:: -(-len(every) // SIZES_READ)]]
         sizes = [size for size in pool.map(partial(_size, store), images) if size]
     if not sizes:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ccnet import build_ccnet
+from pipeline import own_cores
 from pipeline.benchmark.device import own_device, seconds
 from pipeline.benchmark.network import training_steps
 from pipeline.benchmark.processes import own_peak
@@ -153,7 +153,7 @@ def _run_s(config: Config, folder: Folder, speed: Speed) -> float:
 
 
 def _hardware(gpus: int) -> str:
-    return f"{gpus} GPUs" if gpus else f"{len(os.sched_getaffinity(0))} CPU cores"
+    return f"{gpus} GPUs" if gpus else f"{own_cores()} CPU cores"
 
 
 def _duration(seconds: float) -> str:

@@ -252,11 +252,8 @@ def test_a_search_is_one_parent_with_its_children(
         for name, value in stack.items():
             patch.setenv(name, value)
         model = ccnet.load(address[1], device="cpu")
-    best = next(
-        child
-        for child in children
-        if child.data.tags.get("ccnet.checkpoint_sha256") == parent.data.tags["ccnet.checkpoint_sha256"]
-    )
+    winner = parent.data.tags["ccnet.checkpoint_sha256"]
+    best = next(child for child in children if child.data.tags.get("ccnet.checkpoint_sha256") == winner)
     assert model.net.head.recurrence == int(best.data.params["model.recurrence"])
 
 

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+import ccnet
 from jobs.start import command
 from pipeline.config.load import load
 from pipeline.images.codec import UInt8, encode_jpeg, encode_png
 from tests.support.folders import noise, rows_of
 from tests.support.pictures import saved
 
+ROOT = Path(__file__).parents[2]
 TINY = ["model.backbone=small", "data.crop_size=17", "train.global_batch=2"]
 
 
@@ -145,3 +147,32 @@ def test_settings_of_another_folder_are_not_taken(tmp_path: Path, here: Path, ca
     assert "give this one a name: --name NAME" in capsys.readouterr().err
     assert command([str(tmp_path / "b/mine"), *TINY, "--dry-run", "--name", "other"]) == 0
     assert {path.name for path in here.iterdir()} == {"mine.yaml", "other.yaml"}
+
+
+@pytest.mark.slow
+def test_a_newcomers_folder_becomes_a_model_that_is_used(tmp_path: Path, here: Path) -> None:
+    """40 images, masks of 0 and 255 with a suffix beside them, one image a .tif; an empty home; one minute."""
+    folder = tmp_path / "Risse im Asphalt"
+    folder.mkdir()
+    for i in range(40):
+        picture, mask = noise(i, 96), np.zeros((96, 96), np.uint8)
+        cv2.circle(mask, (20 + i, 48), 16, 255, -1)
+        picture[mask == 255] //= 4
+        (folder / f"IMG_{i:04d}{'.tif' if i == 7 else '.jpg'}").write_bytes(saved(picture, "tiff" if i == 7 else "jpeg"))
+        (folder / f"IMG_{i:04d}_seg.png").write_bytes(encode_png(mask))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS" and not name.startswith("AWS_")}
+    variables |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "jobs", "start", str(folder), "--minutes", "1.5", "model.backbone=small"]
+    done = subprocess.run(words, cwd=here, env=variables, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert re.search(r"^mIoU +0\.\d{4}", done.stdout, re.MULTILINE)
+    pictures, model = (re.search(rf"^{name} +(/\S.*)$", done.stdout, re.MULTILINE) for name in ("pictures", "model"))
+    assert pictures
+    assert model
+    assert len(list(Path(pictures[1]).rglob("*_overlay.png"))) == 4
+    assert ccnet.load(model[1], device="cpu").predict(next(folder.glob("*.jpg"))).shape == (96, 96)
+    assert "next:" in done.stdout
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in here.iterdir()} == {"risse-im-asphalt.yaml", "outputs", "mlflow.db"}
