@@ -27,8 +27,8 @@ WRONG, GREY = (230, 30, 40), (150, 150, 150)
 TILE, MAX_TILE = 300, 640
 """Width of a panel's pictures in pixels: smaller ones are enlarged at least to TILE, larger ones reduced below MAX_TILE."""
 GAP, DPI = 12, 100
-LONGEST_NAME = 40
-"""Characters of a class's name in a picture."""
+LONGEST_NAME, MOST_IDS = 40, 12
+"""Characters of a class's name in a picture; ids of classes in a caption."""
 TITLES = ("image", "truth", "prediction", "error")
 BLUES, HEAT = ("#ffffff", "#c9dcf0", "#5b9bd5", "#174a7c", "#0b2545"), ("#d1495b", "#ff8c1a", "#ffe066")
 """Colour scales of confusion matrices and of attention, from the lowest value to the highest."""
@@ -74,6 +74,22 @@ def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, name
         rows.append(([_resize(tile, factor) for tile in tiles], ["", "", "", f"{share:.1%} wrong"]))
     table = _table(TITLES, rows)
     return np.concatenate([table, _legend(table.shape[1], colors, names)])
+
+
+def training_batch(samples: Sequence[tuple[Image, Image]], colors: ArrayLike, names: Sequence[str]) -> Image:
+    """uint8[H, W, 3]: what the network is fed: one row per crop (image uint8[h, w, 3], classes uint8[h, w]), and a legend below.
+
+    Columns: crop, the classes over it, the classes. The caption lists the ids in it.
+    """
+    factor = _factor(max(label.shape[1] for _, label in samples))
+    rows = []
+    for image, label in samples:
+        tiles = [image, overlay(image, label, colors), colorize(label, colors)]
+        ids = np.unique(label).tolist()
+        shown = " ".join(map(str, ids[:MOST_IDS])) + (" ..." if len(ids) > MOST_IDS else "")
+        rows.append(([_resize(tile, factor) for tile in tiles], ["", "", f"ids {shown}"]))
+    table = _table(("crop", "classes over it", "classes"), rows)
+    return np.concatenate([table, _legend(table.shape[1], colors, names, wrong=False)])
 
 
 def attention_panel(
@@ -174,11 +190,11 @@ def _text_strip(width: int, height: int, texts: Mapping[int, str], *, size: int,
     return _pixels(figure)
 
 
-def _legend(width: int, colors: ArrayLike, names: Sequence[str]) -> Image:
+def _legend(width: int, colors: ArrayLike, names: Sequence[str], *, wrong: bool = True) -> Image:
     from matplotlib import patches
 
     entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
-    entries += [(np.array(WRONG) / 255, "wrong")]
+    entries += [(np.array(WRONG) / 255, "wrong")] if wrong else []
     entries = [(color, _short(name)) for color, name in entries]
     cell, line = 50 + 11 * max(len(name) for _, name in entries), 34
     per_line = max(1, (width - 2 * GAP) // cell)

@@ -15,6 +15,7 @@ from ray.train import UserCallback
 from pipeline.config.train import Faults
 from pipeline.errors import RunFailed
 from pipeline.fault_tolerance.failures import Fault, Kind, classify
+from pipeline.formatting import hide_on_screen
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class RestartPolicy(UserCallback):
         # While a node is preempted, Ray Train reports the same dead workers at every poll.
         if "" not in tokens and tokens <= self.judged:
             return
-        self.judged |= tokens - {""}
+        if not self.judged:
+            hide_on_screen("ray.train", "[FailurePolicy]")  # Ray's line has a traceback; ours says what was done
+        self.judged |= tokens
         rank, fault = min(faults.items(), key=lambda item: (item[1].precedence, item[0]))
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         what = f"worker {rank}{others}: {fault}"

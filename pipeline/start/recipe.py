@@ -61,7 +61,7 @@ def settings(folder: Folder, name: str, gpus: int) -> Settings:
         "data.scale": ([round(0.8 * scale, 3), round(1.6 * scale, 3)], f"random zoom around {scale:g}"),
         "model.backbone": ("resnet18", "learns from random weights; with model.weights=FILE a larger one is better"),
         "model.recurrence": (2, "passes of the attention, as in the paper"),
-        "train.workers": (workers, f"{where}: one process for each GPU, or one for all cores"),
+        "train.workers": (workers, f"{where}: one process {'for each' if gpus else 'for all cores'}"),
         "train.global_batch": (batch, f"{folder.num_images['train']} training images; memory and batch norm want 8 to 16"),
         "train.learning_rate": (0.05 * batch / 8, "0.05 for 8 images, from random weights"),
         "train.weight_decay": (5e-4, "of the published script"),

@@ -81,7 +81,7 @@ def begin(address: str, overrides: Sequence[str], minutes: float, name: str | No
         new.write(text(nested(found, overrides), why, heading))
     rows = [
         ("time", f"about {_duration(_run_s(config, folder, speed))} on {_hardware(gpus)}, from {MEASURED_STEPS} measured steps"),
-        ("memory", f"{size(peak)} for a worker; Ray and the data take about 2 GB more"),
+        ("memory", f"{size(peak)} for a worker, besides Ray's own processes"),
     ]
     return Beginning(config, file, folder, _table(folder, config, file, rows))
 

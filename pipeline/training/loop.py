@@ -19,11 +19,13 @@ from ccnet.step import StepResult
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.train import Train
+from pipeline.evaluation import figures
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
 from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, announce, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
 from pipeline.formatting import hide_on_screen, show_own_lines
+from pipeline.images.codec import UInt8
 from pipeline.loading.batches import TrainingBatch, training_batches
 from pipeline.loading.feed import Feed
 from pipeline.loading.stall import StallMonitor, stall_reason
@@ -117,6 +119,8 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     if log:
         announce(run.stop_flag, training=True)
     for batch in throughput.timed(batches):
+        if log and batch.step == 0:
+            log.picture("training_batch", 0, _batch_picture(run, batch))
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
@@ -152,6 +156,13 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     if log:
         with hang.paused():  # Ray Train would wait too, but not hear a request to stop
             saver.wait()
+
+
+def _batch_picture(run: Run, batch: TrainingBatch) -> UInt8:
+    """The first crops of a batch as the network is fed with them."""
+    shown = min(run.config.evaluate.panel_images, len(batch.label))
+    crops = zip(batch.image[:shown].permute(0, 2, 3, 1).cpu().numpy(), batch.label[:shown].cpu().numpy(), strict=True)
+    return figures.training_batch(list(crops), run.manifest.colors, run.manifest.class_names)
 
 
 def _stop(found: Interruption, done: int) -> None:

@@ -145,7 +145,14 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     assert list(history(client, run, "val/miou")) == list(history(client, run, "val/gamma")) == [5, 10, 15, 20]
     assert any(key.startswith("val/iou/") for key in run.data.metrics)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "best_checkpoint.json", "panel.png", "attention.png", "confusion_matrix.png"} <= names
+    assert {
+        "config.yaml",
+        "best_checkpoint.json",
+        "panel.png",
+        "attention.png",
+        "confusion_matrix.png",
+        "training_batch.png",
+    } <= names
     # Not by alias: after 20 steps the score may not be above the majority class, and then no alias moves.
     registered = client.search_model_versions("name = 'tiny'")
     assert run.data.tags["ccnet.checkpoint_sha256"] in [version.tags["ccnet.checkpoint_sha256"] for version in registered]

@@ -54,6 +54,22 @@ CROSS = np.zeros((3, 3))
 CROSS[1, :] = CROSS[:, 1] = 0.2
 
 
+def test_a_training_batch_shows_each_crop_with_its_classes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    label = np.zeros((20, 30), np.uint8)
+    label[:, 10:20], label[:, 20:] = 2, 255
+    picture = figures.training_batch([(image, label)] * 3, COLORS, ["a", "b", "c"])
+    gap, factor = figures.GAP, figures.TILE // 30
+    assert picture.shape[1] == 3 * (30 * factor + gap) + gap
+    tiles = [
+        picture[44 : 44 + 20 * factor, gap + i * (30 * factor + gap) :][:, : 30 * factor][::factor, ::factor] for i in range(3)
+    ]
+    for tile, expected in zip(
+        tiles, (image, figures.overlay(image, label, COLORS), figures.colorize(label, COLORS)), strict=True
+    ):
+        np.testing.assert_array_equal(tile, expected)
+
+
 def test_attention_panel_has_a_picture_per_pass_and_one_of_all_passes() -> None:
     image = np.full((17, 17, 3), 200, np.uint8)
     for num_passes, num_pictures in ((1, 2), (2, 4), (3, 5)):  # one pass has no picture of all passes
