@@ -10,16 +10,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from jobs import usage
-from pipeline.config.config import Config
-from pipeline.config.load import load
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.formatting import show_own_lines
 from pipeline.storage import disk
 
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
 
-def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
+
+def main(verb: "Callable[[Config], int]", argv: list[str] | None = None) -> int:
     """Runs the verb with the configuration of the command line; returns the exit code of `answering`, 2 for bad settings."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & {*arguments}:
@@ -28,6 +30,8 @@ def main(verb: Callable[[Config], int], argv: list[str] | None = None) -> int:
     if not arguments or arguments[0].startswith("-"):
         print(f"usage: {usage.started_as(_name(verb))} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
         return 2
+    from pipeline.config.load import load  # help does without it: pydantic takes half a second
+
     try:
         config = load(arguments[0], arguments[1:])
     except ConfigError as error:
@@ -70,7 +74,7 @@ def answering(work: Callable[[], int]) -> int:
         return code
 
 
-def _name(verb: Callable[[Config], int]) -> str:
+def _name(verb: "Callable[[Config], int]") -> str:
     """The verb's name, that of its module, which may run as `__main__`."""
     return Path(inspect.getfile(verb)).stem
 

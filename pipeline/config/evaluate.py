@@ -11,7 +11,8 @@ class Evaluate(Section):
     split: Literal["val", "test"] = "val"
     """Split for jobs.evaluate and jobs.predict; training always validates on `val`."""
     checkpoint: str | None = None
-    """Checkpoint folder, run key, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this configuration's run."""
+    """Checkpoint folder, delivered model, run key, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this
+    configuration's run."""
     recurrence: int | None = Field(None, ge=0, le=8, strict=True)
     """R to run the checkpoint with, if it must differ from the R of its training."""
     scale: float = Field(1.0, gt=0, le=16)

@@ -68,10 +68,16 @@ def apply(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     return mistakes
 
 
-def storage_at(address: str) -> Storage:
-    """How an address is accessed where there is no configuration; `path` is the address, made absolute. Raises ConfigError."""
+def storage_at(address: str, overrides: Sequence[str] = ()) -> Storage:
+    """How an address is accessed where there is no configuration; `path` is the address, made absolute. Raises ConfigError.
+
+    Of the overrides, those of `storage` count, except its path.
+    """
+    tree: dict[str, Any] = {"storage": {}}
+    if mistakes := apply(tree, [item for item in overrides if item.startswith("storage.")]):
+        raise ConfigError(mistakes)
     try:
-        return Storage(path=address)
+        return Storage.model_validate(tree["storage"] | {"path": address})
     except ValidationError as error:
         raise ConfigError([f"{address}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()]) from None
 

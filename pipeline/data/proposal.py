@@ -33,8 +33,6 @@ BETWEEN = 0.1
 MANY_BETWEEN, BETWEEN_OF_SMALL = 8, 0.4
 """With so many values between, the largest share may be this one: in small masks, edges take more of the pixels."""
 SWAPPED = "are images and masks swapped? Rename the folders, or list the pairs (data.lists)"
-
-
 TABLE = "classes.yaml"
 
 
@@ -51,9 +49,17 @@ class _Held(NamedTuple):
     """What one label holds."""
 
     ids: npt.NDArray[np.int64] | None
-    """Pixels by id int64[256]; None for a label in colours."""
+    """Pixels by id int64[256]; None for a label of three channels."""
     colors: dict[Color, int]
-    """Pixels by RGB colour, of a label in colours."""
+    """Pixels by RGB colour, of a label of three channels."""
+
+    def as_ids(self) -> npt.NDArray[np.int64]:
+        """Pixels by id int64[256], of three equal channels too."""
+        if self.ids is not None:
+            return self.ids
+        counts = np.zeros(256, np.int64)
+        counts[[color[0] for color in self.colors]] = list(self.colors.values())
+        return counts
 
 
 def write_classes(config: Config) -> tuple[str, Proposal]:
@@ -83,15 +89,15 @@ def propose(source: Store, labels: Sequence[str]) -> Proposal:
     if not held:
         first = next(each for each in read if isinstance(each, str))
         raise SourceError([f"{first}{f' (and {len(read) - 1} more labels)' if len(read) > 1 else ''}"])
-    colored = [each.colors for each in held if each.ids is None]
-    where = source.root
-    if len(colored) == len(held):
-        return _of_colors(colored, where)
-    if colored:
-        why = f"{len(colored)} labels are stored as colours and {len(held) - len(colored)} as ids"
+    where, of_channels = source.root, [each.colors for each in held if each.ids is None]
+    # A colour mask that shows the background alone has three equal channels too.
+    if any(len(set(color)) > 1 for colors in of_channels for color in colors):
+        if len(of_channels) == len(held):
+            return _of_colors(of_channels, where)
+        why = f"{len(of_channels)} labels are stored as colours and {len(held) - len(of_channels)} as ids"
         raise SourceError([f"{where}: {why}: store all as ids in one channel, or list the colours of all classes (classes.yaml)"])
     notes = [f"{len(read):,} of {len(labels):,} labels were read: jobs.prepare names the ids that only the others have"]
-    found = _of_ids(np.stack([each.ids for each in held if each.ids is not None]), where)
+    found = _of_ids(np.stack([each.as_ids() for each in held]), where)
     return found._replace(notes=[*notes[: every > 1], *found.notes])
 
 
@@ -101,13 +107,7 @@ def _held(source: Store, key: str) -> _Held | str:
         data = source.read(key)
         header = codec.check_encoding(data)
         if header.colours in ("RGB", "RGBA") and header.bits == 8 and header.format in codec.LABEL_FORMATS:
-            found = colors_of(data)
-            if any(len(set(color)) > 1 for color in found):
-                return _Held(None, found)
-            counts = np.zeros(256, np.int64)
-            for color, number in found.items():
-                counts[color[0]] = number
-            return _Held(counts, {})
+            return _Held(None, colors_of(data))
         return _Held(np.bincount(codec.decode_label(data).ravel(), minlength=256), {})
     except Exception as error:  # of any type: jobs.prepare names each faulty file
         return f"{source.url(key)}: {error}"

@@ -88,11 +88,16 @@ def load(address: str | Path, device: str | torch.device | None = None) -> Model
             f"{address}: {place} holds another checkpoint of this run since, of step {record.score['step']}: load that folder to "
             "use it, or run jobs.predict with evaluate.checkpoint for the one of this address"
         )
-    if hashlib.sha256(files[WEIGHTS]).hexdigest() != record.sha256:
-        raise ModelError(f"{place}: {WEIGHTS} is not the file that {RECORD} names: copy the folder again, whole")
     net = build_ccnet(**record.network)
-    net.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
+    net.load_state_dict(weights_of(record, files[WEIGHTS], place))
     return Model(net, record, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+def weights_of(record: ModelRecord, data: bytes, place: str) -> dict[str, torch.Tensor]:
+    """The weights in the bytes of their file. Raises ModelError unless it is the file that the record names."""
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise ModelError(f"{place}: {WEIGHTS} is not the file that {RECORD} names: copy the folder again, whole")
+    return safetensors.torch.load(data)
 
 
 def _read(path: Path) -> UInt8:

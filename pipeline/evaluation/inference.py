@@ -1,5 +1,6 @@
 """Loads a checkpoint's network and predicts the classes of an image."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.run_key import changed_settings, shaping
 from pipeline.data.manifest import Manifest
+from pipeline.delivery.predictor import weights_of
+from pipeline.delivery.record import RECORD, WEIGHTS, ModelRecord
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.protocol import WHOLE_IMAGE, window_and_stride
 from pipeline.fault_tolerance.failures import OutOfMemory, is_out_of_memory
@@ -24,6 +27,8 @@ from pipeline.images.codec import UInt8
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
+
+logger = logging.getLogger(__name__)
 
 RUN_KEY = f"{NAME}-[0-9a-f]{{8}}"
 
@@ -69,18 +74,14 @@ def load_network(config: Config, manifest: Manifest) -> tuple[CCNet, checkpoint.
     """The network of `evaluate.checkpoint`, or of the best checkpoint of this configuration's run, on the CPU.
 
     It runs at `evaluate.recurrence` if that is set, otherwise at the R of its training. Raises CheckpointError when there is no
-    checkpoint, when it holds other weights than MLflow recorded, when it was trained for other classes, or when it was trained at
-    another R than `model.recurrence` and `evaluate.recurrence` is not set.
+    checkpoint, when it holds other weights than MLflow recorded, or when it was trained for other classes; ModelError.
     """
     found = _find(config)
     model = found.progress["model"]
     trained, wanted = model["recurrence"], config.evaluate.recurrence
     if wanted is None and trained != config.model.recurrence:
-        raise CheckpointError(
-            f"{found.url}: trained with recurrence {trained}, but model.recurrence = {config.model.recurrence}; add "
-            f"model.recurrence={trained} to run it as trained, or evaluate.recurrence={config.model.recurrence} to run it at "
-            f"{config.model.recurrence} on purpose"
-        )
+        here = config.model.recurrence
+        logger.warning("%s: runs at R = %d, as trained; evaluate.recurrence=%d runs it at %d", found.url, trained, here, here)
     classes = found.progress["class_names"]
     if tuple(classes) != manifest.class_names:
         raise CheckpointError(
@@ -135,12 +136,20 @@ def _runs_named(config: Config) -> list[str]:
 
 
 def _load(config: Config, url: str) -> checkpoint.Checkpoint:
+    """A checkpoint, or that of which a delivered model was made, from the folder of either."""
+    folder = open_store(url.rstrip("/"), config.storage)
+    if folder.exists(RECORD):
+        record = ModelRecord.from_json(folder.read(RECORD), url)
+        facts = {"step": record.score["step"], "metrics": record.score, "protocol": record.score["protocol"]}
+        progress = facts | {"model": record.network, "class_names": record.class_names}
+        weights = weights_of(record, folder.read(WEIGHTS), url)
+        return checkpoint.Checkpoint(folder.root, record.origin["checkpoint_sha256"], progress, weights, {}, {})
     parent, slash, name = url.rstrip("/").rpartition("/")
     store = open_store(parent + slash, config.storage) if name else None
     if store is None or not store.exists(f"{name}/{MANIFEST}"):
         raise CheckpointError(
-            f"evaluate.checkpoint = {url}: no checkpoint, which is a folder step-NUMBER with a {MANIFEST}: those of this "
-            f"configuration's run are in {config.runs_url}/{config.run_key}"
+            f"evaluate.checkpoint = {url}: no checkpoint, which is a folder step-NUMBER with a {MANIFEST}, and no delivered "
+            f"model, which has a {RECORD}: the checkpoints of this configuration's run are in {config.runs_url}/{config.run_key}"
         )
     return checkpoint.load(store, name, with_optimizer=False)
 

@@ -50,13 +50,11 @@ class Folder(NamedTuple):
     class_names: tuple[str, ...]
     entries: list[dict[str, Any]] | None
     """The proposed class table; None if the source or its layout has one."""
-    shown: list[str]
-    """Addresses of some images of `val`, for pictures."""
     notes: list[str]
     """What is doubtful, each in a sentence with the way out."""
 
 
-def look(address: str, storage: Storage, num_shown: int) -> Folder:
+def look(address: str, storage: Storage) -> Folder:
     """Lists the source, reads headers of images and the labels if it has no class table. Raises StorageError, SourceError."""
     if not has_scheme(address) and not os.path.isdir(address):
         state = "is a file" if os.path.exists(address) else "no such folder"
@@ -87,7 +85,6 @@ def look(address: str, storage: Storage, num_shown: int) -> Folder:
         largest=max(sizes, key=lambda size: size[0] * size[1]),
         class_names=names,
         entries=proposal and proposal.entries,
-        shown=[store.url(pair.image) for pair in found.splits["val"][:num_shown]],
         notes=[f"{what} ({fix})" for what, fix in found.inventory.warnings()] + (proposal.notes if proposal else []),
     )
 

@@ -72,7 +72,7 @@ def settings(folder: Folder, name: str, gpus: int) -> Settings:
 
 def schedule(folder: Folder, batch: int, speed: Speed, minutes: float) -> Settings:
     """Steps, validations and checkpoints of a training that ends within `minutes`."""
-    full = max(FEWEST_STEPS, math.ceil(EPOCHS * folder.num_images["train"] / batch))
+    full = full_steps(folder, batch)
     available = max(0.0, 60 * minutes - START_S)
     validation_s = folder.num_images["val"] * speed.image_s
     times = max(1, min(VALIDATIONS, int(VALIDATION_SHARE * available / validation_s)))

@@ -18,13 +18,12 @@ from pipeline.benchmark.processes import own_peak
 from pipeline.cluster import connect
 from pipeline.config.base import has_scheme
 from pipeline.config.config import Config
-from pipeline.config.load import load, parse, storage_at
+from pipeline.config.load import load, override, parse, storage_at
 from pipeline.data.classes import classes
 from pipeline.data.prepare import prepare
-from pipeline.delivery.predictor import load as load_model
 from pipeline.errors import ConfigError
 from pipeline.evaluation.inference import predict_image
-from pipeline.evaluation.predict import Prediction, predict_files
+from pipeline.evaluation.predict import predict
 from pipeline.formatting import size
 from pipeline.model.learner import network_arguments
 from pipeline.preflight.resources import checkpoint_bytes
@@ -59,9 +58,9 @@ def begin(address: str, overrides: Sequence[str], minutes: float, name: str | No
     `overrides`: `dotted.key=value` settings that replace derived ones. `name`: by default that of the folder. Raises ConfigError,
     SourceError, StorageError.
     """
-    storage = storage_at(address)
-    _refuse_inside(storage.path)
-    folder = look(storage.path, storage, PICTURES)
+    storage = storage_at(address, overrides)
+    _refuse_inside(storage.path, str(Path.cwd()), "run the command in another folder (cd ..)")
+    folder = look(storage.path, storage)
     name = name or re.sub(r"[^a-z0-9_-]+", "-", folder.address.rpartition("/")[2].lower()).strip("-_") or "mine"
     file = Path(f"{name}.yaml")
     if file.exists():
@@ -69,6 +68,7 @@ def begin(address: str, overrides: Sequence[str], minutes: float, name: str | No
     gpus = int(connect.resources().get("GPU", 0))
     found = settings(folder, name, gpus)
     config = parse(nested(found, overrides))
+    _refuse_inside(storage.path, config.storage.path, "choose another storage.path")
     speed, peak = _measured(config, folder)
     found |= schedule(folder, config.train.global_batch, speed, minutes)
     config = parse(nested(found, overrides))
@@ -104,8 +104,7 @@ def finish(beginning: Beginning) -> Result:
     prepare(config)
     connect.join()
     outcome = train(config)
-    pictures = f"{config.storage.path}/predictions/{config.run_key}"
-    drawn = list(predict_files(load_model(outcome.model_url), folder.shown, pictures)) if folder.shown else []
+    drawn = predict(override(config, {"predict.limit": PICTURES}))
     full = full_steps(folder, config.train.global_batch)
     commands = [
         (f"predict {outcome.model_url} IMAGES... --out FOLDER", "masks and overlays of other images"),
@@ -113,7 +112,8 @@ def finish(beginning: Beginning) -> Result:
     ]
     if config.train.steps < full:
         commands.append((f"train {beginning.file} train.steps={full} stop.hours=null", "the full training"))
-    return Result(outcome, pictures, [each for each in drawn if not isinstance(each, Prediction)], commands)
+    pictures = config.predict.output or f"{config.storage.path}/predictions/{config.run_key}"
+    return Result(outcome, pictures, drawn.faults, commands)
 
 
 def _existing(file: Path, folder: Folder, overrides: Sequence[str]) -> Beginning:
@@ -127,11 +127,11 @@ def _existing(file: Path, folder: Folder, overrides: Sequence[str]) -> Beginning
     return Beginning(config, file, folder, _table(folder, config, file, []))
 
 
-def _refuse_inside(address: str) -> None:
-    """Raises ConfigError if the current folder is the user's or lies in it: results would lie among the images."""
-    here = Path.cwd().resolve()
-    if not has_scheme(address) and Path(address).resolve() in (here, *here.parents):
-        raise ConfigError([f"{address}: results would lie among its images: run the command in another folder (cd ..)"])
+def _refuse_inside(folder: str, place: str, fix: str) -> None:
+    """Raises ConfigError if results at `place` would lie in the user's folder, among its images."""
+    here = Path(place).resolve()
+    if not has_scheme(folder) and not has_scheme(place) and Path(folder).resolve() in (here, *here.parents):
+        raise ConfigError([f"{folder}: results would lie among its images: {fix}"])
 
 
 def _measured(config: Config, folder: Folder) -> tuple[Speed, int]:

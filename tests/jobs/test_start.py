@@ -142,6 +142,10 @@ def test_a_folder_above_the_current_one_is_refused(
     monkeypatch.chdir(mine(tmp_path / "mine"))
     assert command(["."]) == 1
     assert "run the command in another folder" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert command(["mine", f"storage.path={tmp_path}/mine/out"]) == 1
+    assert "choose another storage.path" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.yaml"))
 
 
 def test_settings_of_another_folder_are_not_taken(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,9 @@ def test_help_and_the_answer_to_a_typo_import_nothing_heavy() -> None:
     script = """
 import json, sys
 from jobs.__main__ import main
-codes = [main(["train", "--help"]), main(["train", "jobs/configs/demo.yaml", "trian.steps=3"])]
+codes = [main(["train", "--help"])]
+assert not {"pydantic", "yaml"} & {*sys.modules}
+codes.append(main(["train", "jobs/configs/demo.yaml", "trian.steps=3"]))
 print(json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -53,7 +53,7 @@ def one(stored: int, name: str, **more: Any) -> dict[str, Any]:
             None,
         ),
         (
-            [np.where(rows_of(0, 1)[..., None], np.uint8(RED), np.uint8(BLACK))],
+            [np.where(rows_of(0, 1)[..., None], np.uint8(RED), np.uint8(BLACK)), np.zeros((24, 24, 3), np.uint8)],
             [one(0, "background", color=[0, 0, 0]), one(1, "color 255-0-0", color=[255, 0, 0])],
             None,
         ),

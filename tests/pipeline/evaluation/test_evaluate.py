@@ -53,14 +53,13 @@ def samples(config: Config, manifest: Manifest, numbers: Sequence[int]) -> Itera
     return evaluation_samples(config, manifest, "val", list(numbers), config.evaluate.scale)
 
 
-def test_another_recurrence_is_refused_with_the_fix_for_either_wish(config: Config, manifest: Manifest) -> None:
+def test_a_named_checkpoint_runs_at_the_recurrence_of_its_training_and_says_so(
+    config: Config, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
     reference = open_store(f"{config.runs_url}/{config.run_key}", config.storage).url(checkpoint.folder_name(1))
     other = override(config, {"model.recurrence": 1, "evaluate.checkpoint": reference})
-    with pytest.raises(CheckpointError) as caught:
-        inference.load_network(other, manifest)
-    assert "trained with recurrence 2, but model.recurrence = 1" in str(caught.value)
-    assert "model.recurrence=2 to run it as trained" in str(caught.value)
-    assert "evaluate.recurrence=1 to run it at 1 on purpose" in str(caught.value)
+    assert inference.load_network(other, manifest)[0].head.recurrence == 2
+    assert "runs at R = 2, as trained; evaluate.recurrence=1 runs it at 1" in caplog.text
 
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])

@@ -12,7 +12,7 @@ from pipeline.start.recipe import Speed, nested, schedule, settings, text
 
 def folder(size: tuple[int, int] = (360, 480), train: int = 100, val: int = 20, **changed: Any) -> Folder:
     found = Folder("/data/my set #1", "folders", 0.2, {"train": train, "val": val}, 10**6, size, size, ("background", "crack"),
-                   [{"id": 0, "name": "background"}, {"id": 255, "name": "crack: 'a'"}], [], [])  # fmt: skip
+                   [{"id": 0, "name": "background"}, {"id": 255, "name": "crack: 'a'"}], [])  # fmt: skip
     return found._replace(**changed)
 
 
