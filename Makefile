@@ -20,7 +20,7 @@ install: .venv/.developed .venv-s3/.installed
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 (found: $$(python3 --version 2>&1)); name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@case "$$(uname -s)" in Linux|Darwin) ;; *) echo "needs Linux or macOS; on Windows, use WSL"; exit 1;; esac
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing into .venv (some minutes the first time)"
+	@echo "installing into .venv: 2.2 GB, some minutes"
 	$(PIP) "torch==2.13.0"
 	$(PIP) -c constraints.txt -e .
 	@touch $@

@@ -11,6 +11,7 @@ prepares, trains, and draws pictures. Run again, it resumes. Nothing in the fold
 import argparse
 import sys
 from collections.abc import Sequence
+from shlex import quote
 
 from jobs import usage
 from jobs.cli import answering
@@ -47,7 +48,7 @@ def run(
     beginning = begin(folder, overrides, minutes, name)
     print(beginning.table, flush=True)
     if dry_run:
-        print(f"\nnothing was prepared: {_command('start')} {folder} goes on with {beginning.file}")
+        print(f"\nnothing was prepared: {_command('start')} {quote(folder)} goes on with {beginning.file}")
         return 0
     result = finish(beginning)
     outcome = result.outcome

@@ -55,7 +55,7 @@ def settings(folder: Folder, name: str, gpus: int) -> Settings:
     if folder.val_fraction:
         found["data.val_fraction"] = (folder.val_fraction, "there is no split `val`: this share of the images measures the score")
     if folder.entries:
-        found["data.classes"] = (folder.entries, "the values in the masks; give the classes their names here")
+        found["data.classes"] = (folder.entries, "what the masks hold; give the classes their names: other names are another run")
     return found | {
         "data.crop_size": (crop, f"about {CROP:.0%} of the scaled image, as 8k + 1"),
         "data.scale": ([round(0.8 * scale, 3), round(1.6 * scale, 3)], f"random zoom around {scale:g}"),

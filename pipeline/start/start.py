@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +108,7 @@ def finish(beginning: Beginning) -> Result:
     drawn = predict(override(config, {"predict.limit": PICTURES}))
     full = full_steps(folder, config.train.global_batch)
     commands = [
-        (f"predict {outcome.model_url} IMAGES... --out FOLDER", "masks and overlays of other images"),
+        (f"predict {quote(outcome.model_url)} IMAGES... --out FOLDER", "masks and overlays of other images"),
         (f"evaluate {beginning.file}", "the scores again, and those without the attention"),
     ]
     if config.train.steps < full:

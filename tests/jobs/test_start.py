@@ -136,6 +136,41 @@ def test_a_newcomers_mistake_is_answered_by_cause_and_fix_in_three_lines(
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("label", "classes", "answer"),
+    [
+        (
+            lambda i: np.ascontiguousarray(disc(i)[::2, ::2]),
+            None,
+            "label is 12 x 12 pixels, its image 24 x 24 .*9 more",
+        ),
+        (
+            lambda i: rows_of(1, 2, 3),
+            "[road, car, tree]",
+            "look like classes from 1, .* write `classes: .*` into classes.yaml",
+        ),
+        (lambda i: rows_of(0, 255), "[background, crack]", "255 is the class `crack`, write `classes: .*` into classes.yaml"),
+    ],
+    ids=["another size", "ids from 1", "0/255 and two classes"],
+)
+def test_a_fault_that_all_masks_share_is_answered_once(
+    label: Callable[[int], UInt8],
+    classes: str | None,
+    answer: str,
+    tmp_path: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = mine(tmp_path / "mine", label)
+    if classes:
+        (folder / "classes.yaml").write_text(classes)
+    assert command([str(folder), *TINY]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("measuring", "prepare: "))]
+    assert len(lines) <= 3, lines
+    assert re.search(answer, "\n".join(lines)), lines
+    assert not list((here / "outputs").rglob("*.parquet"))
+
+
 def test_a_folder_above_the_current_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
