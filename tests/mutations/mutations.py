@@ -95,12 +95,16 @@ MUTATIONS = (
         file="pipeline/training/loop.py",
         old="""\
     for batch in throughput.timed(batches):
+        if log and batch.step == 0:
+            log.picture("training_batch", 0, _batch_picture(run, batch))
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
 """,
         new="""\
     for taken, batch in enumerate(throughput.timed(batches)):
+        if log and batch.step == 0:
+            log.picture("training_batch", 0, _batch_picture(run, batch))
         learning_rate = poly_learning_rate(
             train.learning_rate, taken, train.steps, train.power, train.warmup_steps, train.min_lr
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 from pipeline.images import codec
@@ -52,6 +53,9 @@ def two_disks(folder: Path) -> Iterator[TwoDisks]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in made.environment.items():
             patch.setenv(name, value)
+        # Ray reads the variable at its first import, which the pipeline's may come before: then the head would listen on loopback
+        # alone, where the second node does not look.
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
         cluster = Cluster(initialize_head=True, head_node_args=NODE)
         start = f"mount -t tmpfs none {made.disk} && exec {Path(sys.executable).parent}/ray start --block --num-cpus=2 " \
                 f"--object-store-memory={100 * 2**20} --address={cluster.address}"  # fmt: skip
@@ -69,5 +73,8 @@ def two_disks(folder: Path) -> Iterator[TwoDisks]:
             yield made
         finally:
             second.terminate()
-            second.wait(30)
+            try:
+                second.wait(30)
+            except subprocess.TimeoutExpired:  # it still looks for the head; another error says why
+                second.kill()
             cluster.shutdown()
