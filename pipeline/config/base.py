@@ -75,7 +75,8 @@ def absolute(value: str) -> str:
     return value
 
 
-def _absolute_url(value: str) -> str:
+def address_of(value: str) -> str:
+    """The address: a folder or file as an absolute path. Raises ValueError for one that is lost with a submitted job."""
     if value and not has_scheme(value) and not os.path.isabs(os.path.expanduser(value)) and os.environ.get(JOB_MARK):
         raise ValueError("a relative folder of a submitted job is lost with the job (try s3://bucket/prefix or an absolute path)")
     return absolute(value)
@@ -116,7 +117,7 @@ def misaligned(side: int) -> str:
     return f"must be 8k + 1 and at least 17 (try {low} or {low + OUTPUT_STRIDE})"
 
 
-Address = Annotated[str, AfterValidator(_absolute_url)]
+Address = Annotated[str, AfterValidator(address_of)]
 """`s3://bucket/prefix`, or a folder or file, which becomes an absolute path."""
 Root = Annotated[Address, AfterValidator(_without_empty_parts), AfterValidator(_in_writing)]
 """An address below which this project makes folders of its own; without a slash at the end."""

@@ -1,10 +1,14 @@
 """Settings of the network, its first weights and its loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.config.base import Address, Section
+from pipeline.config.base import Section, address_of
+
+IMAGENET = "imagenet"
+"""`model.weights` by name."""
+Start = Annotated[str, AfterValidator(lambda value: value if value == IMAGENET else address_of(value))]
 
 
 class Model(Section):
@@ -25,10 +29,22 @@ class Model(Section):
     align_corners: bool | None = None
     """How scores are resized to the image: true as published, false as in mmsegmentation's configs, except those for 769 x 769.
     Null is true, unless model.weights is of mmsegmentation and does not tell: then it must be said."""
-    weights: Address | None = None
-    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random."""
+    weights: Start | None = None
+    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random. `imagenet`
+    stands for torchvision's weights of the backbone (stem `plain`), which are fetched once."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"
     """Origin of the checkpoint: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_imagenet(cls, tree: Any) -> Any:
+        """What the weights of that name imply."""
+        if not isinstance(tree, dict) or tree.get("weights") != IMAGENET:
+            return tree
+        if tree.get("backbone") == "small":
+            raise ValueError("weights = imagenet: backbone small has none (try model.backbone=resnet18)")
+        implied = {"stem": "plain", "weights_format": "torchvision"}
+        return tree | {name: value for name, value in implied.items() if tree.get(name) in (None, "official")}
 
 
 class Ohem(Section):

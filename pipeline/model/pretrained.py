@@ -14,12 +14,23 @@ from ccnet.model import default_stem
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
 from pipeline.checkpoints.files import PROGRESS
 from pipeline.config.config import Config
+from pipeline.config.model import IMAGENET
 from pipeline.errors import ConfigError
 from pipeline.storage import disk
+from pipeline.storage.fetch import fetched
 from pipeline.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
+TORCHVISION = "https://download.pytorch.org/models/{}"
+IMAGENET_V1 = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+}
+"""Weights IMAGENET1K_V1 (github.com/pytorch/vision, torchvision/models/resnet.py). Its README says that the terms of the data may
+hold for weights too."""
 CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
 """Prefixes of the layers whose size is the number of classes."""
 EMBEDDING = "embedding."
@@ -54,12 +65,7 @@ def read_pretrained(config: Config) -> Pretrained | None:
     model = config.model
     if model.weights is None:
         return None
-    folder, slash, name = model.weights.rpartition("/")
-    try:
-        store = open_store(folder + slash, config.storage)
-        data = store.read(name)
-    except FileNotFoundError as error:
-        raise ConfigError([f"model.weights = {model.weights}: no such file"]) from error
+    store, name, data = _read(config, model.weights)
     room = disk.writing(Path(tempfile.gettempdir()), len(data))
     with room, tempfile.TemporaryDirectory(prefix="ccnet-weights-") as scratch:
         file = Path(scratch, name)
@@ -69,10 +75,29 @@ def read_pretrained(config: Config) -> Pretrained | None:
         except ValueError as error:
             words = str(error).replace(f"{file}: ", "")
             raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
-        if any(name.startswith("head.") for name in state):
+        if store and any(name.startswith("head.") for name in state):
             _refuse_another_resizing(config, _trained_align_corners(config, store, file))
     _refuse_another_network(config, architecture(state))
     return Pretrained(state, hashlib.sha256(data).hexdigest())
+
+
+def _read(config: Config, weights: str) -> tuple[Store | None, str, bytes]:
+    """(store, name, bytes) of the file; no store for `imagenet`."""
+    if weights == IMAGENET:
+        url, sha256 = _published(config.model.backbone)
+        return None, url.rpartition("/")[2], fetched(url, sha256)
+    folder, slash, name = weights.rpartition("/")
+    try:
+        store = open_store(folder + slash, config.storage)
+        return store, name, store.read(name)
+    except FileNotFoundError as error:
+        raise ConfigError([f"model.weights = {weights}: no such file"]) from error
+
+
+def _published(backbone: str) -> tuple[str, str]:
+    """Address of torchvision's weights and the first digits of their sha256, which end its name (`torch.hub` checks the same)."""
+    url = TORCHVISION.format(IMAGENET_V1[backbone])
+    return url, url.rpartition("-")[2].removesuffix(".pth")
 
 
 def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.cluster import connect, shared
 from pipeline.cluster.shared import Place
 from pipeline.config.config import Config
+from pipeline.config.model import IMAGENET
 from pipeline.data.manifest import Manifest
 from pipeline.errors import TrackingError
 from pipeline.formatting import percent, size
@@ -139,7 +140,7 @@ def nodes(config: Config) -> list[Finding]:
     if not connect.joined():
         return []
     needed = [*shared.of_data(config), *_database(config)]
-    needed += [Place("model.weights", config.model.weights)] if config.model.weights else []
+    needed += [Place("model.weights", config.model.weights)] if config.model.weights not in (None, IMAGENET) else []
     found = shared.not_shared([*needed, *shared.of_predictions(config)])
     return [Finding("error" if place in needed else "warning", what, place.fix) for place, what in found]
 

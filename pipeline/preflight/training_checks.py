@@ -78,7 +78,7 @@ def random_start(config: Config) -> list[Finding]:
     if model.weights or model.backbone not in ("resnet50", "resnet101") or config.data.layout == "generated":
         return []
     what = f"model.weights: {model.backbone} starts from random weights, and published scores are those of an ImageNet backbone"
-    return [Finding("warning", what, "model.weights=FILE with an ImageNet backbone, or model.backbone=resnet18")]
+    return [Finding("warning", what, "model.weights=imagenet, or model.backbone=resnet18")]
 
 
 def placed(config: Config) -> list[Finding]:

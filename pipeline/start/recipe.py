@@ -59,7 +59,7 @@ def settings(folder: Folder, name: str, gpus: int) -> Settings:
     return found | {
         "data.crop_size": (crop, f"about {CROP:.0%} of the scaled image, as 8k + 1"),
         "data.scale": ([round(0.8 * scale, 3), round(1.6 * scale, 3)], f"random zoom around {scale:g}"),
-        "model.backbone": ("resnet18", "learns from random weights; with model.weights=FILE a larger one is better"),
+        "model.backbone": ("resnet18", "learns from random weights; model.weights=imagenet fetches a better start"),
         "model.recurrence": (2, "passes of the attention, as in the paper"),
         "train.workers": (workers, f"{where}: one process {'for each' if gpus else 'for all cores'}"),
         "train.global_batch": (batch, f"{folder.num_images['train']} training images; memory and batch norm want 8 to 16"),

@@ -38,6 +38,7 @@ PICTURES = 4
 """Images that are predicted at the end."""
 MEASURED_STEPS = 2
 SHOWN_CLASSES = 8
+RANDOM = "random weights; model.weights=imagenet gives a better start"
 HEADING = """yaml-language-server: $schema={schema}
 Written by `ccnet start {address}` on {day}, for this machine. Change what you like: `ccnet start` and `ccnet
 train` use the file as it is. `ccnet train --help` shows all settings."""
@@ -174,7 +175,7 @@ def _table(folder: Folder, config: Config, file: Path, more: Sequence[tuple[str,
         ("folder", f"{folder.address}  (layout {folder.layout})"),
         ("images", f"{images}{taken}; {height} x {width} (median), at most {high} x {wide}"),
         ("classes", f"{len(names)}: {shown}"),
-        ("network", f"{config.model.backbone}, R = {config.model.recurrence}, from {config.model.weights or 'random weights'}"),
+        ("network", f"{config.model.backbone}, R = {config.model.recurrence}, from {config.model.weights or RANDOM}"),
         ("training", f"{train.steps:,} steps of {train.global_batch} crops of {crop} pixels"),
         *more,
         ("disk", f"{size(folder.num_bytes + kept)} below {config.storage.path}"),

@@ -1,6 +1,8 @@
 """A network starts from the checkpoint in `model.weights`, or an error names the mistake."""
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from ccnet import build_ccnet
 from pipeline.config.load import load, override
 from pipeline.errors import ConfigError
+from pipeline.model import pretrained
 from pipeline.model.learner import network_arguments
 from pipeline.model.pretrained import CLASSIFIERS, EMBEDDING, Pretrained, load_pretrained, read_pretrained
 from pipeline.storage.store import Store
@@ -51,6 +54,36 @@ def test_the_same_classes_take_everything(endpoint: str, credentials: None, tmp_
     learner = net()
     load_pretrained(learner, initial, 6)
     assert equal(learner.state_dict(), source.state_dict(), set(source.state_dict()))
+
+
+def test_imagenet_by_name_is_the_backbone_of_torchvision_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file here is not the published one, which needs a network; its name has its own hash."""
+    torch.save({name: tensor.clone() for name, tensor in blank("torchvision", "resnet18").items()}, tmp_path / "net.pth")
+    data = (tmp_path / "net.pth").read_bytes()
+    name = f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(pretrained.IMAGENET_V1, "resnet18", name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "ccnet").mkdir()
+    (tmp_path / "ccnet" / name).write_bytes(data)
+    made = load("jobs/configs/demo.yaml", ["model.backbone=resnet18", "model.weights=imagenet"])
+    assert (made.model.weights, made.model.stem, made.model.weights_format) == ("imagenet", "plain", "torchvision")
+    initial = read_pretrained(made)
+    assert initial is not None
+    learner = build_ccnet(**network_arguments(made, 6))
+    load_pretrained(learner, initial, 6)
+    assert (learner.state_dict()["backbone.layer1.0.conv1.weight"] == 1).all()
+
+
+def test_imagenet_has_nothing_for_the_smallest_backbone() -> None:
+    with pytest.raises(ConfigError, match=r"backbone small has none \(try model\.backbone=resnet18"):
+        load("jobs/configs/demo.yaml", ["model.weights=imagenet"])
+
+
+def test_the_names_of_the_published_files_end_with_their_hash() -> None:
+    for backbone in pretrained.IMAGENET_V1:
+        url, sha256 = pretrained._published(backbone)
+        assert re.fullmatch("[0-9a-f]{8}", sha256)
+        assert url == f"https://download.pytorch.org/models/{backbone}-{sha256}.pth"
 
 
 def test_other_classes_start_the_classifiers_from_random_weights() -> None:
