@@ -34,7 +34,7 @@ def fetched(url: str, sha256: str) -> bytes:
         return data
     try:
         with fsspec.open(url) as source:
-            data = source.read()
+            data = bytes(source.read())
     except Exception as error:  # of any type, from any client
         raise StorageError(f"{url}: cannot be fetched ({type(error).__name__}: {error}): {by_hand}") from error
     if not hashlib.sha256(data).hexdigest().startswith(sha256):
