@@ -1,5 +1,6 @@
 """The connection to MLflow: its address, the check that it answers, the client."""
 
+import errno
 import os
 import re
 import socket
@@ -189,12 +190,17 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def reached(uri: str, failed: str = "the result could not be recorded") -> Iterator[None]:
-    """Replaces an exception of MLflow, its database or its artifact store by a TrackingError that names the fix."""
+    """Replaces an exception of MLflow, its database or its artifact store by a TrackingError that names the fix.
+
+    A full disk of this machine is no fault of MLflow's: the command says which one it is.
+    """
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = first_line(error, uri)
         fix = "run the same command again when MLflow answers"
         if run := re.search(r"run ([0-9a-f]{32}) must be in the 'active' state", reason):

@@ -89,7 +89,8 @@ def train_worker(run: Run) -> None:
     """One DDP worker: trains from the newest checkpoint to the last step, or until it is interrupted."""
     torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
-    hide_on_screen("ray.train", "Error in training function")  # the run ends with the fault in one sentence
+    for start in ("Error in training function", "`ray.train.report("):  # tracebacks: the fault is said in one sentence
+        hide_on_screen("ray.train", start)
     remove_leftovers()
     log = open_log(run) if distributed.rank() == 0 else None
     try:

@@ -1,5 +1,6 @@
 """MLflow at the start of a run: what cannot be used is one sentence with the fix."""
 
+import errno
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -106,3 +107,8 @@ def test_a_deleted_run_is_named_with_the_way_to_restore_it() -> None:
     said = f"mlflow runs restore --run-id {run}"
     with pytest.raises(TrackingError, match=said), reached("http://mlflow"):
         raise RuntimeError(f"INVALID_PARAMETER_VALUE: The run {run} must be in the 'active' state. Current state is deleted.")
+
+
+def test_a_full_disk_here_is_no_fault_of_mlflow() -> None:
+    with pytest.raises(OSError, match="No space left on device"), reached("http://mlflow"):
+        raise OSError(errno.ENOSPC, "No space left on device")
