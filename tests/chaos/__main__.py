@@ -7,6 +7,7 @@ What does not run keeps its place in the file.
 import argparse
 import datetime
 import random
+import socket
 import sys
 import tempfile
 import time
@@ -114,6 +115,7 @@ def answer(rows: Sequence[str]) -> list[str]:
                     answers = []
                 print(f"{row}  {time.monotonic() - started:.0f} s  {answers}", flush=True)
                 names = {scene.bucket: "BUCKET", folder: "FOLDER", scene.mlflow.uri: "http://MLFLOW"}
+                names |= {f"{word} {socket.gethostname()}": f"{word} HOST" for word in ("host", "node")}
                 lines = [report.answer_line(each, measured, names) for each in answers]
                 DOCUMENT.write_text(report.with_answers(DOCUMENT.read_text(), lines))
             broken.extend(f"{' '.join(rows)}: left over: {what}" for what in scene.left_over())
