@@ -102,7 +102,7 @@ def test_a_large_backbone_from_random_weights_is_doubted() -> None:
     ade20k = load(CONFIGS / "ade20k_r101.yaml")
     (found,) = training_checks.random_start(ade20k)
     what = "model.weights: resnet101 starts from random weights, and published scores are those of an ImageNet backbone"
-    assert found == Finding("warning", what, "model.weights=FILE with an ImageNet backbone, or model.backbone=resnet18")
+    assert found == Finding("warning", what, "model.weights=imagenet, or model.backbone=resnet18")
     assert training_checks.random_start(override(ade20k, {"model.weights": "s3://bucket/net.pth"})) == []
     assert training_checks.random_start(override(ade20k, {"model.backbone": "resnet18"})) == []
     assert training_checks.random_start(config(model__backbone="resnet50")) == []  # generated images
