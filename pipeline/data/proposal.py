@@ -31,7 +31,7 @@ FEW, MANY_OBJECTS = 0.9, 8
 BETWEEN = 0.1
 """Largest share of pixels between two extreme values for which they come from smoothing."""
 MANY_BETWEEN, BETWEEN_OF_SMALL = 8, 0.4
-"""With so many values between, the largest share may be this one: in small masks, edges take more of the pixels."""
+"""From this number of values between on, the largest share is this one: in small masks, edges take more of the pixels."""
 SWAPPED = "are images and masks swapped? Rename the folders, or list the pairs (data.lists)"
 TABLE = "classes.yaml"
 
@@ -148,7 +148,7 @@ def _name(stored: int, ids: Sequence[int]) -> str:
 
 
 def _no_classes(total: npt.NDArray[np.int64]) -> str:
-    """Why so many values are not classes, and what to do."""
+    """Why these values are no classes, and what to do."""
     values = np.flatnonzero(total)
     (low, high), between = _extremes(total)
     text = f"the labels hold {len(values)} values from {values[0]} to {values[-1]}"

@@ -12,7 +12,7 @@ from pipeline.config.base import Storage, has_scheme
 from pipeline.data.classes import ADE20K_BASES, ADE20K_INFO, classes
 from pipeline.data.export_classes import PARSERS, find_tables
 from pipeline.data.layouts import IMAGE_FOLDERS, NAMES, Samples, find_samples
-from pipeline.data.proposal import propose
+from pipeline.data.proposal import TABLE, propose
 from pipeline.data.source.listing import Listing, is_litter, list_source
 from pipeline.data.source.pairing import POLYGONS
 from pipeline.errors import SourceError
@@ -66,15 +66,14 @@ def look(address: str, storage: Storage) -> Folder:
         store = store.join(inner)
         listing = list_source(store)
     layout = recognise(listing)
-    found, fraction = _split(layout, store)
+    found, fraction = _split(layout, store, listing)
     every = [pair for pairs in found.splits.values() for pair in pairs]
-    proposal = None if has_table(layout, store) else propose(store, [pair.label for pair in every])
+    names, entries, notes = _classes(layout, store, [pair.label for pair in every])
     with ThreadPoolExecutor(own_cores()) as pool:
         images = [pair.image for pair in every[:: -(-len(every) // SIZES_READ)]]
         sizes = [size for size in pool.map(partial(_size, store), images) if size]
     if not sizes:
         raise SourceError([f"{store.url(images[0])}: cannot be read as an image, nor can {len(images) - 1} others"])
-    names = tuple(entry["name"] for entry in proposal.entries if "name" in entry) if proposal else classes(layout, store).names
     return Folder(
         address=store.root,
         layout=layout,
@@ -84,8 +83,8 @@ def look(address: str, storage: Storage) -> Folder:
         size=(round(statistics.median(h for h, _ in sizes)), round(statistics.median(w for _, w in sizes))),
         largest=max(sizes, key=lambda size: size[0] * size[1]),
         class_names=names,
-        entries=proposal and proposal.entries,
-        notes=[f"{what} ({fix})" for what, fix in found.inventory.warnings()] + (proposal.notes if proposal else []),
+        entries=entries,
+        notes=[f"{what} ({fix})" for what, fix in found.inventory.warnings()] + notes,
     )
 
 
@@ -100,7 +99,7 @@ def _only_folder(listing: Listing) -> str | None:
 def recognise(listing: Listing) -> str:
     """The layout whose own folders a source has; `folders` if it has none of them."""
     below = listing.below
-    own = any(key in listing.known for key in ("classes.yaml", *PARSERS))  # then the classes are not those of the layout
+    own = any(key in listing.known for key in (TABLE, *PARSERS))  # then the classes are not those of the layout
     if below("leftImg8bit") and below("gtFine"):
         return "cityscapes"
     if any(f"{base}{ADE20K_INFO}" in listing.known for base in ADE20K_BASES):
@@ -112,28 +111,28 @@ def recognise(listing: Listing) -> str:
     return "folders"
 
 
-def has_table(layout: str, store: Store) -> bool:
-    """Whether the classes of a source are known without a look at its labels."""
+def _classes(layout: str, store: Store, labels: list[str]) -> tuple[tuple[str, ...], list[dict[str, Any]] | None, list[str]]:
+    """Names of the classes; where no table lists them, also the proposed table and what is doubtful about it."""
     try:
-        classes(layout, store)
+        return classes(layout, store).names, None, []
     except SourceError:
-        if store.exists("classes.yaml") or find_tables(store):
+        if store.exists(TABLE) or find_tables(store):
             raise
-        return False
-    return True
+    found = propose(store, labels)
+    return tuple(entry["name"] for entry in found.entries if "name" in entry), found.entries, found.notes
 
 
-def _split(layout: str, store: Store) -> tuple[Samples, float | None]:
+def _split(layout: str, store: Store, listing: Listing) -> tuple[Samples, float | None]:
     """The samples, and the share of them that becomes `val` if the source has no such split."""
     try:
-        return find_samples(layout, store, {}), None
+        return find_samples(layout, store, {}, listing=listing), None
     except SourceError as error:
         faults = error
     for fraction in FRACTIONS:
-        if not all(NO_VAL.search(fault) for fault in faults.faults[:1]):
+        if not NO_VAL.search(faults.faults[0]):
             break
         try:
-            return find_samples(layout, store, {}, val_fraction=fraction), fraction
+            return find_samples(layout, store, {}, val_fraction=fraction, listing=listing), fraction
         except SourceError as error:
             faults = error
     if "no split `train`" in faults.faults[0] and POLYGONS not in faults.faults[0]:
@@ -145,9 +144,9 @@ def _split(layout: str, store: Store) -> tuple[Samples, float | None]:
 
 
 def _size(store: Store, key: str) -> tuple[int, int] | None:
-    """(height, width) of an image; None if it cannot be read, which jobs.prepare explains."""
+    """(height, width) of an image; None if it cannot be read."""
     try:
         header = read_header(store.read(key))
-    except Exception:
+    except Exception:  # of any type: jobs.prepare names each faulty file
         return None
     return header.height, header.width

@@ -54,6 +54,18 @@ class Beginning(NamedTuple):
     """Ready to print."""
 
 
+class Result(NamedTuple):
+    """What a training of a folder has given."""
+
+    outcome: Outcome
+    pictures: str
+    """Folder of masks and overlays."""
+    faults: list[str]
+    """A sentence for each picture that could not be drawn."""
+    commands: list[tuple[str, str]]
+    """(command, what it does): what to do next, without the name of the program."""
+
+
 def begin(address: str, overrides: Sequence[str], minutes: float, name: str | None) -> Beginning:
     """Looks at the folder and writes NAME.yaml, which is used as it is if it exists.
 
@@ -73,31 +85,20 @@ def begin(address: str, overrides: Sequence[str], minutes: float, name: str | No
     _refuse_inside(storage.path, config.storage.path, "choose another storage.path")
     speed, peak = _measured(config, folder)
     found |= schedule(folder, config.train.global_batch, speed, minutes)
-    config = parse(nested(found, overrides))
+    tree = nested(found, overrides)
+    config = parse(tree)
     why = {key: reason for key, (_, reason) in found.items()} | {
         item.partition("=")[0]: "given on the command line" for item in overrides
     }
     schema = Path(__file__).parents[2] / "jobs/configs/schema.json"
     heading = HEADING.format(schema=schema, address=address, day=time.strftime("%Y-%m-%d"))
     with file.open("x") as new:
-        new.write(text(nested(found, overrides), why, heading))
+        new.write(text(tree, why, heading))
     rows = [
         ("time", f"about {_duration(_run_s(config, folder, speed))} on {_hardware(gpus)}, from {MEASURED_STEPS} measured steps"),
         ("memory", f"{size(peak)} for a worker, besides Ray's own processes"),
     ]
     return Beginning(config, file, folder, _table(folder, config, file, rows))
-
-
-class Result(NamedTuple):
-    """What a training of a folder has given."""
-
-    outcome: Outcome
-    pictures: str
-    """Folder of masks and overlays."""
-    faults: list[str]
-    """A sentence for each picture that could not be drawn."""
-    commands: list[tuple[str, str]]
-    """(command, what it does): what to do next, without the name of the program."""
 
 
 def finish(beginning: Beginning) -> Result:
@@ -158,8 +159,8 @@ def _hardware(gpus: int) -> str:
     return f"{gpus} GPUs" if gpus else f"{own_cores()} CPU cores"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} minutes"
+def _duration(duration_s: float) -> str:
+    return f"{duration_s / 3600:.1f} hours" if duration_s > 5400 else f"{math.ceil(duration_s / 60)} minutes"
 
 
 def _table(folder: Folder, config: Config, file: Path, more: Sequence[tuple[str, str]]) -> str:
