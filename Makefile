@@ -59,8 +59,10 @@ demo: $(RUN)
 	. .stack/env && $(BIN)/python -m jobs.submit train jobs/configs/demo.yaml
 	. .stack/env && $(BIN)/python -m jobs.predict jobs/configs/demo.yaml predict.limit=4 predict.output=outputs/demo
 	$(BIN)/python -m infra.stack status
-	@echo "overlays of four validation images: outputs/demo"
 	@echo "MLflow and the Ray dashboard (token: .stack/ray.token) stay up for browsing; make down stops them."
+	@echo "overlays of four validation images: outputs/demo"
+	@. .stack/env && $(BIN)/python -m jobs.config jobs/configs/demo.yaml | sed -n 's/^# //p'
+	@echo "         in Python, after: source .stack/env && source .venv/bin/activate"
 
 # On its own cluster, because it can measure the memory of its own processes only.
 BENCH ?= jobs/configs/bench.yaml

@@ -202,7 +202,8 @@ def _packages() -> Mapping[str, Any]:
     try:
         return {name: importlib.import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     except ImportError as error:
-        raise ExportError(f'ONNX export needs the package {error.name}: pip install "ccnet-pipeline[export]"') from error
+        needed = "pip install onnx onnxscript onnxruntime"
+        raise ExportError(f"ONNX export needs the package {error.name}: {needed} (make install has done it)") from error
 
 
 @contextlib.contextmanager

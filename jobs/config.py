@@ -1,4 +1,4 @@
-"""`python -m jobs.config CONFIG.yaml [dotted.key=value ...]`: prints every setting as it is used, and the run key."""
+"""`python -m jobs.config CONFIG.yaml [dotted.key=value ...]`: prints every setting as it is used, and where the run lies."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,10 +15,18 @@ def command(argv: list[str] | None = None) -> int:
 
 
 def run(config: "Config") -> int:
-    """Prints a YAML file that gives the same configuration, without the password of the tracking server."""
+    """Prints a YAML file that gives the same configuration, without the password of the tracking server.
+
+    Its first lines, which are comments, are the run key, the folders of run and model, and the line that uses the model.
+    """
     from pipeline.config.settings_yaml import dump_yaml
 
-    print(f"# run key {config.run_key}\n{dump_yaml(config.record())}", end="")
+    model = f"{config.models_url}/{config.run_key}"
+    print(f"# run key  {config.run_key}")
+    print(f"# run      {config.runs_url}/{config.run_key}")
+    print(f"# model    {model}")
+    print(f'# use it   ccnet.load({model!r}).predict("image.jpg")')
+    print(dump_yaml(config.record()), end="")
     return 0
 
 

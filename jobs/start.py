@@ -54,6 +54,7 @@ def run(folder: str, overrides: Sequence[str], minutes: float, name: str | None,
     if outcome.stop_reason:
         print(f"stopped early   {outcome.stop_reason}")
     print(f"pictures        {result.pictures}")
+    print(f"of the training {outcome.pictures_url}")
     print(f"model           {outcome.model_url}")
     print(f"MLflow run      {page(outcome.tracking_uri, outcome.run_id)}")
     print("\nnext:")

@@ -46,6 +46,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _in_place(self) -> Self:
+        if self.evaluate.background and self.train.local:
+            raise ValueError("evaluate.background = true: train.workers = 0 validates in place (try evaluate.background=false)")
+        return self
+
+    @model_validator(mode="after")
     def _on_the_grid(self) -> Self:
         # A network of mmsegmentation has k cells for 8k pixels, which align if the corners do not.
         if self.model.variant == "mmseg" and self.model.align_corners is False:
@@ -73,6 +79,11 @@ class Config(Section):
     def runs_url(self) -> str:
         """Folder of all runs; each run has a subfolder named by its run key."""
         return f"{self.storage.path}/runs"
+
+    @property
+    def models_url(self) -> str:
+        """Folder of all delivered models; that of a run has its run key as name."""
+        return f"{self.storage.path}/models"
 
     def record(self) -> dict[str, Any]:
         """All settings as runs and checkpoints record them, without the password of the tracking server."""

@@ -6,9 +6,18 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.base import Section, address_of
 
-IMAGENET = "imagenet"
-"""`model.weights` by name."""
-StartWeights = Annotated[str, AfterValidator(lambda value: value if value == IMAGENET else address_of(value))]
+WEIGHTS_BY_NAME: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "imagenet": (
+        ("resnet18", "resnet34", "resnet50", "resnet101"),
+        {"stem": "plain", "weights_format": "torchvision"},
+    ),
+    "cityscapes": (
+        ("resnet50", "resnet101"),
+        {"variant": "mmseg", "weights_format": "mmseg", "align_corners": True},
+    ),
+}
+"""`model.weights` by name: the backbones that there are, and what the weights imply."""
+StartWeights = Annotated[str, AfterValidator(lambda value: value if value in WEIGHTS_BY_NAME else address_of(value))]
 
 
 class Model(Section):
@@ -30,20 +39,25 @@ class Model(Section):
     """How scores are resized to the image: true as published, false as in mmsegmentation's configs, except those for 769 x 769.
     Null is true, unless model.weights is of mmsegmentation and does not tell: then it must be said."""
     weights: StartWeights | None = None
-    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random. `imagenet`
-    stands for torchvision's weights of the backbone (stem `plain`), which are fetched once."""
+    """Checkpoint to start from, a file or `s3://` address; classifiers for another number of classes start at random. Two are
+    fetched once, by name: `imagenet`, torchvision's weights of the backbone (stem `plain`), and `cityscapes`, a whole CCNet of
+    mmsegmentation (variant `mmseg`; resnet50 and resnet101)."""
     weights_format: Literal["official", "mmseg", "torchvision", "ccnet"] = "official"
     """Origin of the checkpoint: CCNet's own repository, mmsegmentation, torchvision (a backbone), or this project."""
 
     @model_validator(mode="before")
     @classmethod
-    def _of_imagenet(cls, tree: Any) -> Any:
-        """What the weights of that name imply."""
-        if not isinstance(tree, dict) or tree.get("weights") != IMAGENET:
+    def _implied_by_weights(cls, tree: Any) -> Any:
+        """What weights that are named imply."""
+        if not isinstance(tree, dict) or tree.get("weights") not in WEIGHTS_BY_NAME:
             return tree
-        if tree.get("backbone") == "small":
-            raise ValueError("weights = imagenet: backbone small has none (try model.backbone=resnet18)")
-        implied = {"stem": "plain", "weights_format": "torchvision"}
+        backbones, implied = WEIGHTS_BY_NAME[tree["weights"]]
+        backbone = tree.get("backbone", cls.model_fields["backbone"].default)
+        if backbone not in backbones:
+            raise ValueError(
+                f"weights = {tree['weights']}: backbone {backbone} has none (try model.backbone={backbones[0]}; there are "
+                f"{', '.join(backbones)})"
+            )
         return tree | {name: value for name, value in implied.items() if tree.get(name) in (None, "official")}
 
 

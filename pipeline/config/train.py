@@ -9,7 +9,8 @@ from pipeline.config.base import Name, Section
 
 class Train(Section):
     workers: int | tuple[int, int] = 2
-    """Data-parallel training processes, each on one GPU if the cluster has GPUs. [min, max] follows the cluster's size."""
+    """Data-parallel training processes, each on one GPU if the cluster has GPUs. [min, max] follows the cluster's size. 0 trains
+    in the command's own process and makes the data there too, for a debugger: nothing is retried, and no hang is looked for."""
     cpus_per_worker: float = Field(0.5, gt=0)
     """Logical CPUs that each worker reserves; Ray Data uses the rest."""
     global_batch: int = Field(8, ge=1)
@@ -55,12 +56,20 @@ class Train(Section):
     the settings."""
 
     @property
+    def local(self) -> bool:
+        """Whether the command's own process trains, alone."""
+        return self.workers == 0
+
+    @property
     def fewest_workers(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[0]
+        """Number of processes that train at least."""
+        return self.most_workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
+        """Number of processes that train at most."""
+        most = self.workers if isinstance(self.workers, int) else self.workers[1]
+        return 1 if self.local else most
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
@@ -74,7 +83,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if not 1 <= self.fewest_workers <= self.most_workers:
-            raise ValueError(f"workers = {self.workers}: must be a number from 1, or [min, max] with 1 <= min <= max")
+            raise ValueError(
+                f"workers = {self.workers}: must be a number from 1, [min, max] with 1 <= min <= max, or 0 for this process alone"
+            )
         if self.most_workers > self.global_batch:
             raise ValueError(
                 f"workers = {self.workers}: more than global_batch = {self.global_batch} images a step "

@@ -1,7 +1,7 @@
 """Scores a network over a split: each image counts exactly once, and counts are summed over all workers before one division."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,25 +25,43 @@ from pipeline.loading.batches import Sample, evaluation_samples
 logger = logging.getLogger(__name__)
 
 
-def evaluate_samples(net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device) -> tuple[Counts, int]:
-    """Counts and number of images of some samples, as whole images on one device: training's validation.
+def evaluate_samples(
+    net: CCNet, samples: Iterable[Sample], num_classes: int, device: torch.device
+) -> tuple[Counts, dict[int, float]]:
+    """Counts of some samples, and {number: share of its pixels that are wrong} of each, as whole images on one device.
 
-    An image whose scores are not finite counts as wrong everywhere; a warning says so.
+    For training's validation. An image whose scores are not finite counts as wrong everywhere; a warning says so.
     """
-    counts, num_images, diverged = Counts.none(num_classes), 0, []
+    counts, wrong, diverged = Counts.none(num_classes), {}, []
     for sample in samples:
         try:
-            counts.merge(_count(net, sample, num_classes, device, WHOLE_IMAGE))
+            of_image = _count(net, sample, num_classes, device, WHOLE_IMAGE)
         except ScoresNotFinite as error:  # no end of the run: its steps decide that
             diverged.append(str(error))
             label = torch.from_numpy(sample.label)[None]
-            counts.add((label + 1) % num_classes, label)
-        num_images += sample.number >= 0  # -1 pads the share of a rank
+            of_image = Counts.none(num_classes).add((label + 1) % num_classes, label)
+        counts.merge(of_image)
+        if sample.number >= 0:  # -1 pads the share of a rank
+            pixels = of_image.confusion.counts
+            wrong[sample.number] = float(1 - pixels.diagonal().sum() / pixels.sum().clamp(min=1)) if pixels.any() else 0.0
     if diverged:
         logger.warning(
             "images without finite scores, whose pixels all count as wrong: %d (first: %s)", len(diverged), diverged[0]
         )
-    return counts, num_images
+    return counts, wrong
+
+
+def worst_images(wrong: Mapping[int, float], num_images: int, most: int, device: torch.device) -> list[int]:
+    """Numbers of the `most` images of a split with the largest share of wrong pixels, the worst first.
+
+    `wrong`: {number: share} of this worker's images. Every worker must call this.
+    """
+    shares = torch.zeros(num_images, device=device)
+    if wrong:
+        shares[list(wrong)] = torch.tensor(list(wrong.values()), device=device)
+    order = distributed.sum_over_workers(shares).cpu().sort(descending=True, stable=True).indices
+    worst: list[int] = order[:most].tolist()
+    return worst
 
 
 def _count(net: CCNet, sample: Sample, num_classes: int, device: torch.device, options: Evaluate) -> Counts:

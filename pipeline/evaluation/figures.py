@@ -1,4 +1,4 @@
-"""Pictures for people: colour maps of labels, panels of predictions and of attention, and confusion matrices.
+"""Pictures for people: colour maps of labels, panels of predictions, of crops and of attention.
 
 matplotlib takes half a second to import, so it is imported only where something is drawn.
 """
@@ -60,18 +60,22 @@ def error_map(image: Image, truth: Image, prediction: Image) -> Image:
     return picture
 
 
-def panel(samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, names: Sequence[str]) -> Image:
+def panel(
+    samples: Sequence[tuple[Image, Image, Image]], colors: ArrayLike, names: Sequence[str], sample_ids: Sequence[str] = ()
+) -> Image:
     """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], truth and prediction uint8[h, w]), and a legend below.
 
-    Columns: image, truth, prediction, error. Pictures are scaled by whole factors only, so no class is invented at a border.
+    Columns: image, truth, prediction, error; the id of each sample below its image, if given. Pictures are scaled by whole
+    factors only, so no class is invented at a border.
     """
     factor = _factor(max(truth.shape[1] for _, truth, _ in samples))
     rows = []
-    for image, truth, prediction in samples:
+    for number, (image, truth, prediction) in enumerate(samples):
         tiles = [image, colorize(truth, colors), colorize(prediction, colors), error_map(image, truth, prediction)]
         counted = truth != IGNORE
         share = (truth != prediction)[counted].mean() if counted.any() else 0.0
-        rows.append(([_resize(tile, factor) for tile in tiles], ["", "", "", f"{share:.1%} wrong"]))
+        below = short(sample_ids[number]) if sample_ids else ""
+        rows.append(([_resize(tile, factor) for tile in tiles], [below, "", "", f"{share:.1%} wrong"]))
     table = _table(TITLES, rows)
     return np.concatenate([table, _legend(table.shape[1], colors, names)])
 
@@ -142,7 +146,7 @@ def _heat(image: Image, attention: Map, align_corners: bool) -> Image:
     strength = np.sqrt(attention / attention.max())[np.ix_(rows, columns)]
     dimmed = 0.35 * image.mean(axis=2, keepdims=True)
     alpha = strength[..., None]
-    blend = (1 - alpha) * dimmed + alpha * 255 * _colormap(HEAT)(strength)[..., :3]
+    blend = (1 - alpha) * dimmed + alpha * 255 * colormap(HEAT)(strength)[..., :3]
     picture: Image = blend.round().astype(np.uint8)
     return picture
 
@@ -184,10 +188,10 @@ def _resize(picture: Image, factor: int) -> Image:
 
 def _text_strip(width: int, height: int, texts: Mapping[int, str], *, size: int, color: str, weight: str = "normal") -> Image:
     """One line of text: {left edge in pixels: text}."""
-    figure = _figure(width, height)
+    figure = blank_figure(width, height)
     for left, text in texts.items():
-        figure.text(left / width, 0.42, text, size=size, color=color, weight=weight, va="center")
-    return _pixels(figure)
+        figure.text(left / width, 0.42, text, size=size, color=color, weight=weight, va="center", parse_math=False)
+    return drawn(figure)
 
 
 def _legend(width: int, colors: ArrayLike, names: Sequence[str], *, wrong: bool = True) -> Image:
@@ -195,11 +199,11 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str], *, wrong: bool 
 
     entries = [*zip(np.asarray(colors) / 255, names, strict=False), (np.zeros(3), "ignored")]
     entries += [(np.array(WRONG) / 255, "wrong")] if wrong else []
-    entries = [(color, _short(name)) for color, name in entries]
+    entries = [(color, short(name)) for color, name in entries]
     cell, line = 50 + 11 * max(len(name) for _, name in entries), 34
     per_line = max(1, (width - 2 * GAP) // cell)
     height = line * -(-len(entries) // per_line) + 16
-    figure = _figure(width, height)
+    figure = blank_figure(width, height)
     for i, (color, name) in enumerate(entries):
         x, y = GAP + (i % per_line) * cell, height - line * (i // per_line) - 25
         corner, side = (x / width, (y - 9) / height), 18
@@ -208,63 +212,21 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str], *, wrong: bool 
         )
         figure.add_artist(box)
         figure.text((x + 27) / width, y / height, name, size=13, color=INK, va="center_baseline", parse_math=False)
-    return _pixels(figure)
+    return drawn(figure)
 
 
-def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
-    """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU next to it."""
-    num_classes, names = len(names), [_short(name) for name in names]
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-    union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
-    longest = max(len(name) for name in names)
-    cell, left, top, bottom = 46, 46 + 7 * longest, max(74, 34 + 6 * longest), 34
-    size = cell * num_classes
-    width, height = left + size + 84, top + size + bottom
-    figure = _figure(width, height)
-    axes = figure.add_axes((left / width, bottom / height, size / width, size / height))
-    axes.imshow(share, cmap=_colormap(BLUES), vmin=0, vmax=1, aspect="auto")
-    for i, j in np.ndindex(*counts.shape):
-        if counts[i, j]:
-            text = "<1" if share[i, j] < 0.005 else f"{100 * share[i, j]:.0f}"
-            faint = MUTED if share[i, j] < 0.05 else INK
-            axes.text(j, i, text, ha="center", va="center", size=9, color="white" if share[i, j] > 0.45 else faint)
-    for i in range(num_classes):
-        iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "n/a"
-        axes.text(num_classes - 0.2, i, iou, ha="left", va="center", size=10, color=INK, weight="bold")
-    axes.text(num_classes - 0.2, num_classes - 0.4, "IoU %", ha="left", va="top", size=9, color=MUTED)
-    axes.set_yticks(range(num_classes), names, parse_math=False)
-    axes.set_xticks(range(num_classes), names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
-    axes.xaxis.tick_top()
-    _bare(axes)
-    axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="#e4e7eb", linewidth=1)
-    axes.tick_params(which="both", length=0)
-    figure.text(
-        GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top"
-    )
-    return _pixels(figure)
-
-
-def _short(name: str) -> str:
+def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]} ..."
 
 
-def _bare(axes: Any) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0, colors=INK, labelsize=9)
-
-
 @cache
-def _colormap(scale: tuple[str, ...]) -> "Colormap":
+def colormap(scale: tuple[str, ...]) -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("scale", scale)
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> "Figure":
+def blank_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> "Figure":
     """An empty figure of `width` x `height` pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -274,7 +236,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return figure
 
 
-def _pixels(figure: "Figure") -> Image:
+def drawn(figure: "Figure") -> Image:
     canvas: Any = figure.canvas  # matplotlib's canvas has no types
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box, in every picture again

@@ -1,5 +1,7 @@
 """The pictures of a validation: the same few images each time, with the network's predictions and its attention."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -12,35 +14,71 @@ from pipeline.evaluation.inference import as_batch, fits_into_memory
 from pipeline.evaluation.protocol import WHOLE_IMAGE
 from pipeline.images.codec import IGNORE, UInt8
 from pipeline.images.resize import resize_to
-from pipeline.loading.batches import evaluation_samples
+from pipeline.loading.batches import Sample, evaluation_samples
 
 
-def of_validation(config: Config, manifest: Manifest, net: CCNet, device: torch.device) -> dict[str, UInt8]:
+def of_validation(
+    config: Config, manifest: Manifest, net: CCNet, device: torch.device, worst: Sequence[int] = ()
+) -> dict[str, UInt8]:
     """Pictures by name: `panel` has image, truth, prediction and error; `attention` has the maps of one pixel of each image.
 
-    Recurrence 0 has no attention.
+    `worst_images` is a panel of the images numbered `worst`. Recurrence 0 has no attention.
     """
     num_images = manifest.num_images("val")
     shown = min(config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
-    predicted, attended = [], []
-    samples = evaluation_samples(config, manifest, "val", indices, config.evaluate.scale)
-    for rank, sample in enumerate(samples):
-        batch, size = as_batch(sample.image, device), (sample.label.shape[0], sample.label.shape[1])
-        with fits_into_memory(f"the picture of sample {sample.sample_id}, {size[1]} x {size[0]} pixels,", WHOLE_IMAGE):
-            try:
-                prediction = predict_classes(net, batch, size)[0].cpu().numpy()
-            except ScoresNotFinite:  # black and wrong everywhere, as it is counted
-                prediction = np.full(size, IGNORE, np.uint8)
-            predicted.append((resize_to(sample.image, size), sample.label, prediction))
-            if net.head.recurrence and prediction[0, 0] != IGNORE:
-                # The rarest class in the first image, a more frequent one in each further image.
-                attended.append((sample.image, *_attention(net, batch, figures.notable_pixel(sample.label, rank), size)))
-    pictures = {"panel": figures.panel(predicted, manifest.colors, manifest.class_names)}
+    pictures = {"panel": _panel(config, manifest, net, device, indices)}
+    if worst:
+        pictures["worst_images"] = _panel(config, manifest, net, device, worst)
+    attended = _attended(config, manifest, net, device, indices) if net.head.recurrence else []
     if attended:
         note = f"gamma {net.gamma:.4f}"
         pictures["attention"] = figures.attention_panel(attended, note, align_corners=net.align_corners)
     return pictures
+
+
+def _panel(config: Config, manifest: Manifest, net: CCNet, device: torch.device, indices: Sequence[int]) -> UInt8:
+    """Image, truth, prediction and error of the validation images with these numbers."""
+    predicted, found = [], []
+    for sample in evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale):
+        size = (sample.label.shape[0], sample.label.shape[1])
+        with fits_into_memory(_picture_of(sample), WHOLE_IMAGE):
+            prediction = _predicted(net, as_batch(sample.image, device), size)
+        predicted.append((resize_to(sample.image, size), sample.label, prediction))
+        found.append(sample.sample_id)
+    return figures.panel(predicted, manifest.colors, manifest.class_names, found)
+
+
+def _picture_of(sample: Sample) -> str:
+    height, width = sample.label.shape
+    return f"the picture of sample {sample.sample_id}, {width} x {height} pixels,"
+
+
+def _predicted(net: CCNet, batch: torch.Tensor, size: tuple[int, int]) -> UInt8:
+    """uint8[H, W] classes; black, and wrong everywhere as it is counted, if the scores are not finite."""
+    try:
+        prediction: UInt8 = predict_classes(net, batch, size)[0].cpu().numpy()
+    except ScoresNotFinite:
+        return np.full(size, IGNORE, np.uint8)
+    return prediction
+
+
+def _attended(
+    config: Config, manifest: Manifest, net: CCNet, device: torch.device, indices: Sequence[int]
+) -> list[tuple[UInt8, figures.Pixel, list[figures.Map]]]:
+    """(image, pixel, its maps) of the validation images with these numbers, without those whose maps are not finite.
+
+    The pixel is of the rarest class in the first image, of a more frequent one in each further image.
+    """
+    found = []
+    for rank, sample in enumerate(evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale)):
+        size = (sample.label.shape[0], sample.label.shape[1])
+        with fits_into_memory(_picture_of(sample), WHOLE_IMAGE):
+            batch = as_batch(sample.image, device)
+            pixel, maps = _attention(net, batch, figures.notable_pixel(sample.label, rank), size)
+        if all(np.isfinite(one).all() for one in maps):
+            found.append((sample.image, pixel, maps))
+    return found
 
 
 def _attention(

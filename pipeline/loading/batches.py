@@ -42,6 +42,13 @@ def training_batches(data: "ray.data.Dataset | ray.data.DataIterator", feed: Fee
     return checked_batches(iter(rows), feed.sampler, steps=feed.config.train.steps, rank=rank, workers=feed.workers)
 
 
+def local_batches(feed: Feed) -> Iterator[TrainingBatch]:
+    """The batches of a process that trains alone, made in this process. Raises what `Feed.rows` and `checked_batches` raise."""
+    steps = feed.config.train.steps
+    rows = (feed.steps(step, step + 1, rank=0) for step in range(feed.first_step, steps))
+    return checked_batches(rows, feed.sampler, steps=steps, rank=0, workers=1)
+
+
 def checked_batches(rows: Iterator[Batch], sampler: Sampler, *, steps: int, rank: int, workers: int) -> Iterator[TrainingBatch]:
     """The batches of one rank, with every row's place checked and the padding removed. The first batch gives the first step.
 

@@ -66,11 +66,17 @@ class Feed(NamedTuple):
         place = block(
             index, self.first_step, config.train.steps, steps_per_block=steps_per_block(config, workers), workers=workers
         )
-        positions = self.sampler.positions(place.first_step, place.last_step, place.rank, workers)
+        return self.steps(place.first_step, place.last_step, place.rank)
+
+    def steps(self, first_step: int, last_step: int, rank: int) -> Batch:
+        """Rows of one rank for the steps [first_step, last_step), as `rows`."""
+        positions = self.sampler.positions(first_step, last_step, rank, self.workers)
         image, label, replaced = self.crops(positions)
-        steps = np.repeat(np.arange(place.first_step, place.last_step), self.rows_per_step)
-        rank = np.full_like(steps, place.rank)
-        return {"image": image, "label": label, "position": positions, "step": steps, "rank": rank, "replaced": replaced}
+        steps = np.repeat(np.arange(first_step, last_step), self.rows_per_step)
+        return {
+            "image": image, "label": label, "position": positions, "step": steps, "rank": np.full_like(steps, rank),
+            "replaced": replaced,
+        }  # fmt: skip
 
     def crops(self, positions: Int64) -> tuple[codec.UInt8, codec.UInt8, npt.NDArray[np.bool_]]:
         """Augmented crops uint8[n, h, w, 3], labels uint8[n, h, w], and replaced bool[n].

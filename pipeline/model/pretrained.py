@@ -14,7 +14,6 @@ from ccnet.model import default_stem
 from ccnet.weights import State, architecture, from_mmseg, from_official, from_torchvision, load, read_state
 from pipeline.checkpoints.files import PROGRESS
 from pipeline.config.config import Config
-from pipeline.config.model import IMAGENET
 from pipeline.errors import ConfigError
 from pipeline.storage import disk
 from pipeline.storage.fetch import fetched
@@ -22,15 +21,27 @@ from pipeline.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
-TORCHVISION = "https://download.pytorch.org/models/{}"
-IMAGENET_V1 = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
+PUBLISHED = {
+    "imagenet": (
+        "https://download.pytorch.org/models/",
+        {
+            "resnet18": "resnet18-f37072fd.pth",
+            "resnet34": "resnet34-b627a593.pth",
+            "resnet50": "resnet50-0676ba61.pth",
+            "resnet101": "resnet101-63fe2227.pth",
+        },
+    ),
+    "cityscapes": (
+        "https://download.openmmlab.com/mmsegmentation/v0.5/ccnet/",
+        {
+            "resnet50": "ccnet_r50-d8_769x769_80k_cityscapes/ccnet_r50-d8_769x769_80k_cityscapes_20200617_010421-73eed8ca.pth",
+            "resnet101": "ccnet_r101-d8_769x769_80k_cityscapes/ccnet_r101-d8_769x769_80k_cityscapes_20200618_011502-ad3cd481.pth",
+        },
+    ),
 }
-"""Weights IMAGENET1K_V1 (github.com/pytorch/vision, torchvision/models/resnet.py). Its README says that the terms of the data may
-hold for weights too."""
+"""Name -> place, and the file of each backbone, whose name ends with the first digits of its sha256. IMAGENET1K_V1 of torchvision
+(torchvision/models/resnet.py), and the best CCNets of mmsegmentation on Cityscapes (configs/ccnet/metafile.yaml, 79.29 and 79.45
+mIoU there); docs/model.md has their licences."""
 CLASSIFIERS = ("head.bottleneck.3.", "auxiliary.3.")
 """Prefixes of the layers whose size is the number of classes."""
 EMBEDDING = "embedding."
@@ -75,16 +86,16 @@ def read_pretrained(config: Config) -> Pretrained | None:
         except ValueError as error:
             words = str(error).replace(f"{file}: ", "")
             raise ConfigError([f"model.weights = {model.weights} (weights_format={model.weights_format}): {words}"]) from error
-        if store and any(name.startswith("head.") for name in state):
+        if any(name.startswith("head.") for name in state):
             _refuse_another_resizing(config, _trained_align_corners(config, store, file))
     _refuse_another_network(config, architecture(state))
     return Pretrained(state, hashlib.sha256(data).hexdigest())
 
 
 def _read(config: Config, weights: str) -> tuple[Store | None, str, bytes]:
-    """(store, name, bytes) of the file; no store for `imagenet`."""
-    if weights == IMAGENET:
-        url, sha256 = _published(config.model.backbone)
+    """(store, name, bytes) of the file; no store for one that is named."""
+    if weights in PUBLISHED:
+        url, sha256 = _published(weights, config.model.backbone)
         return None, url.rpartition("/")[2], fetched(url, sha256)
     folder, slash, name = weights.rpartition("/")
     try:
@@ -94,10 +105,10 @@ def _read(config: Config, weights: str) -> tuple[Store | None, str, bytes]:
         raise ConfigError([f"model.weights = {weights}: no such file"]) from error
 
 
-def _published(backbone: str) -> tuple[str, str]:
-    """Address of torchvision's weights and the first digits of their sha256, which end its name (`torch.hub` checks the same)."""
-    url = TORCHVISION.format(IMAGENET_V1[backbone])
-    return url, url.rpartition("-")[2].removesuffix(".pth")
+def _published(weights: str, backbone: str) -> tuple[str, str]:
+    """Address of a named file and the first digits of its sha256, which end its name (`torch.hub` checks the same)."""
+    place, files = PUBLISHED[weights]
+    return place + files[backbone], files[backbone].rpartition("-")[2].removesuffix(".pth")
 
 
 def load_pretrained(net: CCNet, initial: Pretrained, num_classes: int) -> None:
@@ -122,12 +133,12 @@ def _shape(state: State, prefix: str) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)]
 
 
-def _trained_align_corners(config: Config, store: Store, file: Path) -> bool | None:
+def _trained_align_corners(config: Config, store: Store | None, file: Path) -> bool | None:
     """`align_corners` of the training that wrote the checkpoint; None if it is not known."""
     if config.model.weights_format == "mmseg":
         return trained_align_corners(file)
     if config.model.weights_format == "ccnet":
-        if not store.exists(PROGRESS):  # a file alone, not the folder of a run's checkpoint: taken as configured
+        if not (store and store.exists(PROGRESS)):  # a file alone, not the folder of a run's checkpoint: taken as configured
             return config.model.align_corners is not False
         return bool(json.loads(store.read(PROGRESS)).get("model", {}).get("align_corners", True))  # older records: aligned
     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.cluster import connect, shared
 from pipeline.cluster.shared import Place
 from pipeline.config.config import Config
-from pipeline.config.model import IMAGENET
+from pipeline.config.model import WEIGHTS_BY_NAME
 from pipeline.data.manifest import Manifest
 from pipeline.errors import TrackingError
 from pipeline.formatting import percent, size
@@ -140,7 +140,8 @@ def nodes(config: Config) -> list[Finding]:
     if not connect.joined():
         return []
     needed = [*shared.of_data(config), *_database(config)]
-    needed += [Place("model.weights", config.model.weights)] if config.model.weights not in (None, IMAGENET) else []
+    weights = config.model.weights
+    needed += [Place("model.weights", weights)] if weights and weights not in WEIGHTS_BY_NAME else []
     found = shared.not_shared([*needed, *shared.of_predictions(config)])
     return [Finding("error" if place in needed else "warning", what, place.fix) for place, what in found]
 

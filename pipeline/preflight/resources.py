@@ -43,8 +43,8 @@ def feed_bytes(config: Config, available_cpus: float, workers: int) -> int:
 def checkpoint_bytes(config: Config, num_classes: int) -> int:
     """Bytes of one checkpoint: the state dict, a second one if weights are averaged, and SGD's momentum of each trained
     parameter."""
-    with torch.device("meta"):
-        net = build_ccnet(**network_arguments(config, num_classes))
+    with torch.device("meta"):  # there torch needs 1.5 s to import what draws the normal values of our own initialisation
+        net = build_ccnet(**network_arguments(config, num_classes) | {"init": "published"})
         if config.train.freeze_norm:
             freeze_batch_norm(net.backbone)
     state = sum(tensor.nbytes for tensor in net.state_dict().values())

@@ -52,12 +52,18 @@ class MetricLog:
     folder: where records wait, in one database per run; by default a folder of this user in the temporary one, or memory where
     none can be made. keep: stores packed records, `unsent` or `refused`, when the log is closed, and returns their address. The
     next start of the run adds the unsent ones to its log (`.add`). Without `keep` they stay in the folder, as after a crash.
+    copy: gets the name and the bytes of each picture that MLflow has taken, the oldest first.
     """
 
     def __init__(
-        self, uri: str, run_id: str, folder: str | Path | None = None, keep: Callable[[str, bytes], str] | None = None
+        self,
+        uri: str,
+        run_id: str,
+        folder: str | Path | None = None,
+        keep: Callable[[str, bytes], str] | None = None,
+        copy: Callable[[str, bytes], object] | None = None,
     ) -> None:
-        self._uri, self._run_id, self._keep = uri, run_id, keep
+        self._uri, self._run_id, self._keep, self._copy = uri, run_id, keep, copy
         self._spool = open_spool(run_id, folder)
         self._records, self._access = self._spool.records, threading.Lock()
         self._unwritten: list[Row] = []
@@ -186,8 +192,18 @@ class MetricLog:
         for (number, name, _, png), reason in refused_items(rows, partial(self._deliver_picture, client)):
             refused.add(number)
             self._set_aside(f"picture {name} of {len(png)} bytes", reason)
+        for number, name, _, png in rows:
+            if self._copy and number not in refused:
+                self._copied(name, png)
         self._mark([row[0] for row in rows], refused)
         return True
+
+    def _copied(self, name: str, png: bytes) -> None:
+        assert self._copy is not None
+        try:
+            self._copy(name, png)
+        except Exception as error:  # MLflow has the picture
+            log.warning("the picture %s of run %s is in MLflow only: %s", name, self._run_id, error)
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:

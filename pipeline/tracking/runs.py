@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -179,6 +180,12 @@ def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KIL
     if stop_reason:
         client.set_tag(run_id, STOP_REASON, stop_reason)
     client.set_terminated(run_id, status)
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric's finite points, by step."""
+    points = connect(uri).get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in points if math.isfinite(point.value))
 
 
 def log_text(uri: str, run_id: str, name: str, text: str) -> None:

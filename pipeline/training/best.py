@@ -31,7 +31,7 @@ def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
 def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str | None = None) -> str:
     """Writes the checkpoint as a model folder, `<storage.path>/models/<name>`, and returns its address; `name`: the run key."""
     config, name = run.config, name or run.config.run_key
-    store = open_store(f"{config.storage.path}/models/{name}", config.storage)
+    store = open_store(f"{config.models_url}/{name}", config.storage)
     facts = {
         "name": name,
         "network": best.progress["model"],

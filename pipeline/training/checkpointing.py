@@ -131,10 +131,13 @@ class CheckpointSaver:
                 "interrupted": interrupted,
                 "environment": self.run.environment or {},
             }
-            folder = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")
+            local = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-"))
+            if self.run.config.train.local:  # Ray Train's local mode stores nothing
+                self._store(state, progress, local, name)
+                shutil.rmtree(local.path)
             ray.train.report(
                 metrics,
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint=local,
                 checkpoint_dir_name=name,
                 checkpoint_upload_mode=mode,
                 delete_local_checkpoint_after_upload=True,

@@ -1,6 +1,7 @@
 """The training loop of one worker: batches in the sampler's order, one step per batch, validation and checkpoints."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +20,15 @@ from ccnet.step import StepResult
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.train import Train
-from pipeline.evaluation import figures
+from pipeline.evaluation import charts, figures
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
 from pipeline.fault_tolerance.hang import HangDetector
 from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, announce, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
 from pipeline.formatting import hide_on_screen, show_own_lines
 from pipeline.images.codec import UInt8
-from pipeline.loading.batches import TrainingBatch, training_batches
-from pipeline.loading.feed import Feed
+from pipeline.loading.batches import TrainingBatch, local_batches, training_batches
+from pipeline.loading.feed import Feed, resumed
 from pipeline.loading.stall import StallMonitor, stall_reason
 from pipeline.model.learner import Learner
 from pipeline.tracking import runs
@@ -94,6 +95,9 @@ def train_worker(run: Run) -> None:
     remove_leftovers()
     log = open_log(run) if distributed.rank() == 0 else None
     try:
+        if run.config.train.local:  # an exception ends where it was raised, and a breakpoint is no hang
+            with HangDetector(math.inf, partial(_report_hang, run)) as hang:
+                return _train(run, log, hang)
         with as_worker_fault(), HangDetector(run.config.faults.hang_s, partial(_report_hang, run)) as hang:
             _train(run, log, hang)
     finally:
@@ -121,7 +125,8 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         announce(run.stop_flag, training=True)
     for batch in throughput.timed(batches):
         if log and batch.step == 0:
-            log.picture("training_batch", 0, _batch_picture(run, batch))
+            for name, picture in _pictures_of_the_start(run, batch).items():
+                log.picture(name, 0, picture)
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
@@ -159,11 +164,15 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
             saver.wait()
 
 
-def _batch_picture(run: Run, batch: TrainingBatch) -> UInt8:
-    """The first crops of a batch as the network is fed with them."""
-    shown = min(run.config.evaluate.panel_images, len(batch.label))
+def _pictures_of_the_start(run: Run, batch: TrainingBatch) -> dict[str, UInt8]:
+    """The first crops of a batch as the network is fed with them, and the pixels of each class."""
+    manifest, shown = run.manifest, min(run.config.evaluate.panel_images, len(batch.label))
     crops = zip(batch.image[:shown].permute(0, 2, 3, 1).cpu().numpy(), batch.label[:shown].cpu().numpy(), strict=True)
-    return figures.training_batch(list(crops), run.manifest.colors, run.manifest.class_names)
+    counts = {name: (split.pixels, split.images) for name, split in manifest.splits.items() if name in ("train", "val")}
+    return {
+        "training_batch": figures.training_batch(list(crops), manifest.colors, manifest.class_names),
+        "class_histogram": charts.class_histogram(counts, manifest.class_names),
+    }
 
 
 def _stop(found: Interruption, done: int) -> None:
@@ -209,6 +218,9 @@ def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
 def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
     """This worker's first batch, the batches after it, and the seconds that the first one took."""
     config, started = run.config, time.monotonic()
+    if config.train.local:
+        batches = local_batches(resumed(config, run.manifest, run.checkpoints, 1))
+        return next(batches), batches, time.monotonic() - started
     feed = Feed(config, run.manifest, 0, distributed.world_size())
     batches = training_batches(ray.train.get_dataset_shard("train"), feed, distributed.rank())
     batches = StallMonitor(config.data.stall_s, partial(stall_reason, config, run.manifest)).watched(batches)

@@ -21,17 +21,23 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "metrics"
 """Below the run's folder: `unsent-<hash>.db` and `refused-<hash>.db`."""
+PICTURES = "pictures"
+"""Below the run's folder: the newest of each picture."""
 NODES_S = 120.0
 """Longest wait for the records on other nodes."""
 
 
 def open_log(run: "Run") -> MetricLog:
-    """The metric log of a run. When it is closed, the run's folder keeps what MLflow has not taken."""
+    """The metric log of a run, whose folder keeps what MLflow has not taken when it is closed, and the newest pictures."""
     return _open(run.tracking_uri, run.run_id, run.checkpoints)
 
 
 def _open(uri: str, run_id: str, store: Store) -> MetricLog:
-    return MetricLog(uri, run_id, keep=partial(_keep, store))
+    return MetricLog(uri, run_id, keep=partial(_keep, store), copy=partial(_copy, store))
+
+
+def _copy(store: Store, name: str, png: bytes) -> None:
+    store.write(f"{PICTURES}/{name}.png", png)
 
 
 def _keep(store: Store, kind: str, data: bytes) -> str:

@@ -22,6 +22,7 @@ from pipeline.cluster.fit import fit
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.errors import RunFailed, TrackingError
+from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag
@@ -33,7 +34,7 @@ from pipeline.tracking.client import reached
 from pipeline.training.best import best_of, deliver_best, record_best
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
-from pipeline.training.metric_logs import send_unsent
+from pipeline.training.metric_logs import PICTURES, open_log, send_unsent
 from pipeline.training.run import Run, open_run
 from pipeline.training.validation import LESS_MEMORY, background_validation, pending_validations, validation_task
 
@@ -69,7 +70,7 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
             ),
             callbacks=[cast(Any, policy), *(callbacks or [])],
         ),
-        datasets={"train": placeholder()},
+        datasets=None if train.local else {"train": placeholder()},
         dataset_config=ResumableDataConfig(partial(resumed, run.config, run.manifest, run.checkpoints)),
         validation_config=background_validation(run) if run.config.evaluate.background else None,
     )
@@ -87,15 +88,21 @@ class Outcome(NamedTuple):
     """Why it ended before the last step; None if it did not."""
     model_url: str
     """Folder of the delivered model: `ccnet.load` reads it."""
+    pictures_url: str
+    """Folder of the newest pictures: first batch, curve, panels, worst images, confusion."""
 
 
 def run_to_end(run: Run) -> str | None:
     """Trains from the newest checkpoint on; returns why the run stopped before the last step, None if it did not.
 
     Returns at once if the last step is done or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
-    RunFailed.
+    RunFailed; with `train.workers = 0`, what the training raises.
     """
     failures, before, limit = 0, -1, run.config.faults.max_failures
+    if run.config.train.local:
+        if not (run.done() or exhausted_budget(run)):
+            fit(build_trainer(run))
+        return stop_reason(run)
     while not (run.done() or exhausted_budget(run)):
         try:
             fit(build_trainer(run))
@@ -191,7 +198,8 @@ def train(config: Config) -> Outcome:
     with open_run(config) as run:
         logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
         best, score, reason, model_url = _train(run)
-    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason, model_url)
+    pictures_url = run.checkpoints.url(PICTURES)
+    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason, model_url, pictures_url)
 
 
 def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
@@ -217,11 +225,21 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
                     f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
                     "command again to send them"
                 )
+            draw_curve(run)
             runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
     except BaseException as error:
         end_run(run, error, reason)
         raise
     return best, score, reason, model_url
+
+
+def draw_curve(run: Run) -> None:
+    """Adds the picture of loss and mIoU over the steps, as MLflow has them, to the run."""
+    loss, miou = (runs.history(run.tracking_uri, run.run_id, key) for key in ("train/loss", "val/miou"))
+    log = open_log(run)
+    if miou:
+        log.picture("learning_curve", miou[-1][0], learning_curve(loss, miou))
+    log.close()
 
 
 def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:

@@ -18,7 +18,7 @@ from ccnet import CCNet, build_ccnet, distributed
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster.task_errors import task_errors
 from pipeline.errors import CheckpointError
-from pipeline.evaluation import evaluate, figures, panels
+from pipeline.evaluation import charts, evaluate, panels
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import root_cause
@@ -57,13 +57,14 @@ def validate(
     samples = _reporting_progress(
         evaluation_samples(run.config, run.manifest, "val", indices, run.config.evaluate.scale), progress
     )
-    counts, num_images = evaluate.evaluate_samples(net, samples, len(run.manifest.class_names), device)
+    counts, wrong = evaluate.evaluate_samples(net, samples, len(run.manifest.class_names), device)
     protocol = validation_protocol(run.config, run.manifest)
-    score = evaluate.reduced_score(counts, num_images, run.manifest, "val", protocol, device)._replace(gamma=net.gamma)
+    score = evaluate.reduced_score(counts, len(wrong), run.manifest, "val", protocol, device)._replace(gamma=net.gamma)
+    worst = evaluate.worst_images(wrong, score.num_images, run.config.evaluate.panel_images, device)
     if log:
         log.metrics(score.metrics(), step)
-        log.picture("confusion_matrix", step, figures.confusion_picture(score.matrix.counts.numpy(), score.class_names))
-        for name, picture in panels.of_validation(run.config, run.manifest, net, device).items():
+        log.picture("confusion_matrix", step, charts.confusion_picture(score.matrix.counts.numpy(), score.class_names))
+        for name, picture in panels.of_validation(run.config, run.manifest, net, device, worst).items():
             log.picture(name, step, picture)
         note = f"{score.caveat}, " if score.caveat else ""
         logger.info("step %d/%d  val mIoU %.4f %son %s  (%.1f s)", step, run.config.train.steps, score.miou, note,

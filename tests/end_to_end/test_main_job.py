@@ -197,7 +197,7 @@ def test_the_delivered_model_predicts_the_masks_of_jobs_predict(
     followed: Finished, trained: str, access: None, client: MlflowClient
 ) -> None:
     config = tiny()
-    address = f"{config.storage.path}/models/{config.run_key}"
+    address = f"{config.models_url}/{config.run_key}"
     assert f"ccnet.load('{address}').predict(" in trained
     (sample,) = open_samples(config, open_data(config), "val").ahead([0])
     image = codec.decode_image(sample.image)

@@ -46,6 +46,7 @@ CLASSES = ("road", "car")
 MODEL = {"backbone": "small", "num_classes": 2, "recurrence": 2, "auxiliary": False}
 TINY = ["data.layout=folders", "data.crop_size=17", "train.workers=1", "train.global_batch=2", "train.keep_checkpoints=1"]
 PLAIN = st.from_regex(r"\A[a-z0-9][a-z0-9_-]{0,9}\Z")
+PICTURES = ("training_batch", "class_histogram", "panel", "worst_images", "attention", "confusion_matrix", "learning_curve")
 STEMS = PARTS.filter(lambda stem: not stem.startswith(".") and len(stem.encode()) < 180)
 
 
@@ -218,5 +219,6 @@ def test_a_training_touches_exactly_its_own_keys_and_prediction_finds_it(
     assert best is not None
     own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json", f"{run}/{best}/kept.json"}
     own |= {f"models/{place.config.run_key}/{name}" for name in (CARD, RECORD, WEIGHTS)}
+    own |= {f"{run}/pictures/{name}.png" for name in PICTURES}
     kept = {4, int(best.removeprefix("step-"))}
     assert made == own | place.keys_of_data() | place.keys_of_results() | keys_of_checkpoints(place.config, *kept)

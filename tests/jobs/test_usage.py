@@ -88,6 +88,7 @@ def test_the_printed_configuration_gives_the_same_one(
     assert main(["config", str(path), "seed=7", "tracking.experiment=no"]) == 0
     text = capsys.readouterr().out
     config = load(path, ["seed=7", "tracking.experiment=no"])
-    assert text.startswith(f"# run key {config.run_key}\nname: {config.name}\nseed: 7\n")
+    assert text.startswith(f"# run key  {config.run_key}\n# run      {config.runs_url}/{config.run_key}\n# model    ")
+    assert f"\nname: {config.name}\nseed: 7\n" in text
     (tmp_path / "printed.yaml").write_text(text)
     assert load(tmp_path / "printed.yaml") == config

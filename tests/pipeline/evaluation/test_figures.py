@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import figures
+from pipeline.evaluation import charts, figures
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 LABEL = np.array([[0, 1], [2, 255]], np.uint8)
@@ -130,7 +130,7 @@ def test_the_notable_pixel_of_an_image_without_labels_is_its_middle() -> None:
 def test_confusion_picture_grows_with_the_classes(num_classes: int) -> None:
     counts = np.zeros((num_classes, num_classes), np.int64)
     counts[0, 0], counts[0, 1] = 3, 1
-    picture = figures.confusion_picture(counts, [f"class {i}" for i in range(num_classes)])
+    picture = charts.confusion_picture(counts, [f"class {i}" for i in range(num_classes)])
     assert picture.dtype == np.uint8
     assert min(picture.shape[:2]) > 46 * num_classes
     assert max(picture.shape[:2]) < 46 * num_classes + 200
@@ -140,6 +140,6 @@ def test_confusion_picture_grows_with_the_classes(num_classes: int) -> None:
 def test_a_name_of_a_class_is_drawn_as_text_and_cut(name: str) -> None:
     """Dollars mean mathematics to matplotlib; a script that its font lacks must not be a warning at each validation."""
     counts, label = np.eye(2, dtype=np.int64), np.zeros((9, 9), np.uint8)
-    assert max(figures.confusion_picture(counts, [name, "road"]).shape) < 600
+    assert max(charts.confusion_picture(counts, [name, "road"]).shape) < 600
     image = np.zeros((9, 9, 3), np.uint8)
     assert figures.panel([(image, label, label)], [(0, 0, 0), (9, 9, 9)], [name, "road"]).any()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ccnet import build_ccnet
 from pipeline.config.load import load, override
+from pipeline.config.model import WEIGHTS_BY_NAME
 from pipeline.errors import ConfigError
 from pipeline.model import pretrained
 from pipeline.model.learner import network_arguments
@@ -61,7 +62,7 @@ def test_imagenet_by_name_is_the_backbone_of_torchvision_from_the_cache(tmp_path
     torch.save({name: tensor.clone() for name, tensor in blank("torchvision", "resnet18").items()}, tmp_path / "net.pth")
     data = (tmp_path / "net.pth").read_bytes()
     name = f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(pretrained.IMAGENET_V1, "resnet18", name)
+    monkeypatch.setitem(pretrained.PUBLISHED["imagenet"][1], "resnet18", name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "ccnet").mkdir()
     (tmp_path / "ccnet" / name).write_bytes(data)
@@ -74,16 +75,48 @@ def test_imagenet_by_name_is_the_backbone_of_torchvision_from_the_cache(tmp_path
     assert (learner.state_dict()["backbone.layer1.0.conv1.weight"] == 1).all()
 
 
-def test_imagenet_has_nothing_for_the_smallest_backbone() -> None:
-    with pytest.raises(ConfigError, match=r"backbone small has none \(try model\.backbone=resnet18"):
-        load("jobs/configs/demo.yaml", ["model.weights=imagenet"])
+def test_cityscapes_by_name_is_the_whole_network_of_mmsegmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file here is not the published one, which needs a network; its name has its own hash."""
+    torch.save(
+        {"state_dict": {name: tensor.clone() for name, tensor in blank("mmseg", "resnet50").items()}}, tmp_path / "net.pth"
+    )
+    data = (tmp_path / "net.pth").read_bytes()
+    published = pretrained.PUBLISHED["cityscapes"][1]["resnet50"]
+    name = re.sub("[0-9a-f]{8}[.]pth", hashlib.sha256(data).hexdigest()[:8] + ".pth", published)
+    monkeypatch.setitem(pretrained.PUBLISHED["cityscapes"][1], "resnet50", name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "ccnet" / name.rpartition("/")[2]
+    file.parent.mkdir()
+    file.write_bytes(data)
+    words = ["model.backbone=resnet50", "model.weights=cityscapes"]
+    made = load("jobs/configs/demo.yaml", words)
+    assert (made.model.variant, made.model.weights_format, made.model.align_corners) == ("mmseg", "mmseg", True)
+    initial = read_pretrained(made)
+    assert initial is not None
+    learner = build_ccnet(**network_arguments(made, 19))
+    load_pretrained(learner, initial, 19)
+    assert (learner.state_dict()["backbone.layer1.0.conv1.weight"] == 1).all()
+    contradicting = load(
+        "jobs/configs/demo.yaml", ["model.backbone=resnet50", "model.weights=cityscapes", "model.align_corners=false"]
+    )
+    with pytest.raises(ConfigError, match="was trained with True"):
+        read_pretrained(contradicting)
+
+
+@pytest.mark.parametrize(("weights", "other"), [("imagenet", "resnet18"), ("cityscapes", "resnet50")])
+def test_weights_by_name_have_nothing_for_the_smallest_backbone(weights: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{weights}: backbone small has none \(try model\.backbone={other}"):
+        load("jobs/configs/demo.yaml", [f"model.weights={weights}"])
 
 
 def test_the_names_of_the_published_files_end_with_their_hash() -> None:
-    for backbone in pretrained.IMAGENET_V1:
-        url, sha256 = pretrained._published(backbone)
-        assert re.fullmatch("[0-9a-f]{8}", sha256)
-        assert url == f"https://download.pytorch.org/models/{backbone}-{sha256}.pth"
+    for weights, (backbones, _) in WEIGHTS_BY_NAME.items():
+        assert set(pretrained.PUBLISHED[weights][1]) == {*backbones}
+        for backbone in backbones:
+            url, sha256 = pretrained._published(weights, backbone)
+            assert re.fullmatch("[0-9a-f]{8}", sha256)
+            assert url.endswith(f"-{sha256}.pth")
+            assert url.startswith("https://download.")
 
 
 def test_other_classes_start_the_classifiers_from_random_weights() -> None:

@@ -1,0 +1,108 @@
+"""Charts for people: confusion matrices, the pixels of each class, and the curve of a training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.figures import BLUES, GAP, INK, MUTED, Image, blank_figure, colormap, drawn, short
+
+SERIES = ("#174a7c", "#8fb8de")
+"""Colours of the first and the second series of a chart."""
+Curve = Sequence[tuple[int, float]]
+"""(step, value), by step."""
+
+
+def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
+    """uint8[H, W, 3] of int64[K, K] counts [truth, prediction]: percent of each true class's pixels, and the IoU next to it."""
+    num_classes, names = len(names), [short(name) for name in names]
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
+    longest = max(len(name) for name in names)
+    cell, left, top, bottom = 46, 46 + 7 * longest, max(74, 34 + 6 * longest), 34
+    size = cell * num_classes
+    width, height = left + size + 84, top + size + bottom
+    figure = blank_figure(width, height)
+    axes = figure.add_axes((left / width, bottom / height, size / width, size / height))
+    axes.imshow(share, cmap=colormap(BLUES), vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(*counts.shape):
+        if counts[i, j]:
+            text = "<1" if share[i, j] < 0.005 else f"{100 * share[i, j]:.0f}"
+            faint = MUTED if share[i, j] < 0.05 else INK
+            axes.text(j, i, text, ha="center", va="center", size=9, color="white" if share[i, j] > 0.45 else faint)
+    for i in range(num_classes):
+        iou = f"{100 * counts[i, i] / union[i]:.1f}" if union[i] else "n/a"
+        axes.text(num_classes - 0.2, i, iou, ha="left", va="center", size=10, color=INK, weight="bold")
+    axes.text(num_classes - 0.2, num_classes - 0.4, "IoU %", ha="left", va="top", size=9, color=MUTED)
+    axes.set_yticks(range(num_classes), names, parse_math=False)
+    axes.set_xticks(range(num_classes), names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
+    axes.xaxis.tick_top()
+    _bare(axes)
+    axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#e4e7eb", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    figure.text(
+        GAP / width, 1 - 12 / height, "rows: truth\ncolumns: prediction\n% of the row's pixels", size=8, color=MUTED, va="top"
+    )
+    return drawn(figure)
+
+
+def class_histogram(counts: Mapping[str, tuple[Sequence[int], Sequence[int]]], names: Sequence[str]) -> Image:
+    """uint8[H, W, 3]: bars of each class's share of the labelled pixels, one for each split; the most frequent class first.
+
+    `counts`: split -> (pixels of each class, images that contain each class). The text behind a bar gives both.
+    """
+    splits, labels = list(counts), [short(name) for name in names]
+    share = {split: np.array(pixels) / max(1, sum(pixels)) for split, (pixels, _) in counts.items()}
+    order = np.argsort(-share[splits[0]], kind="stable")
+    bar, left, top = 18, 46 + 8 * max(len(label) for label in labels), 54
+    width, height = left + 560, top + len(labels) * (bar * len(splits) + 10) + GAP
+    figure = blank_figure(width, height)
+    axes = figure.add_axes((left / width, GAP / height, (width - left - 200) / width, (height - top - GAP) / height))
+    room = len(splits) + 10 / bar  # of a class, in bars
+    for i, split in enumerate(splits):
+        places = np.arange(len(labels)) * room + i
+        axes.barh(places, share[split][order], height=0.9, color=SERIES[i % 2], label=split)
+        for place, number in zip(places, order, strict=True):
+            text = f"{share[split][number]:.2%}  {counts[split][1][number]:,} images"
+            axes.text(share[split][number], place, f"  {text}", va="center", size=8, color=MUTED)
+    axes.set_yticks(np.arange(len(labels)) * room + (len(splits) - 1) / 2, [labels[i] for i in order], parse_math=False)
+    axes.set_ylim(len(labels) * room - 10 / bar - 0.5, -0.5)
+    axes.set_xticks([])
+    _bare(axes)
+    figure.text(GAP / width, 1 - 16 / height, "share of the labelled pixels, and images with the class", size=10, color=INK)
+    figure.legend(loc="upper right", ncols=len(splits), frameon=False, fontsize=9)
+    return drawn(figure)
+
+
+def learning_curve(loss: Curve, miou: Curve) -> Image:
+    """uint8[H, W, 3]: the training loss (left axis) and the mIoU of the validations (right axis) over the steps."""
+    figure = blank_figure(1000, 420, layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    left.plot(*_columns(loss), color=SERIES[1], linewidth=1.2)
+    right.plot(*_columns(miou), color=SERIES[0], linewidth=1.8, marker="o", markersize=4)
+    for step, value in miou[-1:]:
+        right.annotate(f"{value:.4f}", (step, value), (-4, 6), textcoords="offset points", ha="right", size=10, color=INK)
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 1)
+    left.set_xlabel("step", color=MUTED)
+    left.set_ylabel("training loss", color=MUTED)
+    right.set_ylabel("validation mIoU", color=SERIES[0])
+    left.grid(color="#e4e7eb", linewidth=0.8)
+    for axes in (left, right):
+        _bare(axes)
+    return drawn(figure)
+
+
+def _columns(curve: Curve) -> tuple[list[int], list[float]]:
+    return [step for step, _ in curve], [value for _, value in curve]
+
+
+def _bare(axes: Any) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, colors=INK, labelsize=9)

@@ -1,0 +1,43 @@
+"""Charts: bars as long as the shares they stand for, and a curve that rises where the mIoU rises."""
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation import charts
+
+TRAIN, VAL = (np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) for color in charts.SERIES)
+
+
+def widths(picture: charts.Image, color: charts.Image) -> list[int]:
+    """Lengths in pixels of the longest run of a colour in each bar, from top to bottom."""
+    rows = (picture == color).all(axis=2).sum(axis=1)
+    inside = rows > 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(int)))
+    return [int(rows[start:end].max()) for start, end in zip(edges[::2], edges[1::2], strict=True) if end - start > 8]
+
+
+def test_bars_are_as_long_as_the_shares_of_the_classes_the_most_frequent_first() -> None:
+    counts = {"train": ((100, 800, 400), (3, 9, 8)), "val": ((10, 80, 10), (1, 2, 1))}
+    picture = charts.class_histogram(counts, ["car", "road", "tree"])
+    train, val = (widths(picture[60:], color.astype(np.uint8)) for color in (TRAIN, VAL))
+    assert [length / train[0] for length in train] == pytest.approx([1, 0.5, 0.125], abs=0.02)
+    assert [length / val[0] for length in val] == pytest.approx([1, 0.125, 0.125], abs=0.02)
+
+
+@pytest.mark.parametrize("num_classes", [2, 19, 150])
+def test_a_histogram_grows_with_the_classes_and_takes_those_without_a_pixel(num_classes: int) -> None:
+    nothing = (0,) * num_classes
+    picture = charts.class_histogram({"train": (nothing, nothing), "val": (nothing, nothing)}, ["$a$ 道路"] * num_classes)
+    assert picture.dtype == np.uint8
+    assert 46 * num_classes < picture.shape[0] < 46 * num_classes + 100
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_curve_of_one_validation_and_of_many() -> None:
+    many = [(step, 2.0 / step) for step in range(1, 200)]
+    picture = charts.learning_curve(many, [(step, step / 200) for step in range(20, 200, 20)])
+    assert picture.shape == (420, 1000, 3)
+    blue = np.argwhere((picture == TRAIN).all(axis=2))
+    left, right = blue[blue[:, 1] < 300, 0].mean(), blue[(blue[:, 1] > 700) & (blue[:, 1] < 850), 0].mean()
+    assert left > right + 100, "the mIoU rises: its row is smaller at the right"
+    assert charts.learning_curve([], [(10, 0.5)]).any()
