@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ccnet.export import export_onnx
+from tests.support import gpu_memory
 from tests.support.delivered import NOISE, delivered, network
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,13 @@ def test_the_readme_uses_a_model_as_it_says(tmp_path: Path, monkeypatch: pytest.
     assert masks[0]["mask"].shape == NOISE.shape[:2]
     assert len(np.unique(masks[0]["mask"])) > 1
     np.testing.assert_array_equal(masks[0]["mask"], masks[1]["mask"])
+
+
+@pytest.mark.parametrize(("backbone", "crop"), [("resnet18", 513), ("resnet101", 769)])
+def test_the_readme_has_the_images_that_are_counted_for_a_gpu(backbone: str, crop: int) -> None:
+    pairs = zip(*(gpu_memory.images(backbone, crop, bf16) for bf16 in (False, True)), strict=True)
+    cells = " | ".join(f"{single}, {half}" for single, half in pairs)
+    assert f"| {backbone}, {crop} | {cells} |\n" in (ROOT / "README.md").read_text()
 
 
 CHAOS = {"tests/chaos/__main__.py", "tests/chaos/faults.py"}

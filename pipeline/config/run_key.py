@@ -30,9 +30,19 @@ FREE_KEYS = {"data.oversample"}
 """Settings that are dictionaries with keys that the user chooses; they are compared as a whole."""
 
 
+SECTIONS = ("data", "model", "train", "loss")
+"""Sections whose settings shape the model; the seed does too."""
+
+
+def shapes(key: str) -> bool:
+    """Whether a dotted setting shapes the trained model."""
+    section, _, setting = key.partition(".")
+    return key == "seed" or (section in SECTIONS and setting.partition(".")[0] not in NOT_SHAPING.get(section, ()))
+
+
 def shaping(record: dict[str, Any]) -> dict[str, Any]:
     """The settings that shape the trained model, out of all settings that a run records."""
-    kept = {name: record[name] for name in ("seed", "data", "model", "train", "loss")}
+    kept = {name: record[name] for name in ("seed", *SECTIONS)}
     for name, settings in NOT_SHAPING.items():
         kept[name] = {key: value for key, value in kept[name].items() if key not in settings}
     for name, added in ADDED.items():

@@ -73,7 +73,7 @@ def class_histogram(counts: Mapping[str, tuple[Sequence[int], Sequence[int]]], n
     axes.set_ylim(len(labels) * room - 10 / bar - 0.5, -0.5)
     axes.set_xticks([])
     _bare(axes)
-    figure.text(GAP / width, 1 - 16 / height, "share of the labelled pixels, and images with the class", size=10, color=INK)
+    figure.text(GAP / width, 1 - 24 / height, "share of the labelled pixels, and images with the class", size=10, color=INK)
     figure.legend(loc="upper right", ncols=len(splits), frameon=False, fontsize=9)
     return drawn(figure)
 

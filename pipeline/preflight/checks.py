@@ -7,7 +7,15 @@ from pipeline.cluster import connect
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.errors import DataError, StorageError
-from pipeline.preflight import cluster_checks, data_checks, run_checks, source_checks, storage_checks, training_checks
+from pipeline.preflight import (
+    cluster_checks,
+    data_checks,
+    run_checks,
+    source_checks,
+    space_checks,
+    storage_checks,
+    training_checks,
+)
 from pipeline.preflight.findings import Finding
 from pipeline.storage.store import open_store
 
@@ -33,11 +41,11 @@ def prepared(config: Config) -> tuple[Manifest | None, list[Finding]]:
         return None, [Finding("error", str(error))]
 
 
-def examine(config: Config, manifest: Manifest | None, run_key: str | None = None) -> Preflight:
+def examine(config: Config, manifest: Manifest | None, run_key: str | None = None, *, searches: bool = True) -> Preflight:
     """Checks storage, MLflow, data, settings, the cluster, and the run that would be resumed. Returns all findings at once.
 
     `manifest`: the prepared data set, or what its source holds; None skips the checks that need it. `run_key`: the key of a run
-    other than the configuration's own, such as a search.
+    other than the configuration's own, such as a search. `searches`: check the search space too, if there is one.
     """
     found = [*storage_checks.buckets(config, checked=[config.storage.path]), *run_checks.tracking(config)]
     cluster, newest = connect.resources(), None
@@ -48,6 +56,8 @@ def examine(config: Config, manifest: Manifest | None, run_key: str | None = Non
         store = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
         newest, of_run = run_checks.newest(store)
         found += [*examine_settings(config, manifest, cluster), *run_checks.in_use(store), *of_run]
+        if searches:
+            found += space_checks.examine(config, lambda point: examine_settings(point, manifest, cluster))
         if not any(finding.level == "error" for finding in of_run):
             found += run_checks.resume(config, manifest, store, newest)
             if newest is None:  # a resumed run starts from its checkpoint instead

@@ -212,7 +212,10 @@ def page(uri: str, run_id: str) -> str:
     """Where to see a run: the URL of its page in the MLflow UI, or its id and the command that opens the UI on a database."""
     if not uri.startswith("http"):
         return f"{run_id}  (mlflow ui --backend-store-uri {without_password(uri)})"
-    return f"{uri.rstrip('/')}/#/experiments/{connect(uri).get_run(run_id).info.experiment_id}/runs/{run_id}"
+    experiment = connect(uri).get_run(run_id).info.experiment_id
+    return (
+        f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"  # else the pages for agents
+    )
 
 
 def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED"]) -> None:

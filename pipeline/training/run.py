@@ -53,7 +53,7 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
     find, whose warnings are logged, and LeaseError if another process trains this run.
     """
     manifest, found = prepared(config)
-    preflight = examine(config, manifest, run_key)
+    preflight = examine(config, manifest, run_key, searches=run_key is not None)
     refuse([*found, *preflight.findings])
     assert manifest is not None
     threading.Thread(target=import_mlflow).start()  # while Ray starts

@@ -50,7 +50,7 @@ def screenshot(
 def _charts(page: Page, url: str, file: Path, metrics: Sequence[str]) -> Path:
     page.goto(url)
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    _close_assistant(page)
+    close_assistant(page)
     for metric in metrics:
         page.get_by_text(metric.rpartition("/")[2], exact=True).first.wait_for()
     page.wait_for_timeout(1500)  # lines are animated
@@ -61,7 +61,7 @@ def _charts(page: Page, url: str, file: Path, metrics: Sequence[str]) -> Path:
 def _picture(page: Page, url: str, file: Path) -> Path:
     page.goto(url)
     _wait_for_picture(page)
-    _close_assistant(page)
+    close_assistant(page)
     page.screenshot(path=file)
     return file
 
@@ -69,13 +69,13 @@ def _picture(page: Page, url: str, file: Path) -> Path:
 def _runs(page: Page, url: str, file: Path) -> Path:
     page.goto(url)
     page.get_by_role("table").or_(page.locator(".ag-root")).first.wait_for()
-    _close_assistant(page)
+    close_assistant(page)
     page.wait_for_timeout(1500)
     page.screenshot(path=file)
     return file
 
 
-def _close_assistant(page: Page) -> None:
+def close_assistant(page: Page) -> None:
     """Closes the panel that MLflow opens over the right third of the page at the first visit."""
     close = page.get_by_role("button", name="Close", exact=True)
     if close.count():

@@ -40,13 +40,18 @@ def kept(backbone: str, crop: int, bf16: bool) -> tuple[float, float]:
         return fixed, sum(storage.nbytes() for storage in seen.values()) / IMAGES
 
 
+def images(backbone: str, crop: int, bf16: bool) -> list[int]:
+    """Images of a GPU of each size of BUDGETS."""
+    fixed, image = kept(backbone, crop, bf16)
+    return [int((SHARE * budget * 2**30 - fixed) / image) for budget in BUDGETS]
+
+
 def main() -> None:
     for backbone in ("resnet18", "resnet50", "resnet101"):
         for crop in (321, 513, 769):
             for bf16 in (False, True):
                 fixed, image = kept(backbone, crop, bf16)
-                fits = ", ".join(str(int((SHARE * budget * 2**30 - fixed) / image)) for budget in BUDGETS)
-                kind = "bf16" if bf16 else "float32"
+                kind, fits = "bf16" if bf16 else "float32", ", ".join(map(str, images(backbone, crop, bf16)))
                 print(f"| {backbone} | {crop} | {kind} | {fixed / 2**30:.2f} + {image / 2**30:.2f} an image | {fits} |")
 
 
