@@ -34,10 +34,10 @@ NAMES = {
 }
 """Names of the folder or the list of a split."""
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "rgb", "inputs", "input",
-                 "images_png", "image_2")  # fmt: skip
+                 "images_png", "image_2", "imagestr")  # fmt: skip
 LABEL_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "anns", "segmentationclass",
                  "segmentations", "segmentation", "seg", "gt", "ground_truth", "groundtruth", "targets",
-                 "masks_png", "semantic", "semantic_masks", "masks_machine")  # fmt: skip
+                 "masks_png", "semantic", "semantic_masks", "masks_machine", "labelstr")  # fmt: skip
 LIST_FOLDERS = ("", "imagesets/segmentation/", "imagesets/", "lists/", "list/", "splits/")
 WHOLE = ("all", "trainval", "default")
 """Names of a list of all samples, from which `data.val_fraction` takes the split `val`."""
@@ -207,13 +207,14 @@ def _pool(listing: Listing, suffix: str | None) -> Place | None:
     """Where all images and labels lie, whatever their split."""
     stored = listing.folders
     pairs = (pair for pair in product(IMAGE_FOLDERS, LABEL_FOLDERS) if pair[0] in stored and pair[1] in stored)
-    places = (_apart(listing, stored[images], stored[labels]) for images, labels in pairs)
+    places = [_apart(listing, stored[images], stored[labels]) for images, labels in pairs]
     if place := next((place for place in places if place.images.keys and place.labels.keys), None):
         return place
     together = (
         beside(listing.files(folder, *SUFFIXES), suffix) for folder in (*(stored[i] for i in IMAGE_FOLDERS if i in stored), "")
     )
-    return next((place for place in together if place.labels.keys), None)
+    # Folders without labels come last: what lies in them instead, such as JPEGs, is the fault to name.
+    return next((place for place in together if place.labels.keys), None) or next((p for p in places if p.images.keys), None)
 
 
 def _apart(listing: Listing, images: str, labels: str) -> Place:

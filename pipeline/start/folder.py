@@ -12,7 +12,7 @@ from pipeline.config.base import Storage, has_scheme
 from pipeline.data.classes import ADE20K_BASES, ADE20K_INFO, classes
 from pipeline.data.export_classes import PARSERS, find_tables
 from pipeline.data.layouts import IMAGE_FOLDERS, NAMES, Samples, find_samples
-from pipeline.data.proposal import TABLE, propose
+from pipeline.data.proposal import SWAPPED, TABLE, propose
 from pipeline.data.source.listing import Listing, is_litter, list_source
 from pipeline.data.source.pairing import POLYGONS
 from pipeline.errors import SourceError
@@ -28,6 +28,8 @@ NO_PAIRS = (
     "no images with masks: put the images into images/ and the masks into masks/, with the same names, or side by side with a "
     "suffix such as _mask; the README has more forms"
 )
+ALIKE = 12
+"""From this number on, images of which none can be kept apart are copies of one image, or versions of one (`cut_val`)."""
 SIZES_READ = 200
 """Images whose headers are read."""
 
@@ -137,7 +139,9 @@ def _split(layout: str, store: Store, listing: Listing) -> tuple[Samples, float 
             faults = error
     if "no split `train`" in faults.faults[0] and POLYGONS not in faults.faults[0]:
         raise SourceError([f"{store.root}: {NO_PAIRS}", faults.faults[-1]]) from faults
-    if faults.faults[0].startswith("data.val_fraction"):
+    if counts := re.match(r"data\.val_fraction.*gets (\d+) images and val (\d+)", faults.faults[0]):
+        if (number := sum(map(int, counts.groups()))) >= ALIKE:
+            raise SourceError([f"{store.root}: its {number} images are all the same: {SWAPPED}"]) from faults
         why = "too few images, or all alike, to keep some of them apart for a score"
         raise SourceError([f"{store.root}: {why}: add images with masks, or a split `val`"]) from faults
     raise faults

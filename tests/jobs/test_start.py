@@ -102,6 +102,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         "no images with masks",
     ),
     "images and masks swapped": (lambda root: swapped(mine(root)), [], "swapped"),
+    "images and masks swapped, the masks all alike": (
+        lambda root: swapped(mine(root, lambda i: disc(0), number=12)),
+        [],
+        "its 12 images are all the same: are images and masks swapped",
+    ),
+    "masks as JPEG by name": (
+        lambda root: [path.rename(path.with_suffix(".jpg")) for path in (mine(root, as_jpeg) / "masks").iterdir()],
+        [],
+        r"masks: no files \*\.png.* \(10 \.jpg there\): JPEG and WebP change class ids",
+    ),
     "masks as JPEG": (lambda root: mine(root, as_jpeg), [], "JPEG changes the class ids: export it again as PNG"),
     "masks with soft edges": (
         lambda root: mine(root, lambda i: np.asarray(cv2.GaussianBlur(disc(i), (3, 3), 1), np.uint8)),

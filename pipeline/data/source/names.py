@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pipeline.images.codec import SUFFIXES
 
-IMAGE_WORDS = frozenset({"image", "images", "img", "im", "sat", "rgb", "photo", "input", "original", "orig", "leftimg8bit"})
-"""Words in the names of images that the names of their labels lack."""
+IMAGE_WORDS = frozenset(
+    {"image", "images", "img", "im", "sat", "rgb", "photo", "input", "original", "orig", "leftimg8bit", "0000"}
+)
+"""Words in the names of images that the names of their labels lack; `0000` is the first channel in nnU-Net's names."""
 LABEL_WORDS = frozenset({
     "mask", "masks", "label", "labels", "labelid", "labelids", "labeltrainids", "seg", "segs", "segm", "segmap", "segmentation",
     "semantic", "gt", "gtfine", "gtcoarse", "groundtruth", "annotation", "annotations", "annot", "ann", "anno", "target", "matte",

@@ -172,6 +172,18 @@ def test_labels_in_an_unknown_folder_are_shown_with_the_lists_that_read_them(tmp
     assert second.endswith("; if val has no labels, move it to a folder `test`")
 
 
+def test_the_folders_of_nnu_net_are_read(tmp_path: Path) -> None:
+    names = [
+        f"{folder}/case_00{i}{channel}.png" for i in range(4) for folder, channel in (("imagesTr", "_0000"), ("labelsTr", ""))
+    ]
+    source = make(tmp_path, *names)
+    for i in range(4):  # copies of one image would stay together
+        (tmp_path / f"imagesTr/case_00{i}_0000.png").write_bytes(bytes(i + 1))
+    found = find_samples("folders", source, {}, val_fraction=0.5)
+    pairs = sorted(pair.keys for split in found.splits.values() for pair in split)
+    assert pairs == [(f"imagesTr/case_00{i}_0000.png", f"labelsTr/case_00{i}.png") for i in range(4)]
+
+
 def test_labels_of_jpeg_or_with_other_names_are_not_advised_to_be_renamed(tmp_path: Path) -> None:
     source = make(tmp_path, "images/train/a.png", "masks/train/a.jpg", "images/val/v.png", "masks/val/v.png")
     assert faults("folders", source)[0].endswith(
