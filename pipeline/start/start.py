@@ -20,6 +20,7 @@ from pipeline.cluster import connect
 from pipeline.config.base import has_scheme
 from pipeline.config.config import Config
 from pipeline.config.load import load, override, parse, storage_at
+from pipeline.config.model import WEIGHTS_BY_NAME
 from pipeline.data.classes import classes
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError
@@ -38,7 +39,6 @@ PICTURES = 4
 """Images that are predicted at the end."""
 MEASURED_STEPS = 2
 SHOWN_CLASSES = 8
-RANDOM = "random weights; model.weights=imagenet gives a better start"
 HEADING = """yaml-language-server: $schema={schema}
 Written by `ccnet start {address}` on {day}, for this machine. Change what you like: `ccnet start` and `ccnet
 train` use the file as it is. `ccnet train --help` shows all settings."""
@@ -176,7 +176,7 @@ def _table(folder: Folder, config: Config, file: Path, more: Sequence[tuple[str,
         ("folder", f"{folder.address}  (layout {folder.layout})"),
         ("images", f"{images}{taken}; {height} x {width} (median), at most {high} x {wide}"),
         ("classes", f"{len(names)}: {shown}"),
-        ("network", f"{config.model.backbone}, R = {config.model.recurrence}, from {config.model.weights or RANDOM}"),
+        ("network", f"{config.model.backbone}, R = {config.model.recurrence}, from {_first_weights(config)}"),
         ("training", f"{train.steps:,} steps of {train.global_batch} crops of {crop} pixels"),
         *more,
         ("disk", f"{size(folder.num_bytes + kept)} below {config.storage.path}"),
@@ -184,3 +184,11 @@ def _table(folder: Folder, config: Config, file: Path, more: Sequence[tuple[str,
         *(("note", note) for note in folder.notes),
     ]
     return "\n".join(f"{key:<10}{value}" for key, value in rows)
+
+
+def _first_weights(config: Config) -> str:
+    """The weights that training starts from; for random ones, the settings of better ones."""
+    if config.model.weights:
+        return config.model.weights
+    change = "" if config.model.backbone in WEIGHTS_BY_NAME["imagenet"][0] else "model.backbone=resnet18 "
+    return f"random weights; {change}model.weights=imagenet gives a better start"

@@ -20,8 +20,8 @@ from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import root_cause
 from pipeline.formatting import table
 from pipeline.storage.store import open_store
-from pipeline.tracking import runs
-from pipeline.training.best import best_of, deliver_best, record_best
+from pipeline.tracking import registry, runs
+from pipeline.training.best import best_of, checkpoint_summary, deliver_best, record_best
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import end_run
 from pipeline.tuning.trials import (
@@ -138,19 +138,20 @@ def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
 
 
 def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Score, str]:
-    """Delivers the best checkpoint of the best trial that has one, and records it in the parent's run and in the registry.
+    """Delivers the best checkpoint of the best trial that has one, records it in the parent's run, and registers it.
 
-    Returns its score and the address of the model.
+    The registered version belongs to the trial's run, whose settings trained it. Returns its score and the address of the model.
 
     ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
     """
     for trial in trials:
         config = trial_config(parent.config, trial.overrides)
-        run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, trial.number))
+        run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, trial.number), run_id=trial.run_id)
         if checkpoint.best(run.checkpoints):
             best, score = best_of(run)
             model_url = deliver_best(run, best, score, key)
             record_best(run, best, score, model_url)
+            registry.log_best(parent.tracking_uri, parent.run_id, **checkpoint_summary(best, score), model_url=model_url)
             return score, model_url
         logger.warning("trial %s has no checkpoint with a score that can be read", trial.number)
     raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint; raise tune.grace_steps")

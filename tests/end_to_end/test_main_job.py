@@ -262,6 +262,8 @@ def test_a_search_is_one_parent_with_its_children(
     winner = parent.data.tags["ccnet.checkpoint_sha256"]
     best = next(child for child in children if child.data.tags.get("ccnet.checkpoint_sha256") == winner)
     assert model.net.head.recurrence == int(best.data.params["model.recurrence"])
+    versions = client.search_model_versions(f"run_id = '{best.info.run_id}'")
+    assert [version.tags["ccnet.checkpoint_sha256"] for version in versions] == [winner], "registered under the winner's own run"
 
 
 @pytest.mark.skipif(
