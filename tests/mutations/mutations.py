@@ -96,7 +96,8 @@ MUTATIONS = (
         old="""\
     for batch in throughput.timed(batches):
         if log and batch.step == 0:
-            log.picture("training_batch", 0, _batch_picture(run, batch))
+            for name, picture in _pictures_of_the_start(run, batch).items():
+                log.picture(name, 0, picture)
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
@@ -104,7 +105,8 @@ MUTATIONS = (
         new="""\
     for taken, batch in enumerate(throughput.timed(batches)):
         if log and batch.step == 0:
-            log.picture("training_batch", 0, _batch_picture(run, batch))
+            for name, picture in _pictures_of_the_start(run, batch).items():
+                log.picture(name, 0, picture)
         learning_rate = poly_learning_rate(
             train.learning_rate, taken, train.steps, train.power, train.warmup_steps, train.min_lr
         )

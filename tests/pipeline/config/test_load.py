@@ -78,7 +78,7 @@ def test_more_workers_than_images_a_step_and_a_range_upside_down_are_refused() -
         "train.workers = 2: more than global_batch = 1 images a step (try 1 workers, or a larger global_batch)"
     ]
     assert mistakes(tree(train__workers=[3, 2])) == [
-        "train.workers = (3, 2): must be a number from 1, or [min, max] with 1 <= min <= max"
+        "train.workers = (3, 2): must be a number from 1, [min, max] with 1 <= min <= max, or 0 for this process alone"
     ]
 
 
