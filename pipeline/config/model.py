@@ -49,7 +49,7 @@ class Model(Section):
     @classmethod
     def _implied_by_weights(cls, tree: Any) -> Any:
         """What weights that are named imply."""
-        if not isinstance(tree, dict) or tree.get("weights") not in WEIGHTS_BY_NAME:
+        if not isinstance(tree, dict) or tree.get("weights") not in [*WEIGHTS_BY_NAME]:  # a list: the value may be anything
             return tree
         backbones, implied = WEIGHTS_BY_NAME[tree["weights"]]
         backbone = tree.get("backbone", cls.model_fields["backbone"].default)

@@ -52,7 +52,7 @@ class MetricLog:
     folder: where records wait, in one database per run; by default a folder of this user in the temporary one, or memory where
     none can be made. keep: stores packed records, `unsent` or `refused`, when the log is closed, and returns their address. The
     next start of the run adds the unsent ones to its log (`.add`). Without `keep` they stay in the folder, as after a crash.
-    copy: gets the name and the bytes of each picture that MLflow has taken, the oldest first.
+    copy: gets name and bytes of each picture that MLflow has taken, the oldest first; it must not wait for anything.
     """
 
     def __init__(
@@ -194,16 +194,9 @@ class MetricLog:
             self._set_aside(f"picture {name} of {len(png)} bytes", reason)
         for number, name, _, png in rows:
             if self._copy and number not in refused:
-                self._copied(name, png)
+                self._copy(name, png)
         self._mark([row[0] for row in rows], refused)
         return True
-
-    def _copied(self, name: str, png: bytes) -> None:
-        assert self._copy is not None
-        try:
-            self._copy(name, png)
-        except Exception as error:  # MLflow has the picture
-            log.warning("the picture %s of run %s is in MLflow only: %s", name, self._run_id, error)
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:

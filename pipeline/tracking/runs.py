@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -186,6 +187,15 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     """(step, value) of a metric's finite points, by step."""
     points = connect(uri).get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points if math.isfinite(point.value))
+
+
+def describe(uri: str, run_id: str, note: str, figures: Mapping[str, float] | None = None) -> None:
+    """Sets the description of a run's page, in Markdown, and metrics without a step."""
+    from mlflow.entities import Metric, RunTag
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0) for key, value in (figures or {}).items() if math.isfinite(value)]
+    connect(uri).log_batch(run_id, metrics=metrics, tags=[RunTag("mlflow.note.content", _storable(note)[:LONGEST_TAG])])
 
 
 def log_text(uri: str, run_id: str, name: str, text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.checkpoints import checkpoint
 from pipeline.delivery.deliver import deliver
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry
@@ -69,6 +69,26 @@ def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, model_url: 
     if run.config.tracking.register_as:
         del facts["step"]
         registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
+
+
+def description(run: Run, best: checkpoint.Checkpoint, score: Score, model_url: str) -> str:
+    """What the page of a run says about it, in Markdown: how good its best checkpoint is, and how to use it."""
+    config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
+    images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
+    return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
+CCNet, {config.model.backbone}, R = {config.model.recurrence}.
+
+```python
+import ccnet
+mask = ccnet.load({model_url!r}).predict("image.jpg")
+```
+
+```
+{score.table()}
+```
+
+Checkpoint `{best.url}`; pictures among the artifacts; `config.yaml` repeats the run.
+"""
 
 
 def checkpoint_summary(best: checkpoint.Checkpoint, score: Score) -> dict[str, Any]:

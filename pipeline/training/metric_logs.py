@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,21 +24,67 @@ FOLDER = "metrics"
 """Below the run's folder: `unsent-<hash>.db` and `refused-<hash>.db`."""
 PICTURES = "pictures"
 """Below the run's folder: the newest of each picture."""
+COPIES_S = 10.0
+"""Longest wait for the copies of pictures when a log is closed."""
 NODES_S = 120.0
 """Longest wait for the records on other nodes."""
 
 
-def open_log(run: "Run") -> MetricLog:
+class Copies:
+    """Writes pictures to a run's folder, in a thread of its own: a slow store holds up neither training nor MLflow.
+
+    Only the newest of each name is written. One that fails is a warning, because MLflow has it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._changed = store, threading.Condition()
+        self._waiting: dict[str, bytes] = {}
+        self._writes = False
+
+    def add(self, name: str, png: bytes) -> None:
+        """Has a picture written."""
+        with self._changed:
+            self._waiting[name] = png
+            if not self._writes:
+                self._writes = True
+                threading.Thread(target=self._write, name="picture-copies", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until all are written, or for `timeout_s` seconds; returns whether they are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._writes, timeout_s)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._writes = False
+                    self._changed.notify_all()
+                    return
+                name = next(iter(self._waiting))
+                png = self._waiting.pop(name)
+            try:
+                self._store.write(f"{PICTURES}/{name}.png", png)
+            except Exception as error:  # of any type, from any client
+                logger.warning("the picture %s is in MLflow only: %s", name, error)
+
+
+class RunLog(MetricLog):
     """The metric log of a run, whose folder keeps what MLflow has not taken when it is closed, and the newest pictures."""
-    return _open(run.tracking_uri, run.run_id, run.checkpoints)
+
+    def __init__(self, uri: str, run_id: str, store: Store) -> None:
+        self._copies = Copies(store)
+        super().__init__(uri, run_id, keep=partial(_keep, store), copy=self._copies.add)
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        unsent = super().close(timeout_s)
+        self._copies.wait(COPIES_S)
+        return unsent
 
 
-def _open(uri: str, run_id: str, store: Store) -> MetricLog:
-    return MetricLog(uri, run_id, keep=partial(_keep, store), copy=partial(_copy, store))
-
-
-def _copy(store: Store, name: str, png: bytes) -> None:
-    store.write(f"{PICTURES}/{name}.png", png)
+def open_log(run: "Run") -> MetricLog:
+    """The metric log of a run."""
+    return RunLog(run.tracking_uri, run.run_id, run.checkpoints)
 
 
 def _keep(store: Store, kind: str, data: bytes) -> str:
@@ -96,4 +143,4 @@ def _task(node: str) -> Any:
 
 
 def _send_from_this_node(uri: str, run_id: str, store: Store) -> None:
-    _open(uri, run_id, store).close()
+    RunLog(uri, run_id, store).close()

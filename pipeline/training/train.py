@@ -31,7 +31,7 @@ from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from pipeline.tracking import runs
 from pipeline.tracking.client import reached
-from pipeline.training.best import best_of, deliver_best, record_best
+from pipeline.training.best import best_of, deliver_best, description, record_best
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
 from pipeline.training.metric_logs import PICTURES, open_log, send_unsent
@@ -220,6 +220,7 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
         model_url = deliver_best(run, best, score)
         with reached(run.tracking_uri):
             record_best(run, best, score, model_url)
+            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, model_url))
             if left := send_unsent(run, {best.step: score.metrics()}):
                 raise TrackingError(
                     f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "

@@ -15,6 +15,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
+from pipeline.config.load import override
+from pipeline.config.settings_yaml import dump_yaml
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import root_cause
@@ -95,11 +97,31 @@ def _search(parent: Run, key: str) -> SearchResult:
         ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
         trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: (isnan(trial.miou), -trial.miou))
         score, model_url = _register_best(parent, key, trials)
+        result = SearchResult(parent.run_id, parent.tracking_uri, trials, score, model_url)
+        _describe(parent, result)
     except BaseException as error:
         end_run(parent, error)
         raise
     runs.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
-    return SearchResult(parent.run_id, parent.tracking_uri, trials, score, model_url)
+    return result
+
+
+def _describe(parent: Run, result: SearchResult) -> None:
+    """Puts the table of trials, the figures of the search and the winner's configuration on the page of its MLflow run."""
+    uri, config, trials = parent.tracking_uri, parent.config, result.trials
+    winner = override(trial_config(config, trials[0].overrides), {"tune.space": {}})
+    trained = sum(trial.step for trial in trials)
+    figures = {
+        "search/best_miou": result.score.miou,
+        "search/trials": len(trials),
+        "search/trained_steps": trained,
+        "search/saved_steps": len(trials) * config.train.steps - trained,
+    }
+    note = f"Best mIoU **{result.score.miou:.4f}**, model {result.model_url}\n\n```\n{result.table()}\n```\n"
+    runs.describe(
+        uri, parent.run_id, f"{note}\n`winner.yaml` among the artifacts trains the winner: `ccnet train winner.yaml`", figures
+    )
+    runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
 
 
 def _run_trials(parent: Run, key: str) -> tune.ResultGrid:

@@ -139,6 +139,7 @@ def test_ray_job_submit_trains_and_ends_with_the_table(trained: str, access: Non
 
 def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     run = only_run(client, tiny())
+    assert re.match(r"\*\*mIoU 0\.\d{4}\*\*.* of val of `tiny`, step ", run.data.tags["mlflow.note.content"])
     assert run.info.status == "FINISHED"
     assert run.data.params["model.recurrence"] == "2"
     assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
@@ -219,7 +220,7 @@ def test_export_delivers_a_checked_file_and_its_record(followed: Finished, acces
 
 
 def test_a_search_is_one_parent_with_its_children(
-    prepared: str, command: Command, client: MlflowClient, stack: dict[str, str]
+    prepared: str, command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
 ) -> None:
     dimensions = [
         "train.learning_rate: {log: [0.00001, 0.1]}",
@@ -248,6 +249,10 @@ def test_a_search_is_one_parent_with_its_children(
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["ccnet.checkpoint_url"]
+    assert re.search(r"Best mIoU \*\*0\.\d{4}\*\*.*train\.learning_rate", parent.data.tags["mlflow.note.content"], re.DOTALL)
+    assert parent.data.metrics["search/trials"] == 2
+    assert parent.data.metrics["search/saved_steps"] > 0
+    winner_yaml = load(client.download_artifacts(parent.info.run_id, "winner.yaml", str(tmp_path)))
     assert all("ccnet.checkpoint_url" in child.data.tags for child in children if child.info.status == "FINISHED")
     assert "KILLED" in {child.info.status for child in children}, "no trial was stopped early"
     assert "reproduce the best: " in done.stdout
@@ -261,7 +266,8 @@ def test_a_search_is_one_parent_with_its_children(
         model = ccnet.load(address[1], device="cpu")
     winner = parent.data.tags["ccnet.checkpoint_sha256"]
     best = next(child for child in children if child.data.tags.get("ccnet.checkpoint_sha256") == winner)
-    assert model.net.head.recurrence == int(best.data.params["model.recurrence"])
+    assert model.net.head.recurrence == int(best.data.params["model.recurrence"]) == winner_yaml.model.recurrence
+    assert str(winner_yaml.train.learning_rate) == best.data.params["train.learning_rate"]
     versions = client.search_model_versions(f"run_id = '{best.info.run_id}'")
     assert [version.tags["ccnet.checkpoint_sha256"] for version in versions] == [winner], "registered under the winner's own run"
 

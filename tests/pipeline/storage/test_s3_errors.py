@@ -79,7 +79,10 @@ def test_faults_of_every_kind_change_no_byte_and_are_all_in_the_log(healthy: Sto
     assert fetched == expected
     assert set(proxy.injected) == set(FAULTS)
     assert proxy.injected.total() >= 40
-    assert len(logged_faults(caplog)) == proxy.injected.total() == proxy.requests - NUM_FETCHES
+    logged = logged_faults(caplog)
+    assert len(logged) == proxy.requests - NUM_FETCHES, "each request that failed is in the log, and was sent again"
+    late = len(logged) - proxy.injected.total()  # on a busy machine an answer may really take more than the second
+    assert 0 <= late <= sum("Read timeout" in line for line in logged) - proxy.injected["stall"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What MLflow did not take waits in the run's folder and on the nodes' disks, and the next start sends it."""
 
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,37 @@ def test_the_run_s_folder_keeps_what_a_process_could_not_send(tmp_path: Path, ca
     (key,) = run.checkpoints.list("metrics")
     assert f"are kept in {run.checkpoints.url(key)}: the next start of the run sends them" in caplog.text
     assert not list(tmp_path.glob("ccnet-metrics-*/*"))
+
+
+class Slow(Store):
+    """A folder that takes nothing until it is told to, and never what is called `refused`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.opened = threading.Event()
+
+    def write(self, key: str, data: bytes) -> None:
+        assert self.opened.wait(30)
+        if "refused" in key:
+            raise OSError("no space")
+        super().write(key, data)
+
+
+def test_a_slow_store_holds_up_no_picture_and_gets_the_newest_of_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Slow(tmp_path / "runs")
+    copies = metric_logs.Copies(store)
+    assert copies.wait(0)
+    for number in range(5):
+        copies.add("panel", bytes([number]))
+        copies.add("refused", bytes([number]))
+    assert not copies.wait(0.1)
+    store.opened.set()
+    assert copies.wait(30)
+    assert [(key, store.read(key)) for key in store.list("pictures")] == [("pictures/panel.png", bytes([4]))]
+    assert "the picture refused is in MLflow only: no space" in caplog.text
+    copies.add("panel", b"later")
+    assert copies.wait(30)
+    assert store.read("pictures/panel.png") == b"later"
 
 
 def test_what_a_killed_process_left_on_a_node_goes_to_the_run_s_folder(tmp_path: Path) -> None:
