@@ -43,7 +43,7 @@ def evaluate_samples(
         counts.merge(of_image)
         if sample.number >= 0:  # -1 pads the share of a rank
             pixels = of_image.confusion.counts
-            wrong[sample.number] = float(1 - pixels.diagonal().sum() / pixels.sum().clamp(min=1)) if pixels.any() else 0.0
+            wrong[sample.number] = float(1 - pixels.diagonal().sum() / pixels.sum()) if pixels.any() else 0.0
     if diverged:
         logger.warning(
             "images without finite scores, whose pixels all count as wrong: %d (first: %s)", len(diverged), diverged[0]

@@ -216,11 +216,13 @@ def _legend(width: int, colors: ArrayLike, names: Sequence[str], *, wrong: bool 
 
 
 def short(name: str) -> str:
+    """A name of at most LONGEST_NAME characters."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]} ..."
 
 
 @cache
 def colormap(scale: tuple[str, ...]) -> "Colormap":
+    """Colours between those of `scale`, for values from 0 to 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("scale", scale)
@@ -237,6 +239,7 @@ def blank_figure(width: float, height: float, layout: Literal["constrained"] | N
 
 
 def drawn(figure: "Figure") -> Image:
+    """uint8[H, W, 3] of a figure."""
     canvas: Any = figure.canvas  # matplotlib's canvas has no types
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box, in every picture again

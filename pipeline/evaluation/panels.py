@@ -27,26 +27,31 @@ def of_validation(
     num_images = manifest.num_images("val")
     shown = min(config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
-    pictures = {"panel": _panel(config, manifest, net, device, indices)}
+    samples = _read(config, manifest, indices)
+    pictures = {"panel": _panel(samples, manifest, net, device)}
     if worst:
-        pictures["worst_images"] = _panel(config, manifest, net, device, worst)
-    attended = _attended(config, manifest, net, device, indices) if net.head.recurrence else []
+        pictures["worst_images"] = _panel(_read(config, manifest, worst), manifest, net, device)
+    attended = _attended(samples, net, device) if net.head.recurrence else []
     if attended:
         note = f"gamma {net.gamma:.4f}"
         pictures["attention"] = figures.attention_panel(attended, note, align_corners=net.align_corners)
     return pictures
 
 
-def _panel(config: Config, manifest: Manifest, net: CCNet, device: torch.device, indices: Sequence[int]) -> UInt8:
-    """Image, truth, prediction and error of the validation images with these numbers."""
-    predicted, found = [], []
-    for sample in evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale):
+def _read(config: Config, manifest: Manifest, indices: Sequence[int]) -> list[Sample]:
+    """The validation images with these numbers."""
+    return list(evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale))
+
+
+def _panel(samples: Sequence[Sample], manifest: Manifest, net: CCNet, device: torch.device) -> UInt8:
+    """uint8[H, W, 3]: image, truth, prediction and error of each sample."""
+    predicted = []
+    for sample in samples:
         size = (sample.label.shape[0], sample.label.shape[1])
         with fits_into_memory(_picture_of(sample), WHOLE_IMAGE):
             prediction = _predicted(net, as_batch(sample.image, device), size)
         predicted.append((resize_to(sample.image, size), sample.label, prediction))
-        found.append(sample.sample_id)
-    return figures.panel(predicted, manifest.colors, manifest.class_names, found)
+    return figures.panel(predicted, manifest.colors, manifest.class_names, [sample.sample_id for sample in samples])
 
 
 def _picture_of(sample: Sample) -> str:
@@ -64,14 +69,14 @@ def _predicted(net: CCNet, batch: torch.Tensor, size: tuple[int, int]) -> UInt8:
 
 
 def _attended(
-    config: Config, manifest: Manifest, net: CCNet, device: torch.device, indices: Sequence[int]
+    samples: Sequence[Sample], net: CCNet, device: torch.device
 ) -> list[tuple[UInt8, figures.Pixel, list[figures.Map]]]:
-    """(image, pixel, its maps) of the validation images with these numbers, without those whose maps are not finite.
+    """(image, pixel, its maps) of each sample, without those whose maps are not finite.
 
     The pixel is of the rarest class in the first image, of a more frequent one in each further image.
     """
     found = []
-    for rank, sample in enumerate(evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale)):
+    for rank, sample in enumerate(samples):
         size = (sample.label.shape[0], sample.label.shape[1])
         with fits_into_memory(_picture_of(sample), WHOLE_IMAGE):
             batch = as_batch(sample.image, device)

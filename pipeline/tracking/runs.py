@@ -1,5 +1,6 @@
 """MLflow's runs: settings, texts, faults, status. Uses MlflowClient only, because the fluent API keeps hidden state."""
 
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +33,8 @@ CLASS = "ccnet.class"
 EARLIER_RUN = "ccnet.earlier_run"
 SECTIONS = ("seed", "data", "model", "train", "loss", "stop", "faults", "evaluate")
 """What shapes or describes a run: logged as its parameters."""
+NOTE, NOTE_SHA256 = "mlflow.note.content", "ccnet.description_sha256"
+"""Tags of a run: its description, and the hash of the one that was written here."""
 LONGEST_FOLDER = 60
 """Characters of the folder of an experiment's artifacts, in which each may take four bytes."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
@@ -190,12 +193,18 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 def describe(uri: str, run_id: str, note: str, figures: Mapping[str, float] | None = None) -> None:
-    """Sets the description of a run's page, in Markdown, and metrics without a step."""
+    """Sets the description of a run's page, in Markdown, and metrics at step 0. An edited description is kept."""
     from mlflow.entities import Metric, RunTag
 
-    now = int(time.time() * 1000)
+    client, text, now = connect(uri), _storable(note)[:LONGEST_TAG], int(time.time() * 1000)
+    tags = client.get_run(run_id).data.tags
+    edited = NOTE in tags and _sha256(tags[NOTE]) != tags.get(NOTE_SHA256)
     metrics = [Metric(key, value, now, 0) for key, value in (figures or {}).items() if math.isfinite(value)]
-    connect(uri).log_batch(run_id, metrics=metrics, tags=[RunTag("mlflow.note.content", _storable(note)[:LONGEST_TAG])])
+    client.log_batch(run_id, metrics=metrics, tags=[] if edited else [RunTag(NOTE, text), RunTag(NOTE_SHA256, _sha256(text))])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def log_text(uri: str, run_id: str, name: str, text: str) -> None:
@@ -222,10 +231,8 @@ def page(uri: str, run_id: str) -> str:
     """Where to see a run: the URL of its page in the MLflow UI, or its id and the command that opens the UI on a database."""
     if not uri.startswith("http"):
         return f"{run_id}  (mlflow ui --backend-store-uri {without_password(uri)})"
-    experiment = connect(uri).get_run(run_id).info.experiment_id
-    return (
-        f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"  # else the pages for agents
-    )
+    experiment, view = connect(uri).get_run(run_id).info.experiment_id, "workflowType=machine_learning"  # else that for agents
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?{view}"
 
 
 def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED"]) -> None:

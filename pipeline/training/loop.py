@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -95,10 +96,9 @@ def train_worker(run: Run) -> None:
     remove_leftovers()
     log = open_log(run) if distributed.rank() == 0 else None
     try:
-        if run.config.train.local:  # an exception ends where it was raised, and a breakpoint is no hang
-            with HangDetector(math.inf, partial(_report_hang, run)) as hang:
-                return _train(run, log, hang)
-        with as_worker_fault(), HangDetector(run.config.faults.hang_s, partial(_report_hang, run)) as hang:
+        local = run.config.train.local  # then an exception ends where it was raised, and a breakpoint is no hang
+        hang_s = math.inf if local else run.config.faults.hang_s
+        with nullcontext() if local else as_worker_fault(), HangDetector(hang_s, partial(_report_hang, run)) as hang:
             _train(run, log, hang)
     finally:
         if log:

@@ -1,4 +1,4 @@
-"""The README's lines for a folder of one's own, typed one after the other, while the stack of `make demo` is up."""
+"""The README's lines for your own data, typed one after the other, while the stack of `make demo` is up."""
 
 import os
 import re
@@ -87,7 +87,7 @@ def pages(command: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_its_lines_train_show_and_use_a_model_of_ones_own(stack: dict[str, str], shell: Path) -> None:
+def test_its_lines_train_show_and_use_a_model(stack: dict[str, str], shell: Path) -> None:
     mine = folder_as_drawn(shell)
     *commands, ui = block('SETTINGS="name=mine').splitlines()
     lines = "\n".join(commands).replace('data.source=/path/to/mine"', f'data.source={mine} {SHORT}"')

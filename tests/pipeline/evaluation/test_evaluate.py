@@ -21,7 +21,7 @@ from pipeline.config.load import override
 from pipeline.data import synthetic
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, ConfigError, SampleError, TaskDied
-from pipeline.evaluation import evaluate, inference, panels
+from pipeline.evaluation import evaluate, inference
 from pipeline.evaluation.metrics import Counts
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.protocol import WHOLE_IMAGE, validation_protocol
@@ -121,25 +121,6 @@ def test_an_image_missed_is_an_error(config: Config, manifest: Manifest) -> None
     counts, wrong = evaluate.evaluate_samples(net, samples(config, manifest, [0, 1]), len(manifest.class_names), CPU)
     with pytest.raises(RuntimeError, match="2 images of val were scored, the manifest lists 10"):
         evaluate.reduced_score(counts, len(wrong), manifest, "val", validation_protocol(config, manifest), CPU)
-
-
-def test_the_worst_images_are_those_with_the_largest_share_of_wrong_pixels(config: Config, manifest: Manifest) -> None:
-    net, _ = inference.load_network(config, manifest)
-    shares = {}
-    for sample in samples(config, manifest, range(NUM_IMAGES)):
-        predicted = inference.predict_image(net, sample.image, sample.label.shape, CPU, config.evaluate)[0].numpy()
-        labelled = sample.label != codec.IGNORE
-        shares[sample.number] = (predicted != sample.label)[labelled].mean()
-    _, wrong = evaluate.evaluate_samples(net, samples(config, manifest, range(NUM_IMAGES)), len(manifest.class_names), CPU)
-    assert wrong == pytest.approx(shares)
-    worst = evaluate.worst_images(wrong, NUM_IMAGES, 4, CPU)
-    assert worst == sorted(shares, key=lambda number: -shares[number])[:4]
-    assert evaluate.worst_images({}, 3, 4, CPU) == [0, 1, 2]
-    pictures = panels.of_validation(config, manifest, net, CPU, worst)
-    assert set(pictures) == {"panel", "worst_images", "attention"}
-    one = panels.of_validation(override(config, {"evaluate.panel_images": 1}), manifest, net, CPU, worst[:1])
-    assert one["worst_images"].shape == one["panel"].shape
-    assert (one["worst_images"] != one["panel"]).any() == (worst[0] != 0)
 
 
 OPTIONS = {"evaluate.window": 33, "evaluate.scales": [0.5, 1.0], "evaluate.flip": True}

@@ -100,17 +100,6 @@ def test_a_damaged_database_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.slow
-def test_a_copy_of_each_picture_is_passed_on(uri: str, run_id: str, tmp_path: Path) -> None:
-    kept: list[tuple[str, bytes]] = []
-    log = MetricLog(uri, run_id, tmp_path, copy=lambda name, png: kept.append((name, png)))
-    for name, step in (("panel", 1), ("attention", 1), ("panel", 2)):
-        log.picture(name, step, PICTURE)
-    assert log.close() == 0
-    assert kept == [(name, encode_png(PICTURE)) for name in ("panel", "attention", "panel")]
-    assert pictures(uri, run_id, "panel") == ["step_000001.png", "step_000002.png"]
-
-
-@pytest.mark.slow
 def test_every_value_arrives(uri: str, run_id: str, tmp_path: Path) -> None:
     log = MetricLog(uri, run_id, tmp_path)
     for step in range(1500):

@@ -279,3 +279,21 @@ def test_database_file_without_a_server_keeps_its_artifacts_next_to_it(tmp_path:
     check_server(uri)
     run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)
     assert (tmp_path / "mlartifacts" / "ccnet" / run_id / "artifacts" / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
+def test_a_description_is_replaced_until_somebody_edits_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = runs.open_mlflow_run(settings(uri), environment={})
+
+    def shown() -> str:
+        return str(connect(uri).get_run(run_id).data.tags["mlflow.note.content"])
+
+    runs.describe(uri, run_id, "mIoU 0.5")
+    runs.describe(uri, run_id, "mIoU 0.6", {"search/trials": 2, "search/best_miou": float("nan")})
+    assert shown() == "mIoU 0.6"
+    assert connect(uri).get_run(run_id).data.metrics == {"search/trials": 2}
+    connect(uri).set_tag(run_id, "mlflow.note.content", "our best so far")
+    runs.describe(uri, run_id, "mIoU 0.7")
+    assert shown() == "our best so far"

@@ -9,15 +9,17 @@ from mlflow import MlflowClient
 
 from pipeline.config.load import load
 from pipeline.data.prepare import prepare
+from pipeline.images.codec import encode_png
 from pipeline.storage.lease import Claim
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
 from pipeline.training import metric_logs
 from pipeline.training.run import Run
 from pipeline.training.train import train
-from tests.pipeline.tracking.test_metric_log import NOWHERE, PICTURE
+from tests.pipeline.tracking.test_metric_log import NOWHERE, PICTURE, pictures
 from tests.pipeline.tracking.test_runs import settings
 from tests.pipeline.training.test_validation import DEMO, TINY
+from tests.support.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -75,6 +77,19 @@ def test_a_slow_store_holds_up_no_picture_and_gets_the_newest_of_each(tmp_path: 
     copies.add("panel", b"later")
     assert copies.wait(30)
     assert store.read("pictures/panel.png") == b"later"
+
+
+@pytest.mark.slow
+def test_a_copy_of_each_picture_is_passed_on(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    uri = mlflow_server.uri
+    run_id = runs.open_mlflow_run(settings(uri), environment={}, run_key="copies")
+    kept: list[tuple[str, bytes]] = []
+    log = metric_logs.MetricLog(uri, run_id, tmp_path, copy=lambda name, png: kept.append((name, png)))
+    for name, step in (("panel", 1), ("attention", 1), ("panel", 2)):
+        log.picture(name, step, PICTURE)
+    assert log.close() == 0
+    assert kept == [(name, encode_png(PICTURE)) for name in ("panel", "attention", "panel")]
+    assert pictures(uri, run_id, "panel") == ["step_000001.png", "step_000002.png"]
 
 
 def test_what_a_killed_process_left_on_a_node_goes_to_the_run_s_folder(tmp_path: Path) -> None:
