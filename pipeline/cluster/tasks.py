@@ -50,7 +50,9 @@ def _in_tasks(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     connect.join()
     num_tasks = min(_num_workers(config), num_images)
     num_gpus = int(connect.gpus_for(num_tasks))
-    task: Any = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=num_gpus)(_share)
+    # DEFAULT: outside of the placement group of a trial, which has no room for it.
+    cpus = config.train.cpus_per_worker
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=num_gpus, scheduling_strategy="DEFAULT")(_share)
     shared = ray.put(work)
     unfinished: list[Any] = [
         task.remote(shared, list(range(rank, num_images, num_tasks)), num_tasks) for rank in range(num_tasks)

@@ -2,8 +2,11 @@
 
 import logging
 import math
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 import ray
@@ -77,6 +80,33 @@ def announce(flag: Any, *, training: bool) -> None:
     """Notes in the stop flag, if the run has one, whether the workers train; called on rank 0 only."""
     if flag is not None:
         flag.set_training.remote(training)
+
+
+@contextmanager
+def first_signal(act: Callable[[int], None]) -> Iterator[list[int]]:
+    """Calls `act` with the first SIGTERM or Ctrl-C in this block; the second one does what it did before the block.
+
+    Gives the list of the signals received, which is empty at first. A signal that this process ignores stays ignored.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+        act(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        restore()
 
 
 def longest_wait_s(stored_s: float) -> float:

@@ -192,14 +192,14 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points if math.isfinite(point.value))
 
 
-def describe(uri: str, run_id: str, note: str, figures: Mapping[str, float] | None = None) -> None:
-    """Sets the description of a run's page, in Markdown, and metrics at step 0. An edited description is kept."""
+def describe(uri: str, run_id: str, note: str, figures: Mapping[str, float] | None = None, step: int = 0) -> None:
+    """Sets the description of a run's page, in Markdown, and metrics at `step`. An edited description is kept."""
     from mlflow.entities import Metric, RunTag
 
     client, text, now = connect(uri), _storable(note)[:LONGEST_TAG], int(time.time() * 1000)
     tags = client.get_run(run_id).data.tags
     edited = NOTE in tags and _sha256(tags[NOTE]) != tags.get(NOTE_SHA256)
-    metrics = [Metric(key, value, now, 0) for key, value in (figures or {}).items() if math.isfinite(value)]
+    metrics = [Metric(key, value, now, step) for key, value in (figures or {}).items() if math.isfinite(value)]
     client.log_batch(run_id, metrics=metrics, tags=[] if edited else [RunTag(NOTE, text), RunTag(NOTE_SHA256, _sha256(text))])
 
 
@@ -235,10 +235,25 @@ def page(uri: str, run_id: str) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?{view}"
 
 
+def settle_children(uri: str, parent_run_id: str, statuses: Mapping[str, tuple[str, str]]) -> None:
+    """Gives the children of a run the status and the reason in `statuses`, by their run keys; the others are left alone."""
+    client = connect(uri)
+    for run in _children(client, parent_run_id):
+        status, reason = statuses.get(run.data.tags.get(RUN_KEY, ""), (run.info.status, ""))
+        if reason and run.data.tags.get(STOP_REASON) != reason:
+            client.set_tag(run.info.run_id, STOP_REASON, reason[:LONGEST_TAG])
+        if run.info.status != status:
+            client.set_terminated(run.info.run_id, status)
+
+
 def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED"]) -> None:
     """Ends every child run of the parent whose status is RUNNING."""
     client = connect(uri)
-    experiment_id = client.get_run(parent_run_id).info.experiment_id
-    for run in client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"):
+    for run in _children(client, parent_run_id):
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, status)
+
+
+def _children(client: "MlflowClient", parent_run_id: str) -> "list[Run]":
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"))

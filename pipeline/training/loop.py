@@ -89,7 +89,7 @@ class Schedule:
 
 def train_worker(run: Run) -> None:
     """One DDP worker: trains from the newest checkpoint to the last step, or until it is interrupted."""
-    torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size()))
+    torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size() * run.neighbors))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
     for start in ("Error in training function", "`ray.train.report("):  # tracebacks: the fault is said in one sentence
         hide_on_screen("ray.train", start)
@@ -157,7 +157,7 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
             record.add_score(score.miou)
         if due.stop:
             return _stop(due.stop, done)
-        if config.stop.impatient(record.since_best):
+        if config.stop.impatient(record.since_best) or (run.until and score and done >= run.until):
             break
     if log:
         with hang.paused():  # Ray Train would wait too, but not hear a request to stop

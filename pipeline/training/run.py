@@ -32,6 +32,10 @@ class Run(NamedTuple):
     """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
     """Handle of the driver's `StopFlag`; None where nothing can request a stop."""
+    until: int | None = None
+    """Step of a validation at which this attempt ends, as the stage of a trial does; None: it trains to the last step."""
+    neighbors: int = 1
+    """Runs that train on a node at the same time, this one included: they share its cores."""
     environment: dict[str, str] | None = None
     """Commit, versions and devices of the driver; every checkpoint records them."""
 
@@ -39,10 +43,15 @@ class Run(NamedTuple):
         """Optimizer steps already done according to the newest checkpoint that verifies."""
         return checkpoint.latest_step(self.checkpoints)
 
+    @property
+    def end(self) -> int:
+        """Step at which this attempt ends."""
+        return self.until or self.config.train.steps
+
     def done(self) -> bool:
-        """Whether the checkpoint of the last step exists and verifies."""
-        newest, steps = checkpoint.newest_progress(self.checkpoints), self.config.train.steps
-        return newest is not None and newest["step"] >= steps and self.first_step() >= steps
+        """Whether the checkpoint of the step at which this attempt ends exists and verifies."""
+        newest = checkpoint.newest_progress(self.checkpoints)
+        return newest is not None and newest["step"] >= self.end and self.first_step() >= self.end
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
 
 import ray
@@ -25,7 +24,7 @@ from pipeline.errors import RunFailed, TrackingError
 from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
-from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag
+from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag, first_signal
 from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
@@ -92,20 +91,20 @@ class Outcome(NamedTuple):
     """Folder of the newest pictures: first batch, curve, panels, worst images, confusion."""
 
 
-def run_to_end(run: Run) -> str | None:
-    """Trains from the newest checkpoint on; returns why the run stopped before the last step, None if it did not.
+def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
+    """Trains from the newest checkpoint on; returns why the run stopped before its end, None if it did not.
 
-    Returns at once if the last step is done or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
+    Returns at once if its end is reached or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
     RunFailed; with `train.workers = 0`, what the training raises.
     """
     failures, before, limit = 0, -1, run.config.faults.max_failures
     if run.config.train.local:
         if not (run.done() or exhausted_budget(run)):
-            fit(build_trainer(run))
+            fit(build_trainer(run, callbacks))
         return stop_reason(run)
     while not (run.done() or exhausted_budget(run)):
         try:
-            fit(build_trainer(run))
+            fit(build_trainer(run, callbacks))
             break
         except Exception as error:
             # Retries only what the policy cannot see: a dead controller, workers that could not start, a node that stays away.
@@ -138,7 +137,7 @@ def exhausted_budget(run: Run) -> str | None:
 def stop_reason(run: Run) -> str | None:
     """Why the run ended before its last step; None if it did not."""
     newest = checkpoint.newest_progress(run.checkpoints)
-    if newest is None or newest["step"] >= run.config.train.steps:
+    if newest is None or newest["step"] >= run.end:
         return None
     # A limit comes first: a pending validation or a changed setting may have ended the run after the recorded interruption.
     reason: str | None = exhausted_budget(run) or newest.get("interrupted")
@@ -160,12 +159,9 @@ def stopping(flag: Any) -> Iterator[list[int]]:
     While no worker trains, nobody would look at the request and there is nothing to save: then this sends the second one itself.
     Gives the list of the signals received, which is empty at first. A signal that this process ignores stays ignored.
     """
-    received: list[int] = []
     left = threading.Event()
 
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
+    def request_stop(number: int) -> None:
         logger.warning("stop requested: saving a checkpoint within faults.look_every steps; a second request ends at once")
         flag.request.remote(STOPPED)
         threading.Thread(target=end_unless_training, args=(number,), daemon=True).start()
@@ -177,19 +173,11 @@ def stopping(flag: Any) -> Iterator[list[int]]:
                     os.kill(os.getpid(), number)
                     return
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, request_stop)
     try:
-        yield received
+        with first_signal(request_stop) as received:
+            yield received
     finally:
         left.set()
-        restore()
 
 
 def train(config: Config) -> Outcome:

@@ -112,8 +112,9 @@ def _validate_reported(run: Run, reported: Checkpoint) -> dict[str, Any]:
 def validation_task(run: Run, step: int) -> Any:
     """Starts `validate_all_pending` with the resources of one training worker; returns the reference for `ray.get`."""
     train = run.config.train
-    num_gpus = int(run.on_gpus)
-    return ray.remote(num_cpus=train.cpus_per_worker, num_gpus=num_gpus)(validate_all_pending).remote(run, step)
+    # DEFAULT: outside of the placement group of a trial, which has no room for it.
+    task: Any = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=int(run.on_gpus), scheduling_strategy="DEFAULT")
+    return task(validate_all_pending).remote(run, step)
 
 
 def validate_all_pending(run: Run, step: int) -> None:
