@@ -1,4 +1,4 @@
-"""`python -m jobs.tune CONFIG.yaml`: searches the configuration's space with ASHA."""
+"""`python -m jobs.tune CONFIG.yaml`: searches the configuration's space; the same command resumes or extends the search."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ def command(argv: list[str] | None = None) -> int:
 
 
 def run(config: "Config") -> int:
-    """Prints the trials, best first, the best trial's per-class table and the address of the run."""
+    """Prints the trials, best first, the best trial's per-class table and the address of the run; 128 + signal if stopped."""
     from pipeline.tracking.runs import page
     from pipeline.tuning.tune import search
 
@@ -25,7 +25,9 @@ def run(config: "Config") -> int:
     print(f"\nmodel             {result.model_url}")
     print(f'use it            ccnet.load({result.model_url!r}).predict("image.jpg")')
     print(f"MLflow run        {page(result.tracking_uri, result.run_id)}")
-    return 0
+    if result.stopped:
+        print(f"ended early       {result.stopped}")
+    return 128 + result.signal if result.signal else 0
 
 
 if __name__ == "__main__":

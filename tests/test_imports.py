@@ -34,6 +34,7 @@ DOORS = {
     "matplotlib": {"evaluation"},
     "ray.data": {"data", "loading"},
     "ray.tune": {"tuning"},
+    "optuna": {"tuning"},
 }
 """Package -> the wings that may import it."""
 WITHOUT_RAY = {"images", "config", "storage", "tracking", "checkpoints", "model", "delivery", "formatting", "errors"}

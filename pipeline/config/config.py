@@ -71,6 +71,16 @@ class Config(Section):
         return self.train.resume or f"{self.name}-{digest[:8]}"
 
     @property
+    def search_key(self) -> str:
+        """`<name>-search-<8 hex digits of a hash>`: that of all settings that shape a search and its trials.
+
+        Their number is not among them, so that a larger one extends the search.
+        """
+        tree = self.record()
+        facts = [shaping(tree), {name: tree["tune"][name] for name in ("space", "sampler", "grace_steps", "reduction")}]
+        return f"{self.name}-search-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    @property
     def data_url(self) -> str:
         """Folder of the packed data set."""
         return f"{self.storage.path}/data/{self.data.name}"

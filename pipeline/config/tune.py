@@ -1,7 +1,8 @@
 """Settings of a hyperparameter search."""
 
 import math
-from typing import Any, Self
+import random
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,10 @@ from pipeline.config.base import Section
 class Dimension(Section):
     log: tuple[float, float] | None = None
     """Log-uniform range [low, high]."""
+    uniform: tuple[float, float] | None = None
+    """Uniform range [low, high]."""
+    integer: tuple[int, int] | None = None
+    """Whole numbers from low to high, both included."""
     choice: tuple[Any, ...] | None = None
     """Values to choose from at random."""
     grid: tuple[Any, ...] | None = None
@@ -18,30 +23,76 @@ class Dimension(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if [self.log, self.choice, self.grid].count(None) != 2:
-            raise ValueError("needs exactly one of log: [low, high], choice: [a, b, ...] and grid: [a, b, ...]")
+        if [self.log, self.uniform, self.integer, self.choice, self.grid].count(None) != 4:
+            raise ValueError(
+                "needs exactly one of log: [low, high], uniform: [low, high], integer: [low, high], choice: [a, b, ...] and "
+                "grid: [a, b, ...]"
+            )
         if self.log and not 0 < self.log[0] < self.log[1]:
             raise ValueError(f"log = {list(self.log)}: needs 0 < low < high")
+        for name, ends in {"uniform": self.uniform, "integer": self.integer}.items():
+            if ends and not ends[0] < ends[1]:
+                raise ValueError(f"{name} = {list(ends)}: needs low < high")
         for name, values in {"choice": self.choice, "grid": self.grid}.items():
             if values == ():
                 raise ValueError(f"{name} = []: needs at least one value")
         return self
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Lowest and highest value; None if the values are listed."""
+        return self.log or self.uniform or self.integer
+
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """The values of a list; empty for a range."""
+        return self.choice or self.grid or ()
+
+    def ends(self) -> tuple[Any, ...]:
+        """All listed values, or the two ends of the range."""
+        return self.listed or self.range or ()
+
     def examples(self) -> tuple[Any, ...]:
         """Values that the setting must accept: all those listed, or the ends and the middle of the range."""
-        return self.choice or self.grid or (*(self.log or ()), math.sqrt(math.prod(self.log or (1,))))
+        if self.log:
+            return (*self.log, math.sqrt(math.prod(self.log)))
+        if self.uniform:
+            return (*self.uniform, sum(self.uniform) / 2)
+        return (*self.integer, sum(self.integer) // 2) if self.integer else self.listed
+
+    def draw(self, generator: random.Random) -> Any:
+        """A value at random."""
+        if self.log:
+            low, high = self.log
+            return math.exp(generator.uniform(math.log(low), math.log(high)))
+        if self.uniform:
+            return generator.uniform(*self.uniform)
+        return generator.randint(*self.integer) if self.integer else generator.choice(self.listed)
 
 
 class Tune(Section):
     space: dict[str, Dimension] = Field({})
-    """Search space: dotted setting -> {log: [low, high]}, {choice: [...]} or {grid: [...]}."""
+    """Search space: dotted setting -> {log: [low, high]}, {uniform: [low, high]}, {integer: [low, high]}, {choice: [...]} or
+    {grid: [...]}."""
     trials: int = Field(4, ge=1)
-    """Number of trials; with a grid, of trials at each of its points."""
+    """Number of trials; with a grid, of trials at each of its points. A larger number extends a search."""
+    sampler: Literal["random", "tpe"] = "random"
+    """How points are chosen: at random, or by Optuna's tree-structured Parzen estimator from the scores so far."""
     concurrent: int | None = Field(None, ge=1)
-    """Trials at the same time; by default as many as the CPUs and GPUs of the cluster allow."""
+    """Trials at the same time; by default as many as the free CPUs and GPUs of the cluster allow."""
     grace_steps: int = Field(100, ge=1)
-    """Steps before ASHA may stop a trial."""
+    """Steps before a trial may be stopped: the first rung. Each further rung is `reduction` times as far."""
     reduction: int = Field(2, ge=2)
-    """ASHA keeps one of this many trials at each rung."""
+    """At each rung, one of this many trials goes on."""
+    hours: float | None = Field(None, gt=0)
+    """Hours, all attempts together, after which the search ends with the best trial so far; a larger value resumes it."""
+    confirm_seeds: int = Field(1, ge=1)
+    """Seeds with which each of the two best settings is trained before one of them wins by its mean; 1: only their own."""
     evaluate: bool = False
     """Score the best checkpoint of every complete trial as jobs.evaluate does: mIoU with interval, and with the attention off."""
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Self:
+        if self.confirm_seeds > 1 and "seed" in self.space:
+            raise ValueError("confirm_seeds: the space has seed already (try confirm_seeds=1, or leave seed out of the space)")
+        return self

@@ -1,6 +1,6 @@
 """Charts for people: confusion matrices, the pixels of each class, and the curve of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,28 @@ def learning_curve(loss: Curve, miou: Curve) -> Image:
     left.grid(color="#e4e7eb", linewidth=0.8)
     for axes in (left, right):
         _bare(axes)
+    return drawn(figure)
+
+
+def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: Collection[str]) -> Image:
+    """uint8[H, W, 3]: the mIoU of each trial of a search over its steps, and the rungs. `best`: the trials drawn in front."""
+    figure = blank_figure(1000, 480, layout="constrained")
+    axes = figure.add_subplot()
+    for rung in rungs:
+        axes.axvline(rung, color="#e4e7eb", linewidth=6)
+    for name in sorted(curves, key=lambda name: name in best):
+        front = name in best
+        steps, values = _columns(curves[name])
+        width = 2.2 if front else 1.2
+        axes.plot(steps, values, color=SERIES[0 if front else 1], linewidth=width, marker="o", markersize=4)
+        label = f"{name}  {max(values):.4f}" if front else name
+        axes.annotate(label, (steps[-1], values[-1]), (6, -3), textcoords="offset points", size=8, color=INK if front else MUTED)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0, right=1.12 * max(step for curve in curves.values() for step, _ in curve))
+    axes.set_xlabel("step; grey: trials are compared", color=MUTED)
+    axes.set_ylabel("validation mIoU", color=SERIES[0])
+    axes.grid(color="#e4e7eb", linewidth=0.8, axis="y")
+    _bare(axes)
     return drawn(figure)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.run_key import shapes
-from pipeline.config.tune import Dimension
 from pipeline.errors import ConfigError
 from pipeline.preflight.findings import Finding
 
@@ -83,7 +82,7 @@ def some_points(config: Config) -> Iterator[Point]:
     space, generator = config.tune.space, random.Random(config.seed)
     if not space:
         return
-    ends = [dimension.log or dimension.choice or dimension.grid or () for dimension in space.values()]
+    ends = [dimension.ends() for dimension in space.values()]
     if math.prod(map(len, ends)) <= MOST_CORNERS:
         corners: Iterator[tuple[Any, ...]] = product(*ends)
     else:
@@ -91,16 +90,9 @@ def some_points(config: Config) -> Iterator[Point]:
     for values in corners:
         yield dict(zip(space, values, strict=True))
     for _ in range(DRAWS):
-        yield {key: _drawn(dimension, generator) for key, dimension in space.items()}
+        yield {key: dimension.draw(generator) for key, dimension in space.items()}
 
 
 def named(point: Point) -> str:
     """The point as overrides of a command line."""
     return " ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in point.items())
-
-
-def _drawn(dimension: Dimension, generator: random.Random) -> Any:
-    if dimension.log:
-        low, high = dimension.log
-        return math.exp(generator.uniform(math.log(low), math.log(high)))
-    return generator.choice(dimension.choice or dimension.grid or ())

@@ -1,179 +1,158 @@
-"""Searches settings such as learning rate, crop size and R under ASHA; each trial runs the same training function."""
+"""Searches settings such as learning rate, crop size and R; each trial runs the same training function as `jobs.train`."""
 
-import json
 import logging
-import shlex
-import time
-from functools import partial
-from math import isnan, nan
-from typing import NamedTuple
+import signal
+from typing import Any, cast
 
 import ray
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.settings_yaml import dump_yaml
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
+from pipeline.evaluation.charts import search_curves
 from pipeline.evaluation.metrics import Score
-from pipeline.fault_tolerance.failures import root_cause
-from pipeline.formatting import table
-from pipeline.storage.store import open_store
+from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.tracking import registry, runs
 from pipeline.training.best import best_of, checkpoint_summary, deliver_best, record_best
+from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run, open_run
-from pipeline.training.train import end_run
-from pipeline.tuning.trials import (
-    Trial,
-    TrialLines,
-    concurrent_trials,
-    domain,
-    end_trial,
-    run_trial,
-    trial_checkpoints,
-    trial_config,
-)
+from pipeline.training.train import STOPPED, end_run
+from pipeline.tuning.engine import Need, concurrent_trials, run_stages
+from pipeline.tuning.journal import Trial
+from pipeline.tuning.points import importances
+from pipeline.tuning.progress import Progress, open_journal, plan_of
+from pipeline.tuning.result import Cost, SearchResult, ranked, reproduced, summary, trials_table
+from pipeline.tuning.trials import trial_config, trial_store
 
 logger = logging.getLogger(__name__)
 
 
-class SearchResult(NamedTuple):
-    """A finished search: the trials, best first, and where its MLflow run is."""
-
-    run_id: str
-    tracking_uri: str
-    trials: list[Trial]
-    score: Score
-    """Score of the best trial's best checkpoint."""
-    model_url: str
-    """Folder of that checkpoint, delivered as a model: `ccnet.load` reads it."""
-
-    def table(self) -> str:
-        """One line per trial, and the overrides that reproduce the winner."""
-        keys = list(self.trials[0].overrides)
-        rows = [
-            [
-                trial.number,
-                *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.overrides.values()),
-                f"{trial.miou:.4f} {trial.caveat}".rstrip(),
-                str(trial.step),
-                "stopped early" if trial.stopped_early else "complete",
-            ]
-            for trial in self.trials
-        ]
-        head = ["trial", *keys, "mIoU", "step", "ended"]
-        if any(trial.score for trial in self.trials):
-            head += ["interval", "attention off", "gamma"]
-            rows = [[*row, *_evaluated(trial.score)] for row, trial in zip(rows, self.trials, strict=True)]
-        lines = table(head, rows)
-        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.trials[0].overrides.items()}
-        winner = shlex.join(f"{key}={value}" for key, value in values.items())
-        return f"{lines}\n\nreproduce the best: add to the search's configuration and overrides\n{winner}"
-
-
-def _evaluated(score: Score | None) -> list[str]:
-    """Interval of the mIoU, mIoU with the attention off, gamma; `-` for what was not measured."""
-    if score is None:
-        return ["-"] * 3
-    low, high = score.interval or (nan, nan)
-    return [f"{low:.4f} to {high:.4f}", *("-" if x is None else f"{x:.4f}" for x in (score.attention_off_miou, score.gamma))]
-
-
 def search(config: Config) -> SearchResult:
-    """Runs `tune.trials` trials; MLflow holds one parent run and a child for each. Raises ConfigError for an empty space."""
+    """Runs `tune.trials` trials, or resumes the search of the same configuration and space; a larger number extends it.
+
+    MLflow holds one parent run and a child for each trial. Raises ConfigError for an empty space, and LeaseError if another
+    process runs this search.
+    """
     if not config.tune.space:
         raise ConfigError(["tune.space: missing; name at least one setting, such as train.learning_rate: {log: [0.003, 0.1]}"])
-    key = f"{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
+    key = config.search_key
     with open_run(config, run_key=key) as parent:
-        return _search(parent, key)
-
-
-def _search(parent: Run, key: str) -> SearchResult:
-    try:
-        grid = _run_trials(parent, key)
-        ended = (grid[i] for i in range(len(grid)) if grid[i].error is None)
-        trials = sorted((end_trial(parent, key, result) for result in ended), key=lambda trial: (isnan(trial.miou), -trial.miou))
-        score, model_url = _register_best(parent, key, trials)
-        result = SearchResult(parent.run_id, parent.tracking_uri, trials, score, model_url)
-        _describe(parent, result)
-    except BaseException as error:
-        end_run(parent, error)
-        raise
-    runs.finish_run(parent.tracking_uri, parent.run_id, "FINISHED")
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
+        try:
+            result = _search(parent._replace(stop_flag=flag), key)
+        except BaseException as error:
+            end_run(parent, error)
+            raise
+        runs.finish_run(parent.tracking_uri, parent.run_id, "KILLED" if result.signal else "FINISHED", result.stopped)
     return result
 
 
-def _describe(parent: Run, result: SearchResult) -> None:
-    """Puts the table of trials, the figures of the search and the winner's configuration on the page of its MLflow run."""
-    uri, config, trials = parent.tracking_uri, parent.config, result.trials
-    winner = override(trial_config(config, trials[0].overrides), {"tune.space": {}})
-    trained = sum(trial.step for trial in trials)
-    figures = {
-        "search/best_miou": result.score.miou,
-        "search/trials": len(trials),
-        "search/trained_steps": trained,
-        "search/saved_steps": len(trials) * config.train.steps - trained,
+def _search(parent: Run, key: str) -> SearchResult:
+    progress = _opened(parent, key)
+    signals = run_stages(progress, parent.checkpoints)
+    trials = ranked(list(progress.journal.trials.values()))
+    reason = STOPPED if signals else (progress.exhausted() or "" if progress.next_stage(()) else "")
+    if trials and all(trial.state == "failed" for trial in trials):
+        raise RunFailed(f"all {len(trials)} trials failed; the first: {min(trials).reason}")
+    found = _register_best(parent, key, trials)
+    if found is None:
+        if signals:
+            raise KeyboardInterrupt if signals == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
+        raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint{f'; {reason}' if reason else ''}")
+    winner, score, model_url = found
+    trials.sort(key=lambda trial: trial.name != winner.name)  # the first one that stored a checkpoint
+    progress.show()
+    return SearchResult(
+        parent.run_id,
+        parent.tracking_uri,
+        trials,
+        parent.config.train.steps,
+        score,
+        model_url,
+        reason,
+        next(iter(signals), 0),
+        _importances(progress),
+    )
+
+
+def _opened(parent: Run, key: str) -> Progress:
+    """The search as its folder has it, or a new one."""
+    journal, config, need = open_journal(parent), parent.config, Need.of(parent.config, parent.on_gpus)
+    places = concurrent_trials(config, need, ray.cluster_resources())
+    # A search keeps the rule with which it began, also on a cluster of another size.
+    waits = bool(journal.facts.get("rungs_wait", places == 1))
+    settings = config.record()["tune"]
+    journal.describe(space=settings["space"], settings=settings, seed=config.seed, rungs_wait=waits, key=key)
+    plan = plan_of(config, waits)
+    progress = Progress(parent, key, journal, plan, _show)
+    progress.show()
+    done = sum(trial.state in ("complete", "stopped") for trial in journal.trials.values())
+    logger.info(
+        "search %s  MLflow run %s\n%d of %d trials have ended, %d at a time (each takes %g CPUs%s), compared at step%s %s",
+        key, parent.run_id, done, plan.trials, places, need.cpus, f" and {need.gpus:g} GPUs" if need.gpus else "",
+        "s" if len(plan.rungs) > 1 else "", ", ".join(map(str, (*plan.rungs, plan.steps))),
+    )  # fmt: skip
+    on_node = -(-places // max(1, sum(bool(node["Alive"]) for node in ray.nodes())))
+    progress.parent = parent._replace(neighbors=on_node)
+    return progress
+
+
+def _importances(progress: Progress) -> dict[str, float]:
+    rung = min((*progress.plan.rungs, progress.plan.steps))
+    return importances(progress.parent.config, progress.journal.points(), rung)
+
+
+def _show(progress: Progress) -> None:
+    """Puts table, curves and figures of the search so far, and the best configuration, on the page of its MLflow run."""
+    parent, plan = progress.parent, progress.plan
+    uri, config, trials = parent.tracking_uri, parent.config, ranked(list(progress.journal.trials.values()))
+    if not trials:
+        return
+    ended = [trial for trial in trials if trial.state in ("complete", "stopped", "failed")]
+    best = trials[0]
+    cost = Cost.of(trials, plan.steps)
+    figures: dict[str, float] = {
+        "search/trials": len(ended),
+        "search/trained_steps": cost.steps,
+        "search/saved_steps": cost.saved,
     }
-    note = f"Best mIoU **{result.score.miou:.4f}**, model {result.model_url}\n\n```\n{result.table()}\n```\n"
-    runs.describe(
-        uri, parent.run_id, f"{note}\n`winner.yaml` among the artifacts trains the winner: `ccnet train winner.yaml`", figures
+    note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended."
+    if best.miou is not None:
+        figures["search/best_miou"] = best.miou
+        note = f"Best mIoU **{best.miou:.4f}** {best.caveat} (trial {best.name}). {note}"
+        winner = override(trial_config(config, best.overrides), {"tune.space": {}})
+        runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
+        note += "\n`winner.yaml` among the artifacts trains the best: `ccnet train winner.yaml`"
+    note += (
+        f"\n\n```\n{trials_table(trials)}\n\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best)}\n```\n"
     )
-    runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
+    runs.describe(uri, parent.run_id, note, figures, step=len(ended))
+    runs.log_text(uri, parent.run_id, "trials.txt", trials_table(trials))
+    curves = {trial.name: [(report.step, report.miou or 0.0) for report in trial.reports] for trial in trials if trial.reports}
+    if curves:
+        log = open_log(parent)
+        log.picture("search", len(ended), search_curves(curves, plan.rungs, {trial.name for trial in trials[:1]}))
+        log.close()
 
 
-def _run_trials(parent: Run, key: str) -> tune.ResultGrid:
-    config, settings = parent.config, parent.config.tune
-    file_system, path = open_store(config.runs_url, config.storage).arrow()
-    # One step past the last, so that ASHA does not stop a complete trial while it saves.
-    scheduler = ASHAScheduler(
-        time_attr="step", max_t=config.train.steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction
-    )
-    # Given to the search algorithm, with which Tune ignores max_concurrent_trials. More trials than fit would starve each other
-    # of data.
-    concurrent = settings.concurrent or concurrent_trials(config, ray.cluster_resources())
-    lines = TrialLines()
-    tuner = tune.Tuner(
-        tune.with_resources(partial(run_trial, parent=parent, key=key), {"CPU": 0.01}),
-        param_space={setting: domain(dimension) for setting, dimension in settings.space.items()},
-        tune_config=tune.TuneConfig(
-            metric="miou",
-            mode="max",
-            num_samples=settings.trials,
-            scheduler=scheduler,
-            search_alg=BasicVariantGenerator(max_concurrent=concurrent, random_state=config.seed),
-        ),
-        run_config=tune.RunConfig(name=key, storage_path=path, storage_filesystem=file_system, callbacks=[lines], verbose=0),
-    )
-    # Its errors are the trials' failures with their remote tracebacks, which are named below.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    grid = tuner.fit()
-    if len(lines.ended) + len(grid.errors) < len(grid):
-        raise KeyboardInterrupt  # Tune swallows the first one and returns the results so far
-    if len(grid.errors) == len(grid):
-        raise RunFailed(f"all {len(grid)} trials failed; the first: {root_cause(grid.errors[0])}")
-    for error in grid.errors:
-        logger.warning("a trial failed and does not count: %s", root_cause(error))
-    return grid
-
-
-def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Score, str]:
+def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Trial, Score, str] | None:
     """Delivers the best checkpoint of the best trial that has one, records it in the parent's run, and registers it.
 
-    The registered version belongs to the trial's run, whose settings trained it. Returns its score and the address of the model.
-
-    ASHA may stop a trial before its first checkpoint is stored. Raises CheckpointError when no trial has one.
+    The registered version belongs to the trial's run, whose settings trained it. Returns the trial, its score and the address of
+    the model; None if no trial has a checkpoint.
     """
     for trial in trials:
         config = trial_config(parent.config, trial.overrides)
-        run = parent._replace(config=config, checkpoints=trial_checkpoints(config, key, trial.number), run_id=trial.run_id)
-        if checkpoint.best(run.checkpoints):
+        run = parent._replace(config=config, checkpoints=trial_store(config, key, trial.name), run_id=trial.run_id)
+        if trial.run_id and checkpoint.best(run.checkpoints):
             best, score = best_of(run)
             model_url = deliver_best(run, best, score, key)
             record_best(run, best, score, model_url)
             registry.log_best(parent.tracking_uri, parent.run_id, **checkpoint_summary(best, score), model_url=model_url)
-            return score, model_url
-        logger.warning("trial %s has no checkpoint with a score that can be read", trial.number)
-    raise CheckpointError(f"{parent.config.runs_url}/{key}: no trial stored a checkpoint; raise tune.grace_steps")
+            return trial, score, model_url
+        logger.warning("trial %s has no checkpoint with a score that can be read", trial.name)
+    return None

@@ -6,67 +6,26 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 import ccnet
-from pipeline.config.config import Config
-from pipeline.config.load import load
 from pipeline.data.manifest import open_data
 from pipeline.images import codec
 from pipeline.loading.samples import open_samples
 from pipeline.storage.store import open_store
 from tests.support import browser
+from tests.support.tiny_job import CONFIG, ROOT, STEPS, TINY, Command, history, only_run, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
-ROOT = Path(__file__).parents[2]
-CONFIG = "jobs/configs/demo.yaml"
-STEPS = 20
-TINY = [
-    "train.learning_rate=0.01",
-    "train.warmup_steps=200",
-    "model.zero_init_residual=true",
-    "data.name=tiny", "data.crop_size=49", "data.generated={num_train: 32, num_val: 10, size: 49}", "train.global_batch=4",
-    f"train.steps={STEPS}", "train.validate_every=5", "train.log_every=1", "tracking.experiment=tests",
-    "tracking.register_as=tiny",
-]  # fmt: skip
-
 ALONE = ("train.workers=1", "name=alone")
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 Finished = dict[str, subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def command(stack: dict[str, str]) -> Command:
-    """command("train", "key=value", ...): runs the verb on the tiny demo and returns the finished process."""
-
-    def run(verb: str, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", *(f"jobs.{word}" if i == 0 else word for i, word in enumerate(verb.split())), CONFIG]
-        environment = os.environ | stack | variables
-        return subprocess.run([*words, *TINY, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def client(stack: dict[str, str]) -> MlflowClient:
-    return MlflowClient(stack["MLFLOW_TRACKING_URI"])
-
-
-@pytest.fixture(scope="module")
-def prepared(command: Command) -> str:
-    """The output of jobs.prepare."""
-    done = command("prepare")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +61,6 @@ def access(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets this process reach the stack's store."""
     for key, value in stack.items():
         monkeypatch.setenv(key, value)
-
-
-def tiny(*overrides: str) -> Config:
-    return load(ROOT / CONFIG, [*TINY, *overrides])
-
-
-def only_run(client: MlflowClient, config: Config) -> Run:
-    """The one MLflow run of a configuration."""
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.`ccnet.run_key` = '{config.run_key}'")
-    return run
-
-
-def history(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
-    """Step -> value. Raises AssertionError if a step is repeated."""
-    points = client.get_metric_history(run.info.run_id, key)
-    assert len({point.step for point in points}) == len(points), f"{key}: a repeated point"
-    return {point.step: point.value for point in points}
 
 
 def test_preparing_again_does_nothing_twice(prepared: str, command: Command) -> None:
@@ -217,59 +158,6 @@ def test_export_delivers_a_checked_file_and_its_record(followed: Finished, acces
     record = json.loads(store.read(f"{config.run_key}-logits.json"))
     assert record["sha256"] == hashlib.sha256(store.read(f"{config.run_key}-logits.onnx")).hexdigest()
     assert record["largest_difference"] <= 1e-4
-
-
-def test_a_search_is_one_parent_with_its_children(
-    prepared: str, command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
-) -> None:
-    dimensions = [
-        "train.learning_rate: {log: [0.00001, 0.1]}",
-        "data.crop_size: {choice: [41, 49]}",
-        "model.recurrence: {grid: [1, 2]}",
-    ]
-    space = f"tune.space={{{', '.join(dimensions)}}}"
-    done = command(
-        "tune",
-        space,
-        "tune.trials=1",
-        "tune.evaluate=true",
-        "tune.grace_steps=5",
-        "train.workers=1",
-        "name=search",
-        "train.warmup_steps=0",
-    )
-    assert done.returncode == 0, done.stderr
-    experiment = client.get_experiment_by_name("tests")
-    (parent,) = client.search_runs(
-        [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
-    )
-    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(child.data.params["model.recurrence"] for child in children) == ["1", "2"]
-    assert re.search(r" 0\.\d{4} to 0\.\d{4} .*", done.stdout), "no trial was evaluated"
-    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
-    assert parent.info.status == "FINISHED"
-    assert parent.data.tags["ccnet.checkpoint_url"]
-    assert re.search(r"Best mIoU \*\*0\.\d{4}\*\*.*train\.learning_rate", parent.data.tags["mlflow.note.content"], re.DOTALL)
-    assert parent.data.metrics["search/trials"] == 2
-    assert parent.data.metrics["search/saved_steps"] > 0
-    winner_yaml = load(client.download_artifacts(parent.info.run_id, "winner.yaml", str(tmp_path)))
-    assert all("ccnet.checkpoint_url" in child.data.tags for child in children if child.info.status == "FINISHED")
-    assert "KILLED" in {child.info.status for child in children}, "no trial was stopped early"
-    assert "reproduce the best: " in done.stdout
-    assert "\ntrain.learning_rate=" in done.stdout
-    address = re.search(r"^model +(s3://\S+)$", done.stdout, re.MULTILINE)
-    assert address
-    assert parent.data.tags["ccnet.model_url"] == address[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.items():
-            patch.setenv(name, value)
-        model = ccnet.load(address[1], device="cpu")
-    winner = parent.data.tags["ccnet.checkpoint_sha256"]
-    best = next(child for child in children if child.data.tags.get("ccnet.checkpoint_sha256") == winner)
-    assert model.net.head.recurrence == int(best.data.params["model.recurrence"]) == winner_yaml.model.recurrence
-    assert str(winner_yaml.train.learning_rate) == best.data.params["train.learning_rate"]
-    versions = client.search_model_versions(f"run_id = '{best.info.run_id}'")
-    assert [version.tags["ccnet.checkpoint_sha256"] for version in versions] == [winner], "registered under the winner's own run"
 
 
 @pytest.mark.skipif(

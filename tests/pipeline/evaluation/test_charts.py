@@ -41,3 +41,13 @@ def test_the_curve_of_one_validation_and_of_many() -> None:
     left, right = blue[blue[:, 1] < 300, 0].mean(), blue[(blue[:, 1] > 700) & (blue[:, 1] < 850), 0].mean()
     assert left > right + 100, "the mIoU rises: its row is smaller at the right"
     assert charts.learning_curve([], [(10, 0.5)]).any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_curves_of_a_search_show_every_trial_and_the_best_in_front() -> None:
+    curves = {f"{number:04d}": [(60, 0.1 * number), (120, 0.1 * number + 0.1)] for number in range(9)} | {"0009": [(60, 0.0)]}
+    picture = charts.search_curves(curves, (60, 120), {"0008"})
+    assert picture.shape == (480, 1000, 3)
+    front, back = ((picture == np.array(color)).all(axis=2).sum() for color in (TRAIN, VAL))
+    assert back > front > 500
+    assert charts.search_curves({"0000": [(10, 0.5)]}, (), {"0000"}).any()
