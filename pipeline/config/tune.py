@@ -79,7 +79,7 @@ class Tune(Section):
     sampler: Literal["random", "tpe"] = "random"
     """How points are chosen: at random, or by Optuna's tree-structured Parzen estimator from the scores so far."""
     concurrent: int | None = Field(None, ge=1)
-    """Trials at the same time; by default as many as the free CPUs and GPUs of the cluster allow."""
+    """Most trials at the same time; fewer where the free CPUs and GPUs of the cluster are not enough."""
     grace_steps: int = Field(100, ge=1)
     """Steps before a trial may be stopped: the first rung. Each further rung is `reduction` times as far."""
     reduction: int = Field(2, ge=2)

@@ -57,10 +57,15 @@ class Progress:
     def begin(self, stage: Stage) -> Trial:
         """Notes that a stage starts; a new trial gets its point."""
         trial = self.journal.trials.get(stage.name) or self._new(stage)
-        self.journal.put(trial._replace(state="running", reason="", until=stage.until))
+        self._put(trial._replace(state="running", reason="", until=stage.until))
         self.began[stage.name] = time.monotonic()
         logger.info("trial %s  from step %d to %d  %s", stage.name, trial.step, stage.until, shown(trial.overrides))
         return self.journal.trials[stage.name]
+
+    def _put(self, trial: Trial) -> None:
+        """Writes a trial's record, unless another driver has taken the search over. Raises LeaseError."""
+        self.parent.claim.check()
+        self.journal.put(trial)
 
     def _new(self, stage: Stage) -> Trial:
         origin, dash, number = stage.name.partition("-seed")
@@ -75,7 +80,7 @@ class Progress:
         trial = self.journal.trials[name]
         self.faults.pop(name, None)
         seconds = trial.seconds + time.monotonic() - self.began[name]
-        self.journal.put(trial.reported(Report(step, number(miou), round(seconds, 1))))
+        self._put(trial.reported(Report(step, number(miou), round(seconds, 1))))
         logger.info("trial %s  step %d  %s", name, step, f"mIoU {miou:.4f} {caveat}".rstrip())
 
     def end(self, name: str, outcome: dict[str, Any]) -> int:
@@ -90,13 +95,13 @@ class Progress:
         if "best_miou" in outcome:
             trial = trial._replace(miou=number(outcome["best_miou"]), caveat=outcome["caveat"], score=outcome.get("score"))
         if reason == STOPPED:
-            self.journal.put(trial)
+            self._put(trial)
         else:
             trial = trial.reported(Report(step, number(outcome["miou"]), trial.seconds))
             ended = bool(reason) or step >= self.plan.steps
-            self.journal.put(trial._replace(state="complete" if ended else "paused", reason=reason or ""))
+            self._put(trial._replace(state="complete" if ended else "paused", reason=reason or ""))
             for left in rungs.left_behind(list(self.journal.trials.values()), self.plan):
-                self.journal.put(left)
+                self._put(left)
                 logger.info("trial %s  stopped: %s", left.name, left.reason)
         self._try_to_show()
         return 0
@@ -104,16 +109,16 @@ class Progress:
     def leave(self, name: str) -> None:
         """Notes that a stage was ended from here; it is resumed by the next driver."""
         trial = self.journal.trials[name]
-        self.journal.put(trial._replace(seconds=round(trial.seconds + time.monotonic() - self.began.pop(name), 1)))
+        self._put(trial._replace(seconds=round(trial.seconds + time.monotonic() - self.began.pop(name), 1)))
 
     def _failed(self, trial: Trial, fault: str, again: bool) -> int:
         count = self.faults[trial.name] = self.faults.get(trial.name, 0) + 1
         limit = self.parent.config.faults.max_failures
         if again and count <= limit:
-            self.journal.put(trial)
+            self._put(trial)
             logger.warning("trial %s  failed and is tried again (%d of %d): %s", trial.name, count, limit, first_sentence(fault))
             return count
-        self.journal.put(trial._replace(state="failed", reason=fault))
+        self._put(trial._replace(state="failed", reason=fault))
         logger.warning("trial %s  failed: %s", trial.name, fault)
         self._try_to_show()
         return 0

@@ -120,7 +120,8 @@ def _show(progress: Progress) -> None:
         "search/trained_steps": cost.steps,
         "search/saved_steps": cost.saved,
     }
-    note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended."
+    waiting = sum(trial.state == "paused" for trial in trials)
+    note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended, {waiting} wait at a rung."
     if best.miou is not None:
         figures["search/best_miou"] = best.miou
         note = f"Best mIoU **{best.miou:.4f}** {best.caveat} (trial {best.name}). {note}"

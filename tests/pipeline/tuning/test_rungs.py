@@ -65,7 +65,7 @@ def halved(plan: Plan) -> dict[str, int]:
 
 
 @given(PLANS, st.integers(0, 2**32), st.integers(1, 4), st.sampled_from([0.0, 0.3]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_order_of_events_trains_what_the_textbook_says(plan: Plan, seed: int, places: int, kills: float) -> None:
     found = trained(plan, random.Random(seed), places, kills)
     points = {name: trial for name, trial in found.items() if not trial.confirms}
@@ -77,7 +77,7 @@ def test_every_order_of_events_trains_what_the_textbook_says(plan: Plan, seed: i
 
 
 @given(PLANS, st.integers(0, 2**32), st.integers(1, 4), st.sampled_from([0.0, 0.3]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_rungs_that_do_not_wait_pass_at_least_as_many(plan: Plan, seed: int, places: int, kills: float) -> None:
     found = trained(plan._replace(waits=False), random.Random(seed), places, kills)
     points = {name: trial for name, trial in found.items() if not trial.confirms}
@@ -88,7 +88,7 @@ def test_rungs_that_do_not_wait_pass_at_least_as_many(plan: Plan, seed: int, pla
 
 
 @given(PLANS, st.integers(1, 5), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_more_trials_extend_a_search(plan: Plan, more: int, seed: int) -> None:
     plan = plan._replace(seeds=1)
     larger = plan._replace(trials=plan.trials + more)
