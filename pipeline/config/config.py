@@ -67,8 +67,7 @@ class Config(Section):
 
         A resubmitted configuration resumes the run that has its key.
         """
-        digest = hashlib.sha256(json.dumps(shaping(self.record()), sort_keys=True).encode()).hexdigest()
-        return self.train.resume or f"{self.name}-{digest[:8]}"
+        return self.train.resume or f"{self.name}-{_hash(shaping(self.record()))}"
 
     @property
     def search_key(self) -> str:
@@ -78,7 +77,7 @@ class Config(Section):
         """
         tree = self.record()
         facts = [shaping(tree), {name: tree["tune"][name] for name in ("space", "sampler", "grace_steps", "reduction")}]
-        return f"{self.name}-search-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]}"
+        return f"{self.name}-search-{_hash(facts)}"
 
     @property
     def data_url(self) -> str:
@@ -100,6 +99,11 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         tree["tracking"]["uri"] = self.tracking.uri and without_password(self.tracking.uri)
         return tree
+
+
+def _hash(tree: Any) -> str:
+    """8 hex digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def without_password(uri: str) -> str:

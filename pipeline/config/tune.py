@@ -83,7 +83,7 @@ class Tune(Section):
     grace_steps: int = Field(100, ge=1)
     """Steps before a trial may be stopped: the first rung. Each further rung is `reduction` times as far."""
     reduction: int = Field(2, ge=2)
-    """At each rung, one of this many trials goes on."""
+    """At each rung, one of this many trials continues; the others are stopped early."""
     hours: float | None = Field(None, gt=0)
     """Hours, all attempts together, after which the search ends with the best trial so far; a larger value resumes it."""
     confirm_seeds: int = Field(1, ge=1)

@@ -1,6 +1,6 @@
-"""Charts for people: confusion matrices, the pixels of each class, and the curve of a training."""
+"""Charts for people: confusion matrices, the pixels of each class, the curves of a training and of a search."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,14 +98,14 @@ def learning_curve(loss: Curve, miou: Curve) -> Image:
     return drawn(figure)
 
 
-def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: Collection[str]) -> Image:
-    """uint8[H, W, 3]: the mIoU of each trial of a search over its steps, and the rungs. `best`: the trials drawn in front."""
+def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: str) -> Image:
+    """uint8[H, W, 3]: the mIoU of each trial of a search over its steps, and the rungs. `best`: the one in front."""
     figure = blank_figure(1000, 480, layout="constrained")
     axes = figure.add_subplot()
     for rung in rungs:
         axes.axvline(rung, color="#e4e7eb", linewidth=6)
-    for name in sorted(curves, key=lambda name: name in best):
-        front = name in best
+    for name in sorted(curves, key=lambda name: name == best):
+        front = name == best
         steps, values = _columns(curves[name])
         width = 2.2 if front else 1.2
         axes.plot(steps, values, color=SERIES[0 if front else 1], linewidth=width, marker="o", markersize=4)

@@ -35,6 +35,8 @@ SECTIONS = ("seed", "data", "model", "train", "loss", "stop", "faults", "evaluat
 """What shapes or describes a run: logged as its parameters."""
 NOTE, NOTE_SHA256 = "mlflow.note.content", "ccnet.description_sha256"
 """Tags of a run: its description, and the hash of the one that was written here."""
+MOST_CHILDREN = 50_000
+"""Most runs that a server returns at once."""
 LONGEST_FOLDER = 60
 """Characters of the folder of an experiment's artifacts, in which each may take four bytes."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
@@ -256,4 +258,4 @@ def end_children(uri: str, parent_run_id: str, status: Literal["FAILED", "KILLED
 
 def _children(client: "MlflowClient", parent_run_id: str) -> "list[Run]":
     experiment_id = client.get_run(parent_run_id).info.experiment_id
-    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"))
+    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", max_results=MOST_CHILDREN))

@@ -190,16 +190,8 @@ def run_stages(progress: Progress, folder: Store) -> list[int]:
     # the loggers.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analysis.experiment_analysis"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    before = {name: os.environ.get(name) for name in QUIET}
     os.environ.update(QUIET)
-    try:
-        with first_signal(request_stop) as received:
-            tuner.fit()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with first_signal(request_stop) as received:
+        tuner.fit()
     folder.delete("tune")
     return received

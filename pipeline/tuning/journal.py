@@ -1,6 +1,6 @@
 """The state of a search: small JSON objects in its folder, `search.json` and `trials/NAME.json`, each rewritten whole.
 
-Everything a search decides follows from them, so a search that was killed goes on as if nothing had happened.
+Everything a search decides follows from them, so a search that was killed resumes as if nothing had happened.
 """
 
 import json
@@ -52,6 +52,11 @@ class Trial(NamedTuple):
     def step(self) -> int:
         """The last validated step."""
         return self.reports[-1].step if self.reports else 0
+
+    @property
+    def order(self) -> tuple[bool, bool, float, str]:
+        """Sort key, best first. A score with a caveat, such as one over fewer classes, comes after all those without one."""
+        return self.miou is None, bool(self.caveat), -(self.miou or 0), self.name
 
     @property
     def confirms(self) -> str:

@@ -100,7 +100,7 @@ def importances(config: Config, trials: Sequence[Trial], rung: int) -> dict[str,
 
 
 def _by_optuna(seed: int, space: dict[str, Dimension], trials: Sequence[Trial]) -> Point:
-    """The next point of Optuna's TPE for these trials; a study is made anew each time, so nothing has to be kept."""
+    """The next point of Optuna's TPE for these trials; a study is built again each time, so nothing has to be kept."""
     import optuna
 
     distributions = {key: _distribution(dimension) for key, dimension in space.items()}

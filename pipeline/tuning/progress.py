@@ -1,4 +1,4 @@
-"""Carries a search on: writes each event into the journal and into MLflow, and knows what is to be trained next."""
+"""A search under way: writes each event into the journal and into MLflow, and knows what is to be trained next."""
 
 import logging
 import math
@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from pipeline.config.config import Config
-from pipeline.errors import CheckpointError
 from pipeline.tracking import runs
 from pipeline.tracking.client import first_line
 from pipeline.training.run import Run
@@ -149,12 +148,8 @@ def settle(parent: Run, key: str, journal: Journal, live: Collection[str]) -> No
 
 
 def open_journal(parent: Run) -> Journal:
-    """The journal of the search, with failed trials to be tried again. Raises CheckpointError for a space that has changed."""
-    journal, space = Journal(parent.checkpoints), parent.config.record()["tune"]["space"]
-    if journal.facts.get("space", space) != space:
-        raise CheckpointError(
-            f"{parent.checkpoints.url('')}: is a search of another space; give this one another name (name=...)"
-        )
+    """The journal of the search, with failed trials to be tried again."""
+    journal = Journal(parent.checkpoints)
     for trial in list(journal.trials.values()):
         if trial.state == "failed":
             journal.put(trial._replace(state="running", reason=""))
@@ -172,4 +167,5 @@ def number(value: float | None) -> float | None:
 
 
 def first_sentence(text: str) -> str:
+    """The first line of a fault."""
     return text.splitlines()[0] if text else text

@@ -13,8 +13,8 @@ from pipeline.formatting import percent, table
 from pipeline.tuning.journal import Trial
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of seeds -> 97.5 % quantile of Student's t with one degree of freedom less; for more seeds 1.96 is near enough."""
-ENDS = {"running": "unfinished", "paused": "waits", "stopped": "stopped early", "complete": "complete", "failed": "failed"}
+"""Number of seeds -> 97.5 % quantile of Student's t with one degree of freedom less. For more, the last one is a bit wide."""
+ENDS = {"running": "unfinished", "paused": "pending", "stopped": "stopped early", "complete": "complete", "failed": "failed"}
 
 
 class Confirmed(NamedTuple):
@@ -28,7 +28,7 @@ class Confirmed(NamedTuple):
         return mean(self.mious)
 
     def __str__(self) -> str:
-        half = STUDENT_95.get(len(self.mious), 1.96) * stdev(self.mious) / sqrt(len(self.mious))
+        half = STUDENT_95[min(len(self.mious), max(STUDENT_95))] * stdev(self.mious) / sqrt(len(self.mious))
         values = ", ".join(f"{miou:.4f}" for miou in self.mious)
         return f"{self.mean:.4f} +- {half:.4f} (95 %, t, {len(self.mious)} seeds: {values})"
 
@@ -43,7 +43,7 @@ class Cost(NamedTuple):
     seconds: float
     """Of all stages, with start and end of their workers; summed over trials."""
     trained_s: float
-    """Of these, seconds for which workers trained and validated."""
+    """Of these, seconds in which workers trained, until their last checkpoint: its validation counts as stopping."""
 
     @classmethod
     def of(cls, trials: list[Trial], steps: int) -> "Cost":
@@ -90,11 +90,8 @@ class SearchResult(NamedTuple):
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:
-    """The trials, the winner first: the point with the highest mean over several seeds, if there are such; else by mIoU.
-
-    A score with a caveat, such as one over fewer classes, comes after all those without one.
-    """
-    order = sorted(trials, key=lambda trial: (trial.miou is None, bool(trial.caveat), -(trial.miou or 0), trial.name))
+    """The trials, the winner first: the point with the highest mean over several seeds, if there are such; else by mIoU."""
+    order = sorted(trials, key=lambda trial: trial.order)
     if points := confirmed(trials):
         order.sort(key=lambda trial: trial.name != points[0].name)
     return order
@@ -137,13 +134,14 @@ def summary(trials: list[Trial], steps: int, importances: Mapping[str, float]) -
     lines = [str(Cost.of(trials, steps))]
     if importances:
         shares = ", ".join(f"{key} {percent(share)}" for key, share in importances.items())
-        lines.append(f"what decided at the first rung (PED-ANOVA, {len(trials)} trials): {shares}")
+        lines.append(f"what decided at the first rung (PED-ANOVA): {shares}")
     lines += [f"trial {point.name}: mIoU {point}" for point in confirmed(trials)]
     lines += [f"trial {trial.name} failed: {trial.reason}" for trial in trials if trial.state == "failed"]
     return "\n".join(lines)
 
 
 def reproduced(winner: Trial) -> str:
+    """The overrides that reproduce a trial, for a shell."""
     values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in winner.overrides.items()}
     line = shlex.join(f"{key}={value}" for key, value in values.items())
     return f"reproduce the best: add to the search's configuration and overrides\n{line}"

@@ -1,8 +1,8 @@
 """Successive halving: which trial trains next, and how far. Pure functions of the trials' records.
 
-A trial trains in stages, from one rung to the next. At a rung it saves, ends and frees its place; the better ones go on from
+A trial trains in stages, from one rung to the next. At a rung it saves, ends and frees its place; the better ones resume from
 their checkpoints. A rung waits for all trials that may reach it (successive halving, Jamieson and Talwalkar 2016), so the result
-depends on no timing; or it lets the best of those that have arrived go on where a place would be idle (ASHA, Li et al. 2020,
+depends on no timing; or it lets the best of those that have arrived resume where a place would be idle (ASHA, Li et al. 2020,
 algorithm 2).
 """
 
@@ -84,7 +84,7 @@ def next_stage(trials: Sequence[Trial], live: Collection[str], plan: Plan) -> St
     if any(trial.name in live for trial in points):
         return None
     done = {trial.name for trial in trials}
-    for best in confirmed(points, plan):
+    for best in to_confirm(points, plan):
         for number in range(1, plan.seeds):
             if (name := f"{best.name}-seed{number}") not in done:
                 return Stage(name, plan.steps)
@@ -92,7 +92,7 @@ def next_stage(trials: Sequence[Trial], live: Collection[str], plan: Plan) -> St
 
 
 def passed(points: Sequence[Trial], rung: int, plan: Plan) -> list[str]:
-    """The trials that go on from a rung, best first; none while the rung waits for others."""
+    """The trials that continue after a rung, best first; none while the rung waits for others."""
     return [] if plan.waits and not whole(points, rung, plan) else survivors(scores_at(points, rung), plan.reduction)
 
 
@@ -135,7 +135,7 @@ def left_behind(trials: Sequence[Trial], plan: Plan) -> list[Trial]:
     return found
 
 
-def confirmed(points: Sequence[Trial], plan: Plan) -> list[Trial]:
+def to_confirm(points: Sequence[Trial], plan: Plan) -> list[Trial]:
     """The best complete points, best first, which are trained with other seeds."""
     done = [trial for trial in points if trial.state == "complete" and trial.miou is not None]
-    return sorted(done, key=lambda trial: (-(trial.miou or 0), trial.name))[: CONFIRMED if plan.seeds > 1 else 0]
+    return sorted(done, key=lambda trial: trial.order)[: CONFIRMED if plan.seeds > 1 else 0]

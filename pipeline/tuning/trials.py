@@ -75,7 +75,7 @@ def _may_succeed(error: Exception) -> bool:
     return any(classify(link).kind in (Kind.INFRASTRUCTURE, Kind.MOVED) for link in (error, error.__cause__) if link)
 
 
-def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until: int | None = None) -> Run:
+def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until: int) -> Run:
     """The run of a trial: its own folder, and an MLflow run that is a child of the search's. Both are found again by the name."""
     config = trial_config(parent.config, overrides)
     run_id = runs.open_mlflow_run(
@@ -86,7 +86,7 @@ def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until
         run_name=f"{key}-{name}",
         class_names=parent.manifest.class_names,
     )
-    store, last = trial_store(config, key, name), until is None or until >= config.train.steps
+    store, last = trial_store(config, key, name), until >= config.train.steps
     return parent._replace(config=config, checkpoints=store, run_id=run_id, until=None if last else until)
 
 

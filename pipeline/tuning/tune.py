@@ -85,8 +85,7 @@ def _opened(parent: Run, key: str) -> Progress:
     places = concurrent_trials(config, need, ray.cluster_resources())
     # A search keeps the rule with which it began, also on a cluster of another size.
     waits = bool(journal.facts.get("rungs_wait", places == 1))
-    settings = config.record()["tune"]
-    journal.describe(space=settings["space"], settings=settings, seed=config.seed, rungs_wait=waits, key=key)
+    journal.describe(key=key, seed=config.seed, settings=config.record()["tune"], rungs_wait=waits)
     plan = plan_of(config, waits)
     progress = Progress(parent, key, journal, plan, _show)
     progress.show()
@@ -120,23 +119,23 @@ def _show(progress: Progress) -> None:
         "search/trained_steps": cost.steps,
         "search/saved_steps": cost.saved,
     }
-    waiting = sum(trial.state == "paused" for trial in trials)
-    note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended, {waiting} wait at a rung."
+    pending = sum(trial.state == "paused" for trial in trials)
+    note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended, {pending} are pending at a rung."
     if best.miou is not None:
         figures["search/best_miou"] = best.miou
         note = f"Best mIoU **{best.miou:.4f}** {best.caveat} (trial {best.name}). {note}"
         winner = override(trial_config(config, best.overrides), {"tune.space": {}})
         runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
         note += "\n`winner.yaml` among the artifacts trains the best: `ccnet train winner.yaml`"
-    note += (
-        f"\n\n```\n{trials_table(trials)}\n\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best)}\n```\n"
-    )
+    # The table last: MLflow limits the length of a description, and trials.txt has it whole.
+    note += f"\n\n```\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best)}\n```\n"
+    note += f"\n```\n{trials_table(trials)}\n```\n"
     runs.describe(uri, parent.run_id, note, figures, step=len(ended))
     runs.log_text(uri, parent.run_id, "trials.txt", trials_table(trials))
     curves = {trial.name: [(report.step, report.miou or 0.0) for report in trial.reports] for trial in trials if trial.reports}
     if curves:
         log = open_log(parent)
-        log.picture("search", len(ended), search_curves(curves, plan.rungs, {trial.name for trial in trials[:1]}))
+        log.picture("search", len(ended), search_curves(curves, plan.rungs, best.name))
         log.close()
 
 

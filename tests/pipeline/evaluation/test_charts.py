@@ -46,8 +46,8 @@ def test_the_curve_of_one_validation_and_of_many() -> None:
 @pytest.mark.filterwarnings("error")
 def test_the_curves_of_a_search_show_every_trial_and_the_best_in_front() -> None:
     curves = {f"{number:04d}": [(60, 0.1 * number), (120, 0.1 * number + 0.1)] for number in range(9)} | {"0009": [(60, 0.0)]}
-    picture = charts.search_curves(curves, (60, 120), {"0008"})
+    picture = charts.search_curves(curves, (60, 120), "0008")
     assert picture.shape == (480, 1000, 3)
     front, back = ((picture == np.array(color)).all(axis=2).sum() for color in (TRAIN, VAL))
     assert back > front > 500
-    assert charts.search_curves({"0000": [(10, 0.5)]}, (), {"0000"}).any()
+    assert charts.search_curves({"0000": [(10, 0.5)]}, (), "0000").any()
