@@ -3,6 +3,7 @@
 import logging
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the rest of a line where it is shown. Scripts written from the right do not need them."""
@@ -55,5 +56,16 @@ def show_own_lines(level: int = logging.INFO) -> None:
 def hide_on_screen(name: str, start: str) -> None:
     """Drops the lines of a logger that start with `start` from the screen; its files keep them."""
     for handler in logging.getLogger(name).handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.addFilter(lambda record: not record.getMessage().startswith(start))
+        hidden = _Hidden(start)
+        if isinstance(handler, logging.StreamHandler) and hidden not in handler.filters:
+            handler.addFilter(hidden)
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """A logging filter; equal ones are added once to a handler."""
+
+    start: str
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.start)

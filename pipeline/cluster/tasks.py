@@ -29,13 +29,14 @@ LESS_MEMORY = "set evaluate.window=769, or lower evaluate.scale or train.workers
 def map_images(work: Work[T], num_images: int, config: Config) -> Iterator[T]:
     """The results of `work` on images 0 .. num_images - 1, in the order of arrival; logs the progress.
 
-    Without a cluster, and with at most one GPU on this machine, this process does all the work, because a cluster takes seconds
-    to start. Otherwise there are `train.workers` Ray tasks: of [min, max], the number of GPUs in the cluster if it is in that
-    range, else max. Each task gets a GPU if there are enough for all. Of n tasks, task r has the images r, r + n, ...
+    This process does all the work with `train.workers` = 0, and without a cluster if this machine has at most one GPU, because
+    a cluster takes seconds to start. Otherwise there are `train.workers` Ray tasks: of [min, max], the number of GPUs in the
+    cluster if it is in that range, else max. Each task gets a GPU if there are enough for all. Of n tasks, task r has the images
+    r, r + n, ...
     A task whose process dies is restarted; results that have already arrived are not yielded twice. Raises what `work` raises, or
     TaskDied.
     """
-    here = not connect.joined() and torch.cuda.device_count() <= 1
+    here = config.train.local or (not connect.joined() and torch.cuda.device_count() <= 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = work(list(range(num_images)), device) if here else _in_tasks(work, num_images, config)
     started = last_line = time.monotonic()

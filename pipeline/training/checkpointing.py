@@ -132,7 +132,7 @@ class CheckpointSaver:
                 "environment": self.run.environment or {},
             }
             local = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-"))
-            if self.run.config.train.local:  # Ray Train's local mode stores nothing
+            if self.run.in_process:  # Ray Train's local mode stores nothing
                 self._store(state, progress, local, name)
                 shutil.rmtree(local.path)
             ray.train.report(
@@ -144,6 +144,7 @@ class CheckpointSaver:
                 checkpoint_upload_fn=partial(self._store, state, progress),
                 validation=validation,
             )
+            self.run.told(metrics, local)
         if interrupted:
             if self.log:
                 self.wait()

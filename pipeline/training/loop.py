@@ -96,9 +96,9 @@ def train_worker(run: Run) -> None:
     remove_leftovers()
     log = open_log(run) if distributed.rank() == 0 else None
     try:
-        local = run.config.train.local  # then an exception ends where it was raised, and a breakpoint is no hang
-        hang_s = math.inf if local else run.config.faults.hang_s
-        with nullcontext() if local else as_worker_fault(), HangDetector(hang_s, partial(_report_hang, run)) as hang:
+        debugged = run.config.train.local  # then an exception ends where it was raised, and a breakpoint is no hang
+        hang_s = math.inf if debugged else run.config.faults.hang_s
+        with nullcontext() if debugged else as_worker_fault(), HangDetector(hang_s, partial(_report_hang, run)) as hang:
             _train(run, log, hang)
     finally:
         if log:
@@ -218,7 +218,7 @@ def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
 def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:
     """This worker's first batch, the batches after it, and the seconds that the first one took."""
     config, started = run.config, time.monotonic()
-    if config.train.local:
+    if run.in_process:
         batches = local_batches(resumed(config, run.manifest, run.checkpoints, 1))
         return next(batches), batches, time.monotonic() - started
     feed = Feed(config, run.manifest, 0, distributed.world_size())
@@ -234,7 +234,9 @@ def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, 
     metrics = score_metrics(score)
     if log:
         checkpoint.write_score(run.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
-    ray.train.report({"step": found.step, "run_id": run.run_id} | metrics)
+    reported = {"step": found.step, "run_id": run.run_id} | metrics
+    ray.train.report(reported)
+    run.told(reported)
     return score.miou
 
 

@@ -34,6 +34,10 @@ class Run(NamedTuple):
     """Handle of the driver's `StopFlag`; None where nothing can request a stop."""
     until: int | None = None
     """Step of a validation at which this attempt ends, as the stage of a trial does; None: it trains to the last step."""
+    in_process: bool = False
+    """The process that calls Ray Train trains itself, alone, and makes its own data: no worker is started."""
+    callbacks: tuple[Any, ...] = ()
+    """Callbacks of Ray Train whose `after_report` a training in process calls itself, because Ray's local mode does not."""
     neighbors: int = 1
     """Runs that train on a node at the same time, this one included: they share its cores."""
     environment: dict[str, str] | None = None
@@ -47,6 +51,11 @@ class Run(NamedTuple):
     def end(self) -> int:
         """Step at which this attempt ends."""
         return self.until or self.config.train.steps
+
+    def told(self, metrics: dict[str, Any], stored: Any = None) -> None:
+        """Tells the callbacks of a training in process what was reported, with the checkpoint `stored`, if any."""
+        for callback in self.callbacks:
+            callback.after_report(None, [metrics], stored)
 
     def done(self) -> bool:
         """Whether the checkpoint of the step at which this attempt ends exists and verifies."""
@@ -83,4 +92,4 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
         if newest and earlier != run_id:
             runs.take_over(uri, earlier, run_id, newest["step"])
         on_gpus = connect.gpus_for(config.train.fewest_workers)
-        yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, environment=made_by)
+        yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, in_process=config.train.local, environment=made_by)

@@ -26,6 +26,7 @@ from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag, first_signal
 from pipeline.fault_tolerance.policy import RestartPolicy
+from pipeline.formatting import hide_on_screen
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
 from pipeline.tracking import runs
@@ -35,7 +36,13 @@ from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
 from pipeline.training.metric_logs import PICTURES, open_log, send_unsent
 from pipeline.training.run import Run, open_run
-from pipeline.training.validation import LESS_MEMORY, background_validation, pending_validations, validation_task
+from pipeline.training.validation import (
+    LESS_MEMORY,
+    background_validation,
+    pending_validations,
+    validate_all_pending,
+    validation_task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +60,13 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
     file_system, path = run.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
     # Ray Train's controller and Ray Data's planner do not get the Run: to unpickle it they would import all that a driver does.
-    policy = RestartPolicy(run.config.faults, partial(runs.record_fault, run.tracking_uri, run.run_id))
+    policy = restart_policy(run)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if run.on_gpus else {})
     return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
         partial(train_worker, run),
-        scaling_config=ScalingConfig(num_workers=cast(int, train.workers), use_gpu=run.on_gpus, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=0 if run.in_process else cast(int, train.workers), use_gpu=run.on_gpus, resources_per_worker=resources
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=parent,
@@ -69,10 +78,14 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
             ),
             callbacks=[cast(Any, policy), *(callbacks or [])],
         ),
-        datasets=None if train.local else {"train": placeholder()},
+        datasets=None if run.in_process else {"train": placeholder()},
         dataset_config=ResumableDataConfig(partial(resumed, run.config, run.manifest, run.checkpoints)),
         validation_config=background_validation(run) if run.config.evaluate.background else None,
     )
+
+
+def restart_policy(run: Run) -> RestartPolicy:
+    return RestartPolicy(run.config.faults, partial(runs.record_fault, run.tracking_uri, run.run_id))
 
 
 class Outcome(NamedTuple):
@@ -98,9 +111,8 @@ def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
     RunFailed; with `train.workers = 0`, what the training raises.
     """
     failures, before, limit = 0, -1, run.config.faults.max_failures
-    if run.config.train.local:
-        if not (run.done() or exhausted_budget(run)):
-            fit(build_trainer(run, callbacks))
+    if run.in_process:
+        _train_in_process(run, callbacks or [])
         return stop_reason(run)
     while not (run.done() or exhausted_budget(run)):
         try:
@@ -123,6 +135,25 @@ def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
         # The exception's frames form a cycle that holds the controller, which keeps its workers' CPUs and GPUs reserved.
         gc.collect()
     return stop_reason(run)
+
+
+def _train_in_process(run: Run, callbacks: list[Any]) -> None:
+    """Trains in this process. A trial is restarted as its workers would be; with `train.workers = 0`, the first error is raised.
+
+    Raises RunFailed.
+    """
+    for line in ("Running in local mode", "Reported metrics: "):
+        hide_on_screen("ray", line)
+    policy = restart_policy(run)
+    run = run._replace(callbacks=(policy, *callbacks))
+    while not (run.done() or exhausted_budget(run)):
+        try:
+            return fit(build_trainer(run))
+        except Exception as error:
+            if run.config.train.local:
+                raise
+            policy.after_exception(None, {0: error})
+        gc.collect()  # the exception's frames form a cycle that holds the network
 
 
 def exhausted_budget(run: Run) -> str | None:
@@ -148,6 +179,8 @@ def validate_pending(run: Run) -> None:
     """Validates the newest checkpoint, and those of validation steps, if their score is missing."""
     newest = checkpoint.newest_progress(run.checkpoints)
     if newest and pending_validations(run, newest["step"]):
+        if run.in_process:
+            return validate_all_pending(run, newest["step"])
         with task_errors(LESS_MEMORY):
             ray.get(validation_task(run, newest["step"]))
 

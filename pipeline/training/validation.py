@@ -120,7 +120,7 @@ def validation_task(run: Run, step: int) -> Any:
 def validate_all_pending(run: Run, step: int) -> None:
     """Validates all checkpoints whose score is pending, in this process alone; skips those that do not verify."""
     show_own_lines()
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    device = torch.device("cuda" if run.on_gpus and torch.cuda.is_available() else "cpu")
     log = open_log(run)
     try:
         with HangDetector(run.config.faults.hang_s, partial(logger.error, "%s")) as hang:

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import time
-from functools import partial
 from typing import Any, NamedTuple
 
 import ray
@@ -24,7 +23,7 @@ from pipeline.storage.store import Store
 from pipeline.training.train import STOPPED
 from pipeline.tuning.progress import Progress
 from pipeline.tuning.rungs import Stage
-from pipeline.tuning.trials import ENDED, run_stage, trial_config
+from pipeline.tuning.trials import ENDED, StageProcess, trains_in_process, trial_config
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +48,17 @@ class Need(NamedTuple):
     cpus: float
     gpus: float
     held: float
-    """Of the CPUs, those that its workers hold from their start to their end; the data take theirs as they need them."""
+    """Of the CPUs, those that it holds from its start to its end; the tasks of the data take theirs as they need them."""
+    in_process: bool
+    """Its own process trains; see `trials.trains_in_process`."""
 
     @classmethod
     def of(cls, config: Config, on_gpus: bool) -> "Need":
         config = trial_config(config, {})
-        workers = config.train.fewest_workers
-        return cls(cpus_needed(config, workers), float(workers if on_gpus else 0), workers * config.train.cpus_per_worker)
+        workers, in_process = config.train.fewest_workers, trains_in_process(config, on_gpus)
+        cpus = cpus_needed(config, workers)
+        held = cpus if in_process else workers * config.train.cpus_per_worker
+        return cls(cpus, float(workers if on_gpus else 0), held, in_process)
 
     def places(self, resources: dict[str, float]) -> int:
         """Number of trials for which these resources are enough."""
@@ -83,6 +86,8 @@ class Stages(Searcher):
         self.looked = self.said = self.began = -math.inf
         self.free_before = 0.0
         """CPUs that were free before the newest stage began."""
+        self.kept = False
+        """Tune keeps the process of a stage that ended, with its CPUs, for the next one."""
 
     def suggest(self, trial_id: str) -> Any:
         now = time.monotonic()
@@ -105,7 +110,7 @@ class Stages(Searcher):
 
     def _begin(self, trial_id: str, stage: Stage, now: float) -> dict[str, Any]:
         trial = self.progress.begin(stage)
-        self.live[trial_id], self.began = trial.name, now
+        self.live[trial_id], self.began, self.kept = trial.name, now, False
         return {"name": trial.name, "until": trial.until, "overrides": trial.overrides}
 
     def _room(self, now: float) -> bool:
@@ -113,6 +118,8 @@ class Stages(Searcher):
         whole = ray.cluster_resources()
         if len(self.live) >= concurrent_trials(self.config, self.need, whole):
             return False
+        if self.kept:
+            return True
         free = ray.available_resources()
         starting = self.live and free.get("CPU", 0) > self.free_before - self.need.held + 1e-6 and now - self.began < SETTLE_S
         if starting:
@@ -142,6 +149,7 @@ class Stages(Searcher):
             outcome = {"fault": "the process of the trial died", "again": True}
         else:
             outcome = json.loads(result[ENDED])
+            self.kept = self.need.in_process
         if faults := self.progress.end(name, outcome):
             self.after[name] = time.monotonic() + min(LONGEST_WAIT_S, 5.0 * 2**faults)
 
@@ -171,7 +179,8 @@ class AtRequest(Stopper):
 def run_stages(progress: Progress, folder: Store) -> list[int]:
     """Trains until nothing is left or a stop is requested; returns the signals received. `folder`: for Tune's own files."""
     parent, key = progress.parent, progress.key
-    stages = Stages(progress, Need.of(parent.config, parent.on_gpus))
+    need = Need.of(parent.config, parent.on_gpus)
+    stages = Stages(progress, need)
 
     def request_stop(number: int) -> None:
         logger.warning("stop requested: the running trials save checkpoints; a second request ends at once")
@@ -180,10 +189,17 @@ def run_stages(progress: Progress, folder: Store) -> list[int]:
     folder.delete("tune")  # of an earlier driver
     file_system, path = folder.arrow()
     tuner = tune.Tuner(
-        tune.with_resources(partial(run_stage, parent=parent, key=key), {"CPU": 0.01}),
+        tune.with_resources(
+            tune.with_parameters(StageProcess, parent=parent, key=key), {"CPU": need.cpus if need.in_process else 0.01}
+        ),
         tune_config=tune.TuneConfig(num_samples=-1, search_alg=stages, reuse_actors=True),
         run_config=tune.RunConfig(
-            name="tune", storage_path=path, storage_filesystem=file_system, stop=AtRequest(stages), verbose=0
+            name="tune",
+            storage_path=path,
+            storage_filesystem=file_system,
+            stop=AtRequest(stages),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial stores its own
+            verbose=0,
         ),
     )
     # The first two tell failures with their remote tracebacks, which have a sentence each here; the third one misses the files of

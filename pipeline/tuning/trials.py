@@ -1,11 +1,14 @@
-"""One stage of one trial: a training like that of `jobs.train`, in a process of its own."""
+"""One stage of one trial: a training like that of `jobs.train`, in a process that is kept for the next stage."""
 
 import json
 import logging
+import queue
+import threading
 from typing import Any
 
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train import UserCallback
+from ray.tune import Trainable
+from ray.util.queue import Queue
 
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
@@ -30,24 +33,58 @@ AGAIN = (TrackingError, StorageError, ClusterError)
 """What a later attempt may not meet again, as MLflow, the bucket or the cluster may be away for a while."""
 
 
-def run_stage(stage: dict[str, Any], *, parent: Run, key: str) -> None:
-    """Trains a trial to the end of a stage and reports every validation to Tune, and the outcome at the end.
+class StageProcess(Trainable):
+    """Trains a trial to the end of a stage; each `step` gives Tune a validation, and the last one the outcome.
 
-    `stage`: `name`, `until` and `overrides` of the trial. A failure is an outcome too: `fault`, and `again`, whether another
-    attempt may succeed.
+    A class, because Ray Train refuses to train in the process of a function that Tune calls.
     """
-    show = f"trial {stage['name']}"
+
+    reports: Any = None
+    """Queue of what Tune gets; None before a stage starts."""
+
+    def setup(self, config: dict[str, Any], parent: Run, key: str) -> None:  # type: ignore[override]
+        """`config`: `name`, `until` and `overrides` of the trial. `key`: that of the search."""
+        self.stage, self.parent, self.key = config, parent, key
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next stage."""
+        self.stage, self.reports = new_config, None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Waits for the next validation or the outcome."""
+        if self.reports is None:
+            in_process = trains_in_process(trial_config(self.parent.config, self.stage["overrides"]), self.parent.on_gpus)
+            # The controller of workers is another process.
+            self.reports = queue.Queue() if in_process else Queue(actor_options={"num_cpus": 0})
+            threading.Thread(target=self._run, args=(self.reports,), daemon=True).start()
+        report: dict[str, Any] = self.reports.get()
+        if ENDED in report and isinstance(self.reports, Queue):
+            self.reports.shutdown(force=True)
+        return report
+
+    def _run(self, reports: Any) -> None:
+        logging.basicConfig(format=f"trial {self.stage['name']}  %(message)s", force=True)
+        outcome = run_stage(self.stage, self.parent, self.key, ScoreCallback(reports))
+        reports.put({ENDED: json.dumps(outcome), "done": True})
+
+
+def run_stage(stage: dict[str, Any], parent: Run, key: str, callback: UserCallback) -> dict[str, Any]:
+    """Trains a trial to the end of a stage and returns the outcome.
+
+    A failure is an outcome too: `fault`, and `again`, whether another attempt may succeed.
+    """
     try:
-        outcome = _trained(trial_run(parent, key, stage["name"], stage["overrides"], stage["until"]), show)
-    except Exception as error:
-        outcome = {"fault": str(root_cause(error)), "again": _may_succeed(error)}
-    tune.report({ENDED: json.dumps(outcome)})
+        run = trial_run(parent, key, stage["name"], stage["overrides"], stage["until"])
+        return _trained(run, f"trial {stage['name']}", callback)
+    except BaseException as error:  # nothing else ends the wait for it
+        return {"fault": str(root_cause(error)) or type(error).__name__, "again": _may_succeed(error)}
 
 
-def _trained(run: Run, show: str) -> dict[str, Any]:
+def _trained(run: Run, show: str, callback: UserCallback) -> dict[str, Any]:
     """What the driver learns of a stage that ended: its step and score, the best score, why it ended early."""
     send_unsent(run)  # of an earlier attempt
-    reason = run_to_end(run, [TuneScoreCallback()])  # type: ignore[no-untyped-call]
+    reason = run_to_end(run, [callback])
     if reason != STOPPED:
         validate_pending(run)
     newest = checkpoint.newest_progress(run.checkpoints)
@@ -61,14 +98,16 @@ def _trained(run: Run, show: str) -> dict[str, Any]:
     outcome |= {"best_miou": score.miou, "caveat": score.caveat}
     if run.config.tune.evaluate and newest["step"] >= run.config.train.steps:
         logger.info("%s  evaluates %s", show, best.url)
-        outcome["score"] = evaluate(override(run.config, {"evaluate.checkpoint": best.url}))._asdict()
+        # Here, where the trial trains: its CPUs are not free for a task.
+        here = {"train.workers": 0} if run.in_process else {}
+        outcome["score"] = evaluate(override(run.config, here | {"evaluate.checkpoint": best.url}))._asdict()
     if left := send_unsent(run, {best.step: score.metrics()}):
         raise TrackingError(f"MLflow has not taken {left} of the metric points and pictures of {show}")
     draw_curve(run)
     return outcome
 
 
-def _may_succeed(error: Exception) -> bool:
+def _may_succeed(error: BaseException) -> bool:
     """Whether another attempt may succeed: what was missing may be back by then."""
     if isinstance(error, AGAIN):
         return True
@@ -87,7 +126,13 @@ def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until
         class_names=parent.manifest.class_names,
     )
     store, last = trial_store(config, key, name), until >= config.train.steps
-    return parent._replace(config=config, checkpoints=store, run_id=run_id, until=None if last else until)
+    return parent._replace(
+        config=config,
+        checkpoints=store,
+        run_id=run_id,
+        until=None if last else until,
+        in_process=trains_in_process(config, parent.on_gpus),
+    )
 
 
 def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
@@ -100,13 +145,24 @@ def trial_config(config: Config, overrides: dict[str, Any]) -> Config:
     return override(config, {"train.workers": max(1, config.train.fewest_workers), "evaluate.background": False})
 
 
+def trains_in_process(config: Config, on_gpus: bool) -> bool:
+    """Whether a trial trains in its own process, which is kept for the next one: with one worker, on a CPU.
+
+    A start of workers costs as much there as a stage of some minutes. A GPU would wait while its process makes the data.
+    """
+    return config.train.fewest_workers == 1 and not on_gpus
+
+
 def trial_store(config: Config, key: str, name: str) -> Store:
     return open_store(f"{config.runs_url}/{key}-{name}", config.storage)
 
 
-class TuneScoreCallback(TuneReportCallback):
-    """Reports validations only, not the checkpoints between them."""
+class ScoreCallback(UserCallback):
+    """Puts validations into a queue, not the checkpoints between them."""
+
+    def __init__(self, reports: Any) -> None:
+        self.reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if "miou" in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
+            self.reports.put(metrics[0])

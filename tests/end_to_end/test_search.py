@@ -71,7 +71,7 @@ class Driver:
 def trial_process(stack: dict[str, str]) -> psutil.Process:
     """The process in which the stack's cluster runs a trial."""
     for process in psutil.process_iter(["cmdline"]):
-        if "ray::ImplicitFunc" in " ".join(process.info["cmdline"] or ()):
+        if "ray::ResourceTrainable" in " ".join(process.info["cmdline"] or ()):
             parent = process.parent()
             if parent and f"--gcs-address={stack['RAY_ADDRESS']}" in parent.cmdline():
                 return process
