@@ -14,6 +14,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as text: `40 s`, `25 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def size(num_bytes: float) -> str:
     """A number of bytes as text: `75 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -1,6 +1,6 @@
 """Charts for people: confusion matrices, the pixels of each class, the curves of a training and of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,41 @@ def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: str) 
     axes.set_ylabel("validation mIoU", color=SERIES[0])
     axes.grid(color="#e4e7eb", linewidth=0.8, axis="y")
     _bare(axes)
+    return drawn(figure)
+
+
+def search_settings(points: Mapping[str, Sequence[tuple[Any, float]]], log: Collection[str], notes: Mapping[str, str]) -> Image:
+    """uint8[H, W, 3]: for each searched setting, the mIoU of the trials over its value; the best one in front.
+
+    `points`: setting -> (value, mIoU) of each trial, in the same order for all. `log`: settings with a logarithmic axis; the axis
+    of values that are no numbers has one place for each. `notes`: setting -> what is said about it.
+    """
+    columns = min(3, len(points))
+    rows = -(-len(points) // columns)
+    figure = blank_figure(340 * columns, 300 * rows, layout="constrained")
+    axes_of = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axes, (name, pairs) in zip(axes_of, points.items(), strict=False):
+        values, mious = [value for value, _ in pairs], [miou for _, miou in pairs]
+        if not all(isinstance(value, int | float) for value in values):
+            labels = sorted({str(value) for value in values})
+            values = [labels.index(str(value)) for value in values]
+            axes.set_xticks(range(len(labels)), [short(label) for label in labels], parse_math=False)
+            axes.set_xlim(-0.5, len(labels) - 0.5)
+        elif name in log:
+            axes.set_xscale("log")
+        elif all(isinstance(value, int) for value in values):
+            axes.set_xticks(sorted(set(values)))
+        best = int(np.argmax(mious))
+        axes.scatter(values, mious, s=36, color=SERIES[1], edgecolors="white", linewidths=0.8)
+        axes.scatter(values[best], mious[best], s=60, color=SERIES[0])
+        axes.set_ylim(0, 1)
+        axes.set_xlabel(f"{name}{notes.get(name, '')}", color=INK, parse_math=False)
+        axes.grid(color="#e4e7eb", linewidth=0.8)
+        _bare(axes)
+    for axes in axes_of[::columns]:
+        axes.set_ylabel("validation mIoU", color=SERIES[0])
+    for axes in axes_of[len(points) :]:
+        axes.set_visible(False)
     return drawn(figure)
 
 

@@ -194,15 +194,24 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points if math.isfinite(point.value))
 
 
-def describe(uri: str, run_id: str, note: str, figures: Mapping[str, float] | None = None, step: int = 0) -> None:
-    """Sets the description of a run's page, in Markdown, and metrics at `step`. An edited description is kept."""
+def describe(
+    uri: str,
+    run_id: str,
+    note: str,
+    figures: Mapping[str, float] | None = None,
+    step: int = 0,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Sets the description of a run's page, in Markdown, metrics at `step`, and the tags `facts`. Keeps an edited description."""
     from mlflow.entities import Metric, RunTag
 
     client, text, now = connect(uri), _storable(note)[:LONGEST_TAG], int(time.time() * 1000)
     tags = client.get_run(run_id).data.tags
     edited = NOTE in tags and _sha256(tags[NOTE]) != tags.get(NOTE_SHA256)
     metrics = [Metric(key, value, now, step) for key, value in (figures or {}).items() if math.isfinite(value)]
-    client.log_batch(run_id, metrics=metrics, tags=[] if edited else [RunTag(NOTE, text), RunTag(NOTE_SHA256, _sha256(text))])
+    described = {} if edited else {NOTE: text, NOTE_SHA256: _sha256(text)}
+    set_to = described | {key: _storable(value)[:LONGEST_TAG] for key, value in (facts or {}).items()}
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in set_to.items()])
 
 
 def _sha256(text: str) -> str:

@@ -108,8 +108,10 @@ class Stages(Searcher):
             return None
         return self._begin(trial_id, stage, now)
 
-    def _begin(self, trial_id: str, stage: Stage, now: float) -> dict[str, Any]:
+    def _begin(self, trial_id: str, stage: Stage, now: float) -> dict[str, Any] | None:
         trial = self.progress.begin(stage)
+        if trial is None:
+            return None
         self.live[trial_id], self.began, self.kept = trial.name, now, False
         return {"name": trial.name, "until": trial.until, "overrides": trial.overrides}
 

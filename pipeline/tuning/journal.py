@@ -10,8 +10,9 @@ from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 
 SEARCH, TRIALS = "search.json", "trials"
-State = Literal["running", "paused", "stopped", "complete", "failed"]
-"""running: also if a stopped search left it; paused: at a rung; stopped: at a rung that others passed with higher scores."""
+State = Literal["running", "paused", "stopped", "complete", "failed", "refused"]
+"""running: also if a stopped search left it; paused: at a rung; stopped: at a rung that others passed with higher scores;
+refused: not trained, because it cannot fit into memory."""
 
 
 class Report(NamedTuple):

@@ -1,16 +1,19 @@
 """The points of a search. A point is a pure function of the seed, its number and the trials before it."""
 
+import json
 import math
 import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.tune import Dimension
+from pipeline.errors import ConfigError
 from pipeline.tuning.journal import Trial
 
 if TYPE_CHECKING:
@@ -108,11 +111,30 @@ def _by_optuna(seed: int, space: dict[str, Dimension], trials: Sequence[Trial]) 
         study = _study(trials, space)
         study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=FIRST)
         params = study.ask(distributions).params
-    return {key: dimension.listed[params[key]] if dimension.listed else params[key] for key, dimension in space.items()}
+    return {key: _decoded(dimension, params[key]) for key, dimension in space.items()}
+
+
+def export_study(config: Config, trials: Sequence[Trial], path: Path, name: str) -> None:
+    """Writes the search as an Optuna study into a new SQLite file, which optuna-dashboard opens.
+
+    Trials that train a point again with another seed are left out. Raises ConfigError if the file exists.
+    """
+    if path.exists():
+        raise ConfigError([f"--export {path}: exists already (try another name, or delete it)"])
+    import optuna
+
+    with _quiet():
+        study = _study([trial for trial in trials if not trial.confirms], config.tune.space)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{unfinished}")
+        optuna.create_study(storage=storage, study_name=name, direction="maximize").add_trials(study.trials)
+        storage.engine.dispose()
+    unfinished.rename(path)
 
 
 def _study(trials: Sequence[Trial], space: dict[str, Dimension]) -> "Study":
-    """Optuna's record of these trials; one that was stopped early counts by its last score."""
+    """Optuna's record of these trials; one stopped early counts by its last score, one that cannot train as the worst."""
     import optuna
     from optuna.trial import TrialState
 
@@ -152,17 +174,16 @@ def _distribution(dimension: Dimension) -> "BaseDistribution":
         return IntDistribution(*dimension.integer)
     if dimension.range:
         return FloatDistribution(*dimension.range, log=dimension.log is not None)
-    return CategoricalDistribution(range(len(dimension.listed)))
+    return CategoricalDistribution([json.dumps(value) for value in dimension.listed])
 
 
 def _encoded(dimension: Dimension, value: Any) -> Any:
-    """A value as Optuna takes it: the place in a list, because it takes no lists as values."""
+    """A value as Optuna takes it: JSON if it is one of a list, because Optuna takes no lists as values."""
     if dimension.listed:
-        return next(place for place, known in enumerate(dimension.listed) if _plain(known) == _plain(value))
+        return json.dumps(value)
     low, high = dimension.range or (-math.inf, math.inf)
     return min(max(value, low), high)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no tuples."""
-    return list(value) if isinstance(value, tuple) else value
+def _decoded(dimension: Dimension, value: Any) -> Any:
+    return next(known for known in dimension.listed if json.dumps(known) == value) if dimension.listed else value

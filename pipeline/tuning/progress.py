@@ -7,11 +7,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from pipeline.config.config import Config
+from pipeline.formatting import duration, size
 from pipeline.tracking import runs
 from pipeline.tracking.client import first_line
 from pipeline.training.run import Run
 from pipeline.training.train import STOPPED
 from pipeline.tuning import rungs
+from pipeline.tuning.forecast import Forecast
 from pipeline.tuning.journal import Journal, Report, Trial
 from pipeline.tuning.points import num_points, suggest
 from pipeline.tuning.rungs import Plan, Stage
@@ -36,6 +38,8 @@ class Progress:
         self.began: dict[str, float] = {}
         self.faults: dict[str, int] = {}
         """Failures in a row without a new step, of each trial."""
+        self.forecast: Forecast | None = None
+        """None if nothing could be measured."""
         self.spent_before_s, self.started = float(journal.facts.get("spent_s", 0.0)), time.monotonic()
 
     @property
@@ -53,13 +57,27 @@ class Progress:
     def next_stage(self, live: Collection[str]) -> Stage | None:
         return rungs.next_stage([trial for _, trial in sorted(self.journal.trials.items())], live, self.plan)
 
-    def begin(self, stage: Stage) -> Trial:
-        """Notes that a stage starts; a new trial gets its point."""
-        trial = self.journal.trials.get(stage.name) or self._new(stage)
+    def begin(self, stage: Stage) -> Trial | None:
+        """Notes that a stage starts; a new trial gets its point. None if the trial cannot train."""
+        trial, expected = self.journal.trials.get(stage.name) or self._new(stage), ""
+        if self.forecast:
+            if reason := self.forecast.refusal(trial.overrides):
+                logger.warning("trial %s  is not trained: %s  %s", stage.name, reason, shown(trial.overrides))
+                self._put(trial._replace(state="refused", reason=reason))
+                return None
+            seconds = self.forecast.stage_s(trial.overrides, trial.step, stage.until)
+            expected = f"  (about {duration(seconds)}, {size(self.forecast.cost(trial.overrides).peak_bytes)})"
         self._put(trial._replace(state="running", reason="", until=stage.until))
         self.began[stage.name] = time.monotonic()
-        logger.info("trial %s  from step %d to %d  %s", stage.name, trial.step, stage.until, shown(trial.overrides))
+        logger.info("trial %s  from step %d to %d  %s%s", stage.name, trial.step, stage.until, shown(trial.overrides), expected)
         return self.journal.trials[stage.name]
+
+    def expected(self) -> str:
+        """How long the search still takes, as far as that can be said."""
+        trials = list(self.journal.trials.values())
+        if self.forecast is None or not (left_s := self.forecast.left_s(trials, self.plan)):
+            return ""
+        return f"the search takes about {duration(left_s)} more"
 
     def _put(self, trial: Trial) -> None:
         """Writes a trial's record, unless another driver has taken the search over. Raises LeaseError."""
@@ -102,6 +120,8 @@ class Progress:
             for left in rungs.left_behind(list(self.journal.trials.values()), self.plan):
                 self._put(left)
                 logger.info("trial %s  stopped: %s", left.name, left.reason)
+            if expected := self.expected():
+                logger.info("%s", expected)
         self._try_to_show()
         return 0
 
@@ -138,7 +158,8 @@ class Progress:
 
 def settle(parent: Run, key: str, journal: Journal, live: Collection[str]) -> None:
     """Makes the status of every trial's MLflow run that of the journal; a trial that nobody trains is not RUNNING."""
-    states = {"paused": "SCHEDULED", "stopped": "FINISHED", "complete": "FINISHED", "failed": "FAILED", "running": "KILLED"}
+    states = {"paused": "SCHEDULED", "stopped": "FINISHED", "complete": "FINISHED", "failed": "FAILED", "refused": "FAILED",
+              "running": "KILLED"}  # fmt: skip
     statuses = {
         f"{key}-{trial.name}": (states[trial.state], INTERRUPTED if trial.state == "running" else trial.reason)
         for trial in journal.trials.values()
@@ -148,10 +169,10 @@ def settle(parent: Run, key: str, journal: Journal, live: Collection[str]) -> No
 
 
 def open_journal(parent: Run) -> Journal:
-    """The journal of the search, with failed trials to be tried again."""
+    """The journal of the search, with failed and refused trials to be tried again: the cluster may be another one."""
     journal = Journal(parent.checkpoints)
     for trial in list(journal.trials.values()):
-        if trial.state == "failed":
+        if trial.state in ("failed", "refused"):
             journal.put(trial._replace(state="running", reason=""))
     return journal
 

@@ -14,7 +14,8 @@ from pipeline.tuning.journal import Trial
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of seeds -> 97.5 % quantile of Student's t with one degree of freedom less. For more, the last one is a bit wide."""
-ENDS = {"running": "unfinished", "paused": "pending", "stopped": "stopped early", "complete": "complete", "failed": "failed"}
+ENDS = {"running": "unfinished", "paused": "pending", "stopped": "stopped early", "complete": "complete", "failed": "failed",
+        "refused": "not trained"}  # fmt: skip
 
 
 class Confirmed(NamedTuple):
@@ -137,6 +138,7 @@ def summary(trials: list[Trial], steps: int, importances: Mapping[str, float]) -
         lines.append(f"what decided at the first rung (PED-ANOVA): {shares}")
     lines += [f"trial {point.name}: mIoU {point}" for point in confirmed(trials)]
     lines += [f"trial {trial.name} failed: {trial.reason}" for trial in trials if trial.state == "failed"]
+    lines += [f"trial {trial.name} was not trained: {trial.reason}" for trial in trials if trial.state == "refused"]
     return "\n".join(lines)
 
 

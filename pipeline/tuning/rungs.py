@@ -115,8 +115,8 @@ def whole(points: Sequence[Trial], rung: int, plan: Plan) -> bool:
 
 
 def ended(trial: Trial) -> bool:
-    """Whether the trial ends before a rung that it has not reached: it failed, or a limit of `stop` ended it."""
-    return trial.state in ("failed", "complete")
+    """Whether the trial ends before a rung that it has not reached: it failed, cannot train, or a limit of `stop` ended it."""
+    return trial.state in ("failed", "refused", "complete")
 
 
 def left_behind(trials: Sequence[Trial], plan: Plan) -> list[Trial]:

@@ -1,7 +1,9 @@
 """Searches settings such as learning rate, crop size and R; each trial runs the same training function as `jobs.train`."""
 
+import json
 import logging
 import signal
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -12,17 +14,21 @@ from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.settings_yaml import dump_yaml
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
-from pipeline.evaluation.charts import search_curves
+from pipeline.evaluation.charts import search_curves, search_settings
+from pipeline.evaluation.figures import Image
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.interruptions import StopFlag
+from pipeline.formatting import percent
+from pipeline.storage.store import open_store
 from pipeline.tracking import registry, runs
 from pipeline.training.best import best_of, checkpoint_summary, deliver_best, record_best
 from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import STOPPED, end_run
 from pipeline.tuning.engine import Need, concurrent_trials, run_stages
-from pipeline.tuning.journal import Trial
-from pipeline.tuning.points import importances
+from pipeline.tuning.forecast import Forecast, measured
+from pipeline.tuning.journal import Journal, Trial
+from pipeline.tuning.points import export_study, importances
 from pipeline.tuning.progress import Progress, open_journal, plan_of
 from pipeline.tuning.result import Cost, SearchResult, ranked, reproduced, summary, trials_table
 from pipeline.tuning.trials import trial_config, trial_store
@@ -51,12 +57,24 @@ def search(config: Config) -> SearchResult:
     return result
 
 
+def export(config: Config, path: Path) -> int:
+    """Writes the trials of a search as an Optuna study into a new file; returns their number.
+
+    Raises ConfigError if there is no such search, or if the file exists.
+    """
+    journal = Journal(open_store(f"{config.runs_url}/{config.search_key}", config.storage))
+    if not journal.trials:
+        raise ConfigError([f"{journal.store.url('')}: has no search with these settings; start it without --export"])
+    export_study(config, list(journal.trials.values()), path, config.search_key)
+    return len(journal.points())
+
+
 def _search(parent: Run, key: str) -> SearchResult:
     progress = _opened(parent, key)
     signals = run_stages(progress, parent.checkpoints)
     trials = ranked(list(progress.journal.trials.values()))
     reason = STOPPED if signals else (progress.exhausted() or "" if progress.next_stage(()) else "")
-    if trials and all(trial.state == "failed" for trial in trials):
+    if trials and all(trial.state in ("failed", "refused") for trial in trials):
         raise RunFailed(f"all {len(trials)} trials failed; the first: {min(trials).reason}")
     found = _register_best(parent, key, trials)
     if found is None:
@@ -97,7 +115,16 @@ def _opened(parent: Run, key: str) -> Progress:
     )  # fmt: skip
     on_node = -(-places // max(1, sum(bool(node["Alive"]) for node in ray.nodes())))
     progress.parent = parent._replace(neighbors=on_node)
+    if progress.next_stage(()):
+        progress.forecast = _forecast(progress, need, places)
+        logger.info("%s", progress.expected() or "the time that the search takes is not known yet")
     return progress
+
+
+def _forecast(progress: Progress, need: Need, places: int) -> Forecast | None:
+    """The forecast from what is measured now: a search may resume on another cluster."""
+    speed = measured(progress.parent, need.cpus, need.in_process)
+    return Forecast(progress.parent, speed, need.in_process, places) if speed else None
 
 
 def _importances(progress: Progress) -> dict[str, float]:
@@ -111,7 +138,7 @@ def _show(progress: Progress) -> None:
     uri, config, trials = parent.tracking_uri, parent.config, ranked(list(progress.journal.trials.values()))
     if not trials:
         return
-    ended = [trial for trial in trials if trial.state in ("complete", "stopped", "failed")]
+    ended = [trial for trial in trials if trial.state in ("complete", "stopped", "failed", "refused")]
     best = trials[0]
     cost = Cost.of(trials, plan.steps)
     figures: dict[str, float] = {
@@ -121,6 +148,8 @@ def _show(progress: Progress) -> None:
     }
     pending = sum(trial.state == "paused" for trial in trials)
     note = f"{len(ended)} of {max(plan.trials, len(trials))} trials have ended, {pending} are pending at a rung."
+    if expected := progress.expected():
+        note += f" {expected[0].upper()}{expected[1:]}."
     if best.miou is not None:
         figures["search/best_miou"] = best.miou
         note = f"Best mIoU **{best.miou:.4f}** {best.caveat} (trial {best.name}). {note}"
@@ -130,13 +159,25 @@ def _show(progress: Progress) -> None:
     # The table last: MLflow limits the length of a description, and trials.txt has it whole.
     note += f"\n\n```\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best)}\n```\n"
     note += f"\n```\n{trials_table(trials)}\n```\n"
-    runs.describe(uri, parent.run_id, note, figures, step=len(ended))
+    facts = {f"best.{key}": json.dumps(value) for key, value in best.overrides.items()} if best.miou is not None else {}
+    runs.describe(uri, parent.run_id, note, figures, step=len(ended), facts=facts)
     runs.log_text(uri, parent.run_id, "trials.txt", trials_table(trials))
     curves = {trial.name: [(report.step, report.miou or 0.0) for report in trial.reports] for trial in trials if trial.reports}
     if curves:
         log = open_log(parent)
         log.picture("search", len(ended), search_curves(curves, plan.rungs, best.name))
+        log.picture("search_settings", len(ended), _settings_picture(progress))
         log.close()
+
+
+def _settings_picture(progress: Progress) -> Image:
+    """What each setting did to the mIoU at the first rung, where all trials can be compared."""
+    rung, space = min((*progress.plan.rungs, progress.plan.steps)), progress.parent.config.tune.space
+    scored = [trial for trial in progress.journal.points() if trial.reports]
+    mious = [trial.at(rung) or trial.reports[-1].miou or 0.0 for trial in scored]
+    points = {key: [*zip((trial.overrides[key] for trial in scored), mious, strict=True)] for key in space}
+    notes = {key: f"  ({percent(share)})" for key, share in _importances(progress).items()}
+    return search_settings(points, [key for key, dimension in space.items() if dimension.log], notes)
 
 
 def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Trial, Score, str] | None:

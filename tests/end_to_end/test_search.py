@@ -49,11 +49,11 @@ def rows(output: str) -> list[list[str]]:
 class Driver:
     """A search under way, in a process of its own."""
 
-    def __init__(self, folder: Path, stack: dict[str, str], name: str) -> None:
+    def __init__(self, folder: Path, stack: dict[str, str], name: str, *overrides: str) -> None:
         self.log, self.out = folder / f"{name}.err", folder / f"{name}.out"
         with self.log.open("w") as log, self.out.open("w") as out:
             environment = os.environ | stack | {"PYTHONUNBUFFERED": "1"}
-            line = words("tune", *SEARCH, "name=killed")
+            line = words("tune", *(overrides or (*SEARCH, "name=killed")))
             self.process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=log)
 
     def wait_for(self, text: str) -> None:
@@ -68,18 +68,18 @@ class Driver:
         return self.process.wait(LONGEST_S)
 
 
-def trial_process(stack: dict[str, str]) -> psutil.Process:
-    """The process in which the stack's cluster runs a trial."""
+def process_of(stack: dict[str, str], *titles: str) -> psutil.Process:
+    """A process of the stack's cluster with one of these titles. Raises AssertionError if there is none."""
     for process in psutil.process_iter(["cmdline"]):
-        if "ray::ResourceTrainable" in " ".join(process.info["cmdline"] or ()):
+        if " ".join(process.info["cmdline"] or ()).startswith(titles):
             parent = process.parent()
             if parent and f"--gcs-address={stack['RAY_ADDRESS']}" in parent.cmdline():
                 return process
-    raise AssertionError("no trial runs")
+    raise AssertionError(f"no process {titles}")
 
 
 def test_a_search_is_one_parent_with_its_children(
-    searched: subprocess.CompletedProcess[str], client: MlflowClient, stack: dict[str, str], tmp_path: Path
+    searched: subprocess.CompletedProcess[str], command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
 ) -> None:
     done = searched
     experiment = client.get_experiment_by_name("tests")
@@ -111,7 +111,11 @@ def test_a_search_is_one_parent_with_its_children(
     winner = parent.data.tags["ccnet.checkpoint_sha256"]
     best = next(child for child in children if child.data.tags.get("ccnet.checkpoint_sha256") == winner)
     assert model.net.head.recurrence == int(best.data.params["model.recurrence"]) == winner_yaml.model.recurrence
+    assert parent.data.tags["best.model.recurrence"] == best.data.params["model.recurrence"]
     assert str(winner_yaml.train.learning_rate) == best.data.params["train.learning_rate"]
+    assert re.search(r"^the search takes about \d+ (s|min) more$", done.stderr, re.MULTILINE)
+    exported = command(f"tune --export {tmp_path / 'study.db'}", *SEARCH, "name=search")
+    assert exported.stdout.startswith(f"{tmp_path / 'study.db'}: 2 trials; look at them: "), exported.stderr
     versions = client.search_model_versions(f"run_id = '{best.info.run_id}'")
     assert [version.tags["ccnet.checkpoint_sha256"] for version in versions] == [winner], "registered under the winner's own run"
 
@@ -130,7 +134,7 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
 
     driver = Driver(tmp_path, stack, "second")
     driver.wait_for("trial 0001  from step 0 to 5")
-    trial_process(stack).kill()
+    process_of(stack, "ray::ResourceTrainable").kill()
     driver.wait_for("trial 0001  failed and is tried again (1 of 3): the process of the trial died")
     driver.wait_for("trial 0001  step 5")
     driver.process.send_signal(signal.SIGTERM)
@@ -151,6 +155,30 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     again = command("tune", *SEARCH, "name=killed")
     assert (again.returncode, rows(again.stdout)) == (0, rows(done.stdout))
     assert "from step" not in again.stderr, "a trial was repeated"
+
+
+def test_trials_of_several_workers_survive_a_killed_worker_and_controller(
+    prepared: str, command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
+) -> None:
+    """With several workers, a trial has a controller and workers of its own. Their deaths cost no trial, no point, no actor."""
+    line = ("tune.space={model.recurrence: {choice: [1]}}", "tune.trials=1", "tune.grace_steps=20", "train.workers=2",
+            "train.warmup_steps=0")  # fmt: skip
+    driver = Driver(tmp_path, stack, "pair", *line, "name=pair")
+    for title, text in (("ray::RayTrainWorker", "step 6/20"), ("ray::TrainController", "step 11/20")):
+        driver.wait_for(text)
+        process_of(stack, title).kill()
+    assert driver.end() == 0, driver.log.read_text()
+    assert "failed" not in driver.out.read_text()
+    done = command("train", *line[3:], "model.recurrence=1", "name=undisturbed")
+    assert done.returncode == 0, done.stderr
+    experiment = client.get_experiment_by_name("tests")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'undisturbed-%'")
+    (trial,) = client.search_runs([experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'pair-search-%-0000'")
+    assert trial.info.status == "FINISHED"
+    assert history(client, trial, "val/miou") == history(client, run, "val/miou")
+    assert len(history(client, trial, "train/loss")) == 20
+    with pytest.raises(AssertionError, match="no process"):
+        process_of(stack, "ray::PlacementGroupCleaner", "ray::TrainController", "ray::RayTrainWorker", "ray::ResourceTrainable")
 
 
 def test_the_overrides_of_the_best_trial_reproduce_it(

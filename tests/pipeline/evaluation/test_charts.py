@@ -44,6 +44,22 @@ def test_the_curve_of_one_validation_and_of_many() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_the_settings_of_a_search_have_a_panel_each_with_every_trial() -> None:
+    points = {
+        "train.learning_rate": [(0.01, 0.1), (0.1, 0.2), (0.05, 0.9)],
+        "data.crop_size": [([97, 129], 0.1), (129, 0.2), (129, 0.9)],
+        "model.recurrence": [(1, 0.1), (2, 0.2), (3, 0.9)],
+        "$loss$": [("a", 0.1), ("b", 0.2), ("a", 0.9)],
+    }
+    picture = charts.search_settings(points, ["train.learning_rate"], {"model.recurrence": "  (60 %)"})
+    assert picture.shape == (600, 1020, 3)
+    front, back = ((picture == np.array(color)).all(axis=2).sum() for color in (TRAIN, VAL))
+    assert 200 < front < 1000, "the best of each panel"
+    assert back > 50, "the others"
+    assert charts.search_settings({"seed": [(1, 0.5)]}, [], {}).any()
+
+
+@pytest.mark.filterwarnings("error")
 def test_the_curves_of_a_search_show_every_trial_and_the_best_in_front() -> None:
     curves = {f"{number:04d}": [(60, 0.1 * number), (120, 0.1 * number + 0.1)] for number in range(9)} | {"0009": [(60, 0.0)]}
     picture = charts.search_curves(curves, (60, 120), "0008")

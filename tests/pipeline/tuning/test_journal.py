@@ -1,12 +1,22 @@
 """The records of a search survive their driver, and say so where they cannot be read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.storage.store import Store
 from pipeline.tuning.journal import Journal, Report, Trial
+from tests.pipeline.preflight.test_resources import config
+
+
+def test_another_space_under_the_same_name_is_another_search() -> None:
+    spaces: list[dict[str, Any]] = [{"train.momentum": {"uniform": [0.5, 0.9]}}, {"train.momentum": {"uniform": [0.6, 0.9]}}]
+    one, other = (config(tune__space=space) for space in spaces)
+    assert one.name == other.name
+    assert one.search_key != other.search_key
+    assert one.search_key == config(tune__space=spaces[0], tune__trials=99).search_key, "more trials extend the search"
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.config.tune import Dimension
+from pipeline.errors import ConfigError
 from pipeline.tuning.journal import Report, Trial
-from pipeline.tuning.points import importances, num_points, own_point, suggest
+from pipeline.tuning.points import export_study, importances, num_points, own_point, suggest
 from tests.pipeline.preflight.test_resources import config
 
 SPACE: dict[str, Any] = {
@@ -41,6 +44,32 @@ def test_a_search_that_starts_again_draws_the_same_points(sampler: str) -> None:
     if sampler == "random":
         assert [suggest(shuffled, number, whole[:number]) for number in range(12)] == [trial.overrides for trial in whole]
     assert whole[1].overrides != suggest(override(settings, {"seed": 7}), 1, [])
+
+
+def test_a_point_that_could_not_train_is_the_worst_for_the_next_ones() -> None:
+    settings = searched({"data.crop_size": {"choice": [65, 97]}, "train.momentum": {"uniform": [0.0, 0.9]}}, sampler="tpe")
+    trials = [Trial(f"{n:04d}", {"data.crop_size": 97, "train.momentum": n / 10}, 10, "refused", "too large") for n in range(6)]
+    scored = [{"data.crop_size": 65, "train.momentum": n / 10} for n in range(4)]
+    trials += [Trial(f"{n + 6:04d}", point, 10, "complete", miou=0.5) for n, point in enumerate(scored)]
+    drawn_next = [suggest(override(settings, {"seed": seed}), 10, trials)["data.crop_size"] for seed in range(20)]
+    assert drawn_next.count(65) > 15
+
+
+def test_a_search_is_exported_as_a_study_of_optuna(tmp_path: Path) -> None:
+    settings = searched(SPACE | {"data.scale": {"choice": [[0.5, 1.0], [1.0, 1.0]]}})
+    trials = drawn(settings, 5, lambda point: 1 / point["model.recurrence"])
+    trials[3] = trials[3]._replace(state="stopped")
+    seed = trials[0]._replace(name="0000-seed1")
+    file = tmp_path / "study.db"
+    export_study(settings, [*trials, seed], file, "search")
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{file}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["PRUNED", "COMPLETE"]
+    assert study.trials[0].params["model.recurrence"] == 2
+    assert study.trials[0].params["data.scale"] == "[1.0, 1.0]"
+    assert study.best_value == max(trial.miou or 0 for trial in trials if trial.state == "complete")
+    with pytest.raises(ConfigError, match="exists already"):
+        export_study(settings, trials, file, "search")
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
 
 
 def test_the_first_trial_is_the_configuration_itself_if_it_lies_in_the_space() -> None:
