@@ -66,9 +66,9 @@ class Forecast:
         config = trial_config(self.run.config, overrides)
         workers = config.train.fewest_workers
         images = images or config.train.micro_batch or math.ceil(config.train.global_batch / workers)
-        # Of the searched settings, most change no size.
-        model, loss = config.model.model_dump_json(), config.loss.model_dump_json()
-        key = f"{model}/{loss}/{config.data.crop_size}/{config.train.precision}/{config.train.freeze_norm}/{images}"
+        train, kept = config.train, (config.train.momentum > 0, config.train.ema_decay is not None)
+        # All that a count depends on: of the searched settings, most change none of it.
+        key = repr((config.model, config.loss, config.data.crop_size, train.precision, train.freeze_norm, kept, images))
         if key not in self.costs:
             self.costs[key] = step_cost(config, len(self.run.manifest.class_names), images)
         return self.costs[key]

@@ -59,25 +59,44 @@ class Progress:
 
     def begin(self, stage: Stage) -> Trial | None:
         """Notes that a stage starts; a new trial gets its point. None if the trial cannot train."""
-        trial, expected = self.journal.trials.get(stage.name) or self._new(stage), ""
-        if self.forecast:
-            if reason := self.forecast.refusal(trial.overrides):
-                logger.warning("trial %s  is not trained: %s  %s", stage.name, reason, shown(trial.overrides))
-                self._put(trial._replace(state="refused", reason=reason))
-                return None
-            seconds = self.forecast.stage_s(trial.overrides, trial.step, stage.until)
-            expected = f"  (about {duration(seconds)}, {size(self.forecast.cost(trial.overrides).peak_bytes)})"
+        trial = self.journal.trials.get(stage.name) or self._new(stage)
+        refusal, expected = self._expected_of(trial, stage)
+        if refusal:
+            logger.warning("trial %s  is not trained: %s  %s", stage.name, refusal, shown(trial.overrides))
+            self._put(trial._replace(state="refused", reason=refusal))
+            return None
         self._put(trial._replace(state="running", reason="", until=stage.until))
         self.began[stage.name] = time.monotonic()
         logger.info("trial %s  from step %d to %d  %s%s", stage.name, trial.step, stage.until, shown(trial.overrides), expected)
         return self.journal.trials[stage.name]
 
+    def _expected_of(self, trial: Trial, stage: Stage) -> tuple[str, str]:
+        """Why a trial cannot train, if so, and what its stage is expected to take; empty if that is not known."""
+        if self.forecast is None:
+            return "", ""
+        try:
+            seconds = self.forecast.stage_s(trial.overrides, trial.step, stage.until)
+            needed = size(self.forecast.cost(trial.overrides).peak_bytes)
+            return self.forecast.refusal(trial.overrides), f"  (about {duration(seconds)}, {needed})"
+        except Exception as error:
+            self._end_forecast(error)
+            return "", ""
+
     def expected(self) -> str:
         """How long the search still takes, as far as that can be said."""
-        trials = list(self.journal.trials.values())
-        if self.forecast is None or not (left_s := self.forecast.left_s(trials, self.plan)):
+        if self.forecast is None:
             return ""
-        return f"the search takes about {duration(left_s)} more"
+        try:
+            left_s = self.forecast.left_s(list(self.journal.trials.values()), self.plan)
+        except Exception as error:
+            self._end_forecast(error)
+            return ""
+        return f"the search takes about {duration(left_s)} more" if left_s else ""
+
+    def _end_forecast(self, error: Exception) -> None:
+        """Goes on without a forecast: a count that fails must not end a search."""
+        logger.warning("no forecast any more: %s: %s", type(error).__name__, first_sentence(str(error)))
+        self.forecast = None
 
     def _put(self, trial: Trial) -> None:
         """Writes a trial's record, unless another driver has taken the search over. Raises LeaseError."""

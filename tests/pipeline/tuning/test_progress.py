@@ -1,11 +1,13 @@
 """What the driver of a search remembers between events: hours, seeds, failures in a row."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from pipeline.model.cost import StepCost
 from pipeline.storage import lease
 from pipeline.storage.store import Store
 from pipeline.training.run import Run
@@ -61,6 +63,50 @@ def test_a_fault_that_may_pass_is_tried_again_until_too_many_in_a_row(parent: Ru
     assert count == 0
     assert Journal(store).trials["0000"].state == "failed"
     assert open_journal(parent).trials["0000"].state == "running", "the same command tries it again"
+
+
+class Broken:
+    """A forecast that cannot count."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"cannot count {name}")
+
+
+class Full:
+    """A forecast for a device without room."""
+
+    def refusal(self, overrides: dict[str, Any]) -> str:
+        return "too large" if overrides["model.recurrence"] == 2 else ""
+
+    def stage_s(self, overrides: dict[str, Any], start: int, end: int) -> float:
+        return 100.0
+
+    def cost(self, overrides: dict[str, Any]) -> StepCost:
+        return StepCost(1, 2**20)
+
+
+def test_a_forecast_that_fails_does_not_end_the_search(parent: Run, caplog: pytest.LogCaptureFixture) -> None:
+    search = progress(parent)
+    search.forecast = cast(Any, Broken())
+    assert search.expected() == ""
+    search.forecast = cast(Any, Broken())
+    assert search.begin(Stage("0000", 10)) is not None
+    assert "no forecast any more: RuntimeError: cannot count stage_s" in caplog.text
+    assert search.forecast is None
+
+
+def test_a_trial_that_cannot_fit_is_not_trained_and_tried_again_by_the_next_start(
+    parent: Run, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    search = progress(parent, tune__trials=2)
+    search.forecast = cast(Any, Full())
+    assert search.begin(Stage("0000", 10)) is None, "the configuration itself has R = 2"
+    assert (search.journal.trials["0000"].state, search.journal.trials["0000"].reason) == ("refused", "too large")
+    assert search.next_stage(()) == Stage("0001", 100)
+    assert search.begin(Stage("0001", 100)) is not None
+    assert "trial 0001  from step 0 to 100  model.recurrence=1  (about 2 min, 1 MiB)" in caplog.text
+    assert open_journal(parent).trials["0000"].state == "running"
 
 
 def test_a_driver_that_was_replaced_writes_nothing(parent: Run, store: Store) -> None:
