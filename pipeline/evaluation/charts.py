@@ -120,12 +120,17 @@ def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: str) 
     return drawn(figure)
 
 
-def search_settings(points: Mapping[str, Sequence[tuple[Any, float]]], log: Collection[str], notes: Mapping[str, str]) -> Image:
+def search_settings(
+    points: Mapping[str, Sequence[tuple[Any, float]]], log: Collection[str], notes: Mapping[str, str], rung: int
+) -> Image:
     """uint8[H, W, 3]: for each searched setting, the mIoU of the trials over its value; the best one in front.
 
     `points`: setting -> (value, mIoU) of each trial, in the same order for all. `log`: settings with a logarithmic axis; the axis
-    of values that are no numbers has one place for each. `notes`: setting -> what is said about it.
+    of values that are no numbers has one place for each. `notes`: setting -> what is said about it. `rung`: the step of the
+    scores.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
     figure = blank_figure(340 * columns, 300 * rows, layout="constrained")
@@ -139,9 +144,14 @@ def search_settings(points: Mapping[str, Sequence[tuple[Any, float]]], log: Coll
             axes.set_xlim(-0.5, len(labels) - 0.5)
         elif name in log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif all(isinstance(value, int) for value in values):
             axes.set_xticks(sorted(set(values)))
         best = int(np.argmax(mious))
+        axes.margins(x=0.1)
+        axes.set_axisbelow(True)
         axes.scatter(values, mious, s=36, color=SERIES[1], edgecolors="white", linewidths=0.8)
         axes.scatter(values[best], mious[best], s=60, color=SERIES[0])
         axes.set_ylim(0, 1)
@@ -149,7 +159,7 @@ def search_settings(points: Mapping[str, Sequence[tuple[Any, float]]], log: Coll
         axes.grid(color="#e4e7eb", linewidth=0.8)
         _bare(axes)
     for axes in axes_of[::columns]:
-        axes.set_ylabel("validation mIoU", color=SERIES[0])
+        axes.set_ylabel(f"validation mIoU at step {rung}", color=SERIES[0])
     for axes in axes_of[len(points) :]:
         axes.set_visible(False)
     return drawn(figure)

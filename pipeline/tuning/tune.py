@@ -177,7 +177,7 @@ def _settings_picture(progress: Progress) -> Image:
     mious = [trial.at(rung) or trial.reports[-1].miou or 0.0 for trial in scored]
     points = {key: [*zip((trial.overrides[key] for trial in scored), mious, strict=True)] for key in space}
     notes = {key: f"  ({percent(share)})" for key, share in _importances(progress).items()}
-    return search_settings(points, [key for key, dimension in space.items() if dimension.log], notes)
+    return search_settings(points, [key for key, dimension in space.items() if dimension.log], notes, rung)
 
 
 def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Trial, Score, str] | None:

@@ -51,12 +51,12 @@ def test_the_settings_of_a_search_have_a_panel_each_with_every_trial() -> None:
         "model.recurrence": [(1, 0.1), (2, 0.2), (3, 0.9)],
         "$loss$": [("a", 0.1), ("b", 0.2), ("a", 0.9)],
     }
-    picture = charts.search_settings(points, ["train.learning_rate"], {"model.recurrence": "  (60 %)"})
+    picture = charts.search_settings(points, ["train.learning_rate"], {"model.recurrence": "  (60 %)"}, 120)
     assert picture.shape == (600, 1020, 3)
     front, back = ((picture == np.array(color)).all(axis=2).sum() for color in (TRAIN, VAL))
     assert 200 < front < 1000, "the best of each panel"
     assert back > 50, "the others"
-    assert charts.search_settings({"seed": [(1, 0.5)]}, [], {}).any()
+    assert charts.search_settings({"seed": [(1, 0.5)]}, [], {}, 10).any()
 
 
 @pytest.mark.filterwarnings("error")

@@ -103,9 +103,11 @@ def test_a_trial_that_cannot_fit_is_not_trained_and_tried_again_by_the_next_star
     search.forecast = cast(Any, Full())
     assert search.begin(Stage("0000", 10)) is None, "the configuration itself has R = 2"
     assert (search.journal.trials["0000"].state, search.journal.trials["0000"].reason) == ("refused", "too large")
-    assert search.next_stage(()) == Stage("0001", 100)
-    assert search.begin(Stage("0001", 100)) is not None
-    assert "trial 0001  from step 0 to 100  model.recurrence=1  (about 2 min, 1 MiB)" in caplog.text
+    stage = search.next_stage(())
+    assert stage is not None
+    assert stage.name == "0001"
+    assert search.begin(stage) is not None
+    assert f"trial 0001  from step 0 to {stage.until}  model.recurrence=1  (about 2 min, 1 MiB)" in caplog.text
     assert open_journal(parent).trials["0000"].state == "running"
 
 
