@@ -144,7 +144,7 @@ class CheckpointSaver:
                 checkpoint_upload_fn=partial(self._store, state, progress),
                 validation=validation,
             )
-            self.run.told(metrics, local)
+            self.run.notify(metrics, local)
         if interrupted:
             if self.log:
                 self.wait()

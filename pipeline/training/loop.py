@@ -236,7 +236,7 @@ def _validate_pending(run: Run, learner: Learner, found: checkpoint.Checkpoint, 
         checkpoint.write_score(run.checkpoints, checkpoint.folder_name(found.step), found.sha256, metrics, score._asdict())
     reported = {"step": found.step, "run_id": run.run_id} | metrics
     ray.train.report(reported)
-    run.told(reported)
+    run.notify(reported)
     return score.miou
 
 

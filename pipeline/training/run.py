@@ -52,7 +52,7 @@ class Run(NamedTuple):
         """Step at which this attempt ends."""
         return self.until or self.config.train.steps
 
-    def told(self, metrics: dict[str, Any], stored: Any = None) -> None:
+    def notify(self, metrics: dict[str, Any], stored: Any = None) -> None:
         """Tells the callbacks of a training in process what was reported, with the checkpoint `stored`, if any."""
         for callback in self.callbacks:
             callback.after_report(None, [metrics], stored)

@@ -60,7 +60,7 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
     file_system, path = run.checkpoints.arrow()
     parent, _, name = path.rstrip("/").rpartition("/")
     # Ray Train's controller and Ray Data's planner do not get the Run: to unpickle it they would import all that a driver does.
-    policy = restart_policy(run)
+    policy = _restart_policy(run)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if run.on_gpus else {})
     return TorchTrainer(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
         partial(train_worker, run),
@@ -84,7 +84,7 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
     )
 
 
-def restart_policy(run: Run) -> RestartPolicy:
+def _restart_policy(run: Run) -> RestartPolicy:
     return RestartPolicy(run.config.faults, partial(runs.record_fault, run.tracking_uri, run.run_id))
 
 
@@ -144,7 +144,7 @@ def _train_in_process(run: Run, callbacks: list[Any]) -> None:
     """
     for line in ("Running in local mode", "Reported metrics: "):
         hide_on_screen("ray", line)
-    policy = restart_policy(run)
+    policy = _restart_policy(run)
     run = run._replace(callbacks=(policy, *callbacks))
     while not (run.done() or exhausted_budget(run)):
         try:

@@ -17,6 +17,7 @@ import torch
 
 from ccnet import distributed
 from pipeline.evaluation.evaluate import evaluate_samples
+from pipeline.fault_tolerance.failures import root_cause
 from pipeline.formatting import size
 from pipeline.loading.batches import evaluation_samples
 from pipeline.loading.feed import Feed
@@ -39,7 +40,7 @@ START_S = {True: 3.0, False: 30.0}
 WAIT_S = 30.0
 """Longest wait for CPUs and GPUs on which to measure."""
 SAMPLED = 8
-"""Points of the space whose mean stands for those that are not drawn yet."""
+"""Random points of the space that stand for those that are not drawn yet, in turns."""
 
 
 class Speed(NamedTuple):
@@ -151,8 +152,11 @@ def measure(run: Run, in_process: bool) -> Speed:
         began = time.monotonic()
         evaluate_samples(learner.net, [sample], len(run.manifest.class_names), device)
         seen.append(time.monotonic() - began)
-    memory = torch.cuda.get_device_properties(device).total_memory if run.on_gpus else psutil.virtual_memory().available
-    return Speed(min(stepped[1:]), min(seen[1:]), memory if run.on_gpus else memory // run.neighbors)
+    if run.on_gpus:
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory_bytes = psutil.virtual_memory().available // run.neighbors
+    return Speed(min(stepped[1:]), min(seen[1:]), memory_bytes)
 
 
 def measured(run: Run, cpus: float, in_process: bool) -> Speed | None:
@@ -163,6 +167,8 @@ def measured(run: Run, cpus: float, in_process: bool) -> Speed | None:
         speed: Speed = ray.get(found, timeout=WAIT_S)
     except ray.exceptions.RayError as error:
         ray.cancel(found, force=True)
-        logger.info("no forecast of time and memory: %s", str(error).splitlines()[0])
+        late = isinstance(error, ray.exceptions.GetTimeoutError)
+        reason = f"the cluster had no room within {WAIT_S:g} s" if late else str(root_cause(error)).splitlines()[0]
+        logger.info("no forecast of time and memory: %s", reason)
         return None
     return speed

@@ -117,10 +117,12 @@ def _by_optuna(seed: int, space: dict[str, Dimension], trials: Sequence[Trial]) 
 def export_study(config: Config, trials: Sequence[Trial], path: Path, name: str) -> None:
     """Writes the search as an Optuna study into a new SQLite file, which optuna-dashboard opens.
 
-    Trials that train a point again with another seed are left out. Raises ConfigError if the file exists.
+    Trials that train a point again with another seed are left out. Raises ConfigError if the file exists or its folder does not.
     """
     if path.exists():
         raise ConfigError([f"--export {path}: exists already (try another name, or delete it)"])
+    if not path.parent.is_dir():
+        raise ConfigError([f"--export {path}: there is no folder {path.parent}"])
     import optuna
 
     with _quiet():

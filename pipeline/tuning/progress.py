@@ -94,7 +94,7 @@ class Progress:
         return f"the search takes about {duration(left_s)} more" if left_s else ""
 
     def _end_forecast(self, error: Exception) -> None:
-        """Goes on without a forecast: a count that fails must not end a search."""
+        """Continues without a forecast: a count that fails must not end a search."""
         logger.warning("no forecast any more: %s: %s", type(error).__name__, first_sentence(str(error)))
         self.forecast = None
 

@@ -117,7 +117,8 @@ def _opened(parent: Run, key: str) -> Progress:
     progress.parent = parent._replace(neighbors=on_node)
     if progress.next_stage(()):
         progress.forecast = _forecast(progress, need, places)
-        logger.info("%s", progress.expected() or "the time that the search takes is not known yet")
+        if expected := progress.expected():
+            logger.info("%s", expected)
     return progress
 
 

@@ -88,7 +88,6 @@ def test_a_prediction_that_is_stopped_leaves_whole_results(tmp_path: Path, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 @pytest.mark.parametrize("number", SAID)
 def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tmp_path: Path, number: signal.Signals) -> None:
     made = [*words(tmp_path, 8), "train.steps=4000", "train.validate_every=4000", "train.log_every=1", "faults.look_every=2"]
@@ -107,7 +106,6 @@ def test_a_training_that_is_stopped_stores_a_checkpoint_and_says_so_in_mlflow(tm
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 @pytest.mark.parametrize("again", [False, True], ids=["one request", "two requests"])
 def test_a_training_that_is_stopped_before_it_trains_ends_at_once(tmp_path: Path, again: bool) -> None:
     """Nothing is trained yet, so no second request is needed."""

@@ -18,7 +18,6 @@ CONFIG = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_a_run_and_a_version_are_loaded_as_long_as_the_folder_holds_their_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

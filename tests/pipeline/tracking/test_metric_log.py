@@ -227,7 +227,6 @@ def test_a_point_or_picture_that_mlflow_does_not_take_holds_up_nothing_behind_it
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_pictures_that_cannot_be_stored_wait_and_points_arrive(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)
@@ -246,7 +245,6 @@ def test_pictures_that_cannot_be_stored_wait_and_points_arrive(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_points_of_a_deleted_run_are_not_refused_and_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT)

@@ -255,7 +255,6 @@ def test_no_alias_moves_to_a_score_that_recommends_nothing(mlflow_server: Mlflow
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 @pytest.mark.parametrize("name", ["../../up", "/root", "a?b#c", "道" * 256])
 def test_artifacts_without_a_server_stay_beside_the_database(tmp_path: Path, name: str) -> None:
     uri = f"sqlite:///{tmp_path}/in/mlflow.db"
@@ -273,7 +272,6 @@ def test_unknown_reference_is_an_error(mlflow_server: MlflowServer, reference: s
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_database_file_without_a_server_keeps_its_artifacts_next_to_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     check_server(uri)
@@ -282,7 +280,6 @@ def test_database_file_without_a_server_keeps_its_artifacts_next_to_it(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_a_description_is_replaced_until_somebody_edits_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run_id = runs.open_mlflow_run(settings(uri), environment={})

@@ -10,7 +10,6 @@ from tests.pipeline.tracking.test_runs import settings
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_children_get_the_status_and_the_reason_that_their_parent_knows(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     parent = runs.open_mlflow_run(settings(uri), environment={}, run_key="search")

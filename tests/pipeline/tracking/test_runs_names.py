@@ -10,7 +10,6 @@ from tests.pipeline.tracking.test_runs import settings
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # raised by MLflow's queries
 ]
 
 NAMES = ["..", ".", "../../up", "/abs", 'it\'s "50 %" #?&+[a]*{b}\\', "道路", " a ", "%2e%2e", "a" * 256]

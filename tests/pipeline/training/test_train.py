@@ -25,7 +25,6 @@ from tests.support.checkpoints import saved
 from tests.support.own_data import config
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_a_run_that_was_asked_to_stop_says_so_in_mlflow_until_it_is_resumed(tmp_path: Path) -> None:
     made = override(config(tmp_path), {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
     uri, store = tracking_uri(made.tracking), Store(str(tmp_path / "run"))
@@ -64,7 +63,6 @@ def test_a_score_of_another_version_is_named(tmp_path: Path, recorded: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # raised by MLflow's queries
 def test_the_checkpoint_of_a_registered_version_is_not_pruned(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     made = override(config(tmp_path), {"tracking.uri": uri, "tracking.register_as": "roads"})

@@ -70,6 +70,8 @@ def test_a_search_is_exported_as_a_study_of_optuna(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         export_study(settings, trials, file, "search")
     assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+    with pytest.raises(ConfigError, match="there is no folder"):
+        export_study(settings, trials, tmp_path / "none" / "study.db", "search")
 
 
 def test_the_first_trial_is_the_configuration_itself_if_it_lies_in_the_space() -> None:
