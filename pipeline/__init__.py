@@ -18,6 +18,8 @@ ENVIRONMENT = CHECKSUMS | {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
+    # Lines that differ only in their numbers are shown once; those of trials at the same time do so.
+    "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^trial \d",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Processes that reserve no GPU keep the CUDA_VISIBLE_DEVICES of their node.

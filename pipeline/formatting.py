@@ -30,6 +30,12 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TiB"
 
 
+def resources(cpus: float, gpus: float) -> str:
+    """`2 CPUs and 1 GPU`, without what is 0."""
+    parts = ((cpus, "CPU"), (gpus, "GPU"))
+    return " and ".join(f"{number:g} {kind}{'s' * (number != 1)}" for number, kind in parts if number)
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0) -> str:
     """Rows of cells under headings. The first column is left-aligned and at least `width` wide; the others are right-aligned."""
     lines = [headings, *rows]

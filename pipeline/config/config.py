@@ -76,7 +76,11 @@ class Config(Section):
         Their number is not among them, so that a larger one extends the search.
         """
         tree = self.record()
-        facts = [shaping(tree), {name: tree["tune"][name] for name in ("space", "sampler", "grace_steps", "reduction")}]
+        tune = {name: tree["tune"][name] for name in ("space", "sampler", "grace_steps", "reduction")}
+        for dimension in tune["space"].values():
+            if not dimension["when"]:  # came later: a search without conditions keeps its key
+                del dimension["when"]
+        facts = [shaping(tree), tune]
         return f"{self.name}-search-{_hash(facts)}"
 
     @property

@@ -16,7 +16,16 @@ NOT_SHAPING = {
         "max_skipped",
         "stall_s",
     ),
-    "train": ("workers", "cpus_per_worker", "log_every", "keep_checkpoints", "resume", "validate_every", "checkpoint_every"),
+    "train": (
+        "workers",
+        "cpus_per_worker",
+        "threads",
+        "log_every",
+        "keep_checkpoints",
+        "resume",
+        "validate_every",
+        "checkpoint_every",
+    ),
 }
 """Settings that do not change the trained model: it stays equal bit for bit, or up to the order of floating-point sums."""
 ADDED: dict[str, dict[str, Any]] = {

@@ -13,6 +13,9 @@ class Train(Section):
     in the command's own process and makes the data there too, for a debugger: nothing is retried, and no hang is looked for."""
     cpus_per_worker: float = Field(0.5, gt=0)
     """Logical CPUs that each worker reserves; Ray Data uses the rest."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of each worker's torch; by default the workers of a node share its cores. On a CPU the sums of another number of
+    threads round differently, so a search gives all its trials the same number."""
     global_batch: int = Field(8, ge=1)
     """Images per step, all workers together."""
     steps: int = Field(60_000, ge=1)

@@ -20,6 +20,8 @@ class Dimension(Section):
     """Values to choose from at random."""
     grid: tuple[Any, ...] | None = None
     """Values that are all tried, each with all those of the other grids."""
+    when: dict[str, tuple[Any, ...]] = Field({})
+    """Searched setting -> its values with which this setting matters; with others, a trial keeps the configuration's value."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -33,6 +35,8 @@ class Dimension(Section):
         for name, ends in {"uniform": self.uniform, "integer": self.integer}.items():
             if ends and not ends[0] < ends[1]:
                 raise ValueError(f"{name} = {list(ends)}: needs low < high")
+        if self.when and self.grid is not None:
+            raise ValueError("when: not with grid, whose values are all tried (try choice)")
         for name, values in {"choice": self.choice, "grid": self.grid}.items():
             if values == ():
                 raise ValueError(f"{name} = []: needs at least one value")
@@ -73,7 +77,7 @@ class Dimension(Section):
 class Tune(Section):
     space: dict[str, Dimension] = Field({})
     """Search space: dotted setting -> {log: [low, high]}, {uniform: [low, high]}, {integer: [low, high]}, {choice: [...]} or
-    {grid: [...]}."""
+    {grid: [...]}; beside these, `when: {other setting: [values]}` for a setting that matters only with these values."""
     trials: int = Field(4, ge=1)
     """Number of trials; with a grid, of trials at each of its points. A larger number extends a search."""
     sampler: Literal["random", "tpe"] = "random"
@@ -90,6 +94,25 @@ class Tune(Section):
     """Seeds with which each of the two best settings is trained before one of them wins by its mean; 1: only their own."""
     evaluate: bool = False
     """Score the best checkpoint of every complete trial as jobs.evaluate does: mIoU with interval, and with the attention off."""
+
+    def applicable(self, point: dict[str, Any]) -> dict[str, Any]:
+        """The point without the settings that do not matter for it (`Dimension.when`)."""
+        kept = {
+            key: value
+            for key, value in point.items()
+            if all(name in point and point[name] in values for name, values in self.space[key].when.items())
+        }
+        return kept if len(kept) == len(point) else self.applicable(kept)
+
+    @model_validator(mode="after")
+    def _conditions(self) -> Self:
+        for key, dimension in self.space.items():
+            for name in dimension.when:
+                if name == key or name not in self.space:
+                    raise ValueError(
+                        f"space.{key}: when.{name}: is no other setting of the space (try one of {', '.join(self.space)})"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _seeds(self) -> Self:

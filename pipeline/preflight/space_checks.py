@@ -88,9 +88,9 @@ def some_points(config: Config) -> Iterator[Point]:
     else:
         corners = islice(iter(lambda: tuple(generator.choice(values) for values in ends), None), MOST_CORNERS)
     for values in corners:
-        yield dict(zip(space, values, strict=True))
+        yield config.tune.applicable(dict(zip(space, values, strict=True)))
     for _ in range(DRAWS):
-        yield {key: dimension.draw(generator) for key, dimension in space.items()}
+        yield config.tune.applicable({key: dimension.draw(generator) for key, dimension in space.items()})
 
 
 def named(point: Point) -> str:

@@ -89,7 +89,7 @@ class Schedule:
 
 def train_worker(run: Run) -> None:
     """One DDP worker: trains from the newest checkpoint to the last step, or until it is interrupted."""
-    torch.set_num_threads(distributed.num_threads(ray.train.get_context().get_local_world_size() * run.neighbors))
+    torch.set_num_threads(run.config.train.threads or distributed.num_threads(ray.train.get_context().get_local_world_size()))
     show_own_lines(logging.INFO if distributed.rank() == 0 else logging.WARNING)
     for start in ("Error in training function", "`ray.train.report("):  # tracebacks: the fault is said in one sentence
         hide_on_screen("ray.train", start)

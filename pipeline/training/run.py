@@ -38,8 +38,6 @@ class Run(NamedTuple):
     """The process that calls Ray Train trains itself, alone, and makes its own data: no worker is started."""
     callbacks: tuple[Any, ...] = ()
     """Callbacks of Ray Train whose `after_report` a training in process calls itself, because Ray's local mode does not."""
-    neighbors: int = 1
-    """Runs that train on a node at the same time, this one included: they share its cores."""
     environment: dict[str, str] | None = None
     """Commit, versions and devices of the driver; every checkpoint records them."""
 

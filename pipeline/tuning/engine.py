@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -16,8 +17,10 @@ from ray import tune
 from ray.tune import Stopper
 from ray.tune.search import Searcher
 
+from pipeline.cluster.holders import holders
 from pipeline.config.config import Config
 from pipeline.fault_tolerance.interruptions import first_signal
+from pipeline.formatting import resources
 from pipeline.preflight.resources import cpus_needed
 from pipeline.storage.store import Store
 from pipeline.training.train import STOPPED
@@ -43,8 +46,9 @@ QUIET = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS
 
 
 class Need(NamedTuple):
-    """CPUs and GPUs of one trial, those of its data included."""
+    """What one trial takes, its data included."""
 
+    workers: int
     cpus: float
     gpus: float
     held: float
@@ -52,23 +56,39 @@ class Need(NamedTuple):
     in_process: bool
     """Its own process trains; see `trials.trains_in_process`."""
 
+    def __str__(self) -> str:
+        return resources(self.cpus, self.gpus)
+
     @classmethod
     def of(cls, config: Config, on_gpus: bool) -> "Need":
         config = trial_config(config, {})
-        workers, in_process = config.train.fewest_workers, trains_in_process(config, on_gpus)
-        cpus = cpus_needed(config, workers)
-        held = cpus if in_process else workers * config.train.cpus_per_worker
-        return cls(cpus, float(workers if on_gpus else 0), held, in_process)
+        train = config.train
+        if trains_in_process(config, on_gpus):  # it computes all the time, and makes its data itself
+            cpus = max(1.0, train.cpus_per_worker)
+            return cls(1, cpus, 0.0, cpus, in_process=True)
+        workers = train.fewest_workers
+        held = workers * train.cpus_per_worker
+        return cls(workers, cpus_needed(config, workers), float(workers if on_gpus else 0), held, in_process=False)
 
-    def places(self, resources: dict[str, float]) -> int:
+    def places(self, has: dict[str, float]) -> int:
         """Number of trials for which these resources are enough."""
-        by_gpu = math.floor(resources.get("GPU", 0) / self.gpus + 1e-9) if self.gpus else math.inf
-        return int(min(math.floor(resources.get("CPU", 0) / self.cpus + 1e-9), by_gpu))
+        by_gpu = math.floor(has.get("GPU", 0) / self.gpus + 1e-9) if self.gpus else math.inf
+        return int(min(math.floor(has.get("CPU", 0) / self.cpus + 1e-9), by_gpu))
 
 
-def concurrent_trials(config: Config, need: Need, resources: dict[str, float]) -> int:
-    """Number of trials at the same time: as many as the whole cluster can run, at most `tune.concurrent`, at least one."""
-    return int(max(1, min(config.tune.concurrent or math.inf, need.places(resources))))
+def concurrent_trials(config: Config, need: Need, has: dict[str, float]) -> int:
+    """Number of trials at the same time: as many as a cluster that has this can run, at most `tune.concurrent`, at least one."""
+    return int(max(1, min(config.tune.concurrent or math.inf, need.places(has))))
+
+
+def shared_by(places: int, need: Need, nodes: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Number of trials that share a node if `places` run at a time, and torch threads of each worker.
+
+    `nodes`: those of `ray.nodes()`.
+    """
+    cpus = [node["Resources"]["CPU"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")] or [1.0]
+    workers_on_node = -(-places * need.workers // len(cpus))
+    return -(-places // len(cpus)), max(1, int(min(cpus) // workers_on_node))
 
 
 class Stages(Searcher):
@@ -131,9 +151,9 @@ class Stages(Searcher):
             return True
         if not self.live and now - self.said >= SAY_S:
             self.said = now
-            gpus = f" and {self.need.gpus:g} GPUs" if self.need.gpus else ""
             parts = [f"{free.get(kind, 0):g} of {whole[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in whole]
-            logger.info("waiting: a trial needs %g CPUs%s, free are %s", self.need.cpus, gpus, " and ".join(parts))
+            held = "".join(f"\n  held by {holder}" for holder in holders())
+            logger.info("waiting: a trial needs %s, free are %s%s", self.need, " and ".join(parts), held)
         return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

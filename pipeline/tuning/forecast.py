@@ -1,11 +1,13 @@
 """How long a search takes and whether its trials fit into memory: said before the first one, corrected while the search runs.
 
-Two steps of the configuration itself are measured where trials will run. Another point takes as much longer as its step has more
-operations (`step_cost`), and what the trials have taken so far corrects the rest.
+Some steps of the configuration itself are measured where trials will run, in as many processes at a time as trials will share a
+node. Another point takes as much longer as its step has more operations (`step_cost`), and what the trials have taken so far
+corrects the rest.
 """
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from itertools import cycle, pairwise
@@ -15,7 +17,6 @@ import psutil
 import ray
 import torch
 
-from ccnet import distributed
 from pipeline.evaluation.evaluate import evaluate_samples
 from pipeline.fault_tolerance.failures import root_cause
 from pipeline.formatting import size
@@ -31,8 +32,8 @@ from pipeline.tuning.trials import trial_config
 
 logger = logging.getLogger(__name__)
 
-STEPS = 2
-"""Measured steps, after one that is not."""
+STEPS, LONGEST_S = (2, 8), 5.0
+"""Measured steps, at least and at most, after one that is not; after the longest time only the least."""
 IMAGES = 2
 """Measured images of a validation."""
 START_S = {True: 3.0, False: 30.0}
@@ -73,6 +74,10 @@ class Forecast:
         if key not in self.costs:
             self.costs[key] = step_cost(config, len(self.run.manifest.class_names), images)
         return self.costs[key]
+
+    def gflop(self, overrides: dict[str, Any]) -> float:
+        """1e9 operations of one training image at a point."""
+        return self.cost(overrides, images=1).flops / 1e9
 
     def step_s(self, overrides: dict[str, Any]) -> float:
         """Seconds of a step at a point."""
@@ -128,16 +133,19 @@ class Forecast:
         return f"a step with one image a pass needs {size(least)}, and {size(has)} are there" if least > has else ""
 
 
-def measure(run: Run, in_process: bool) -> Speed:
-    """Runs a few steps and validates a few images of the configuration itself, without a trace."""
+def measure(run: Run, in_process: bool, on_node: int) -> Speed:
+    """Runs a few steps and validates a few images of the configuration itself, without a trace.
+
+    `on_node`: number of trials that share the memory of a node.
+    """
     config = trial_config(run.config, {})
-    torch.set_num_threads(distributed.num_threads(run.neighbors))
+    torch.set_num_threads(config.train.threads or 1)
     device = torch.device("cuda" if run.on_gpus else "cpu")
     workers = config.train.fewest_workers
     feed, learner = Feed(config, run.manifest, 0, workers), Learner(config, len(run.manifest.class_names), device)
-    stepped = []
-    for step in range(STEPS + 1):
-        began = time.monotonic()
+    stepped: list[float] = []
+    while len(stepped) <= STEPS[0] or (len(stepped) <= STEPS[1] and sum(stepped) < LONGEST_S):
+        step, began = len(stepped), time.monotonic()
         rows = feed.steps(step, step + 1, rank=0)
         if not in_process:
             began = time.monotonic()
@@ -155,20 +163,26 @@ def measure(run: Run, in_process: bool) -> Speed:
     if run.on_gpus:
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
     else:
-        memory_bytes = psutil.virtual_memory().available // run.neighbors
-    return Speed(min(stepped[1:]), min(seen[1:]), memory_bytes)
+        memory_bytes = psutil.virtual_memory().available // on_node
+    return Speed(statistics.median(stepped[1:]), statistics.median(seen[1:]), memory_bytes)
 
 
-def measured(run: Run, cpus: float, in_process: bool) -> Speed | None:
-    """`measure` on a node of the cluster; None if it has no room now, or if it fails."""
+def measured(run: Run, cpus: float, in_process: bool, on_node: int) -> Speed | None:
+    """The slowest `measure` of as many at the same time as trials share a node, because they slow each other down.
+
+    None if the cluster has no room now, or if it fails.
+    """
     task: Any = ray.remote(num_cpus=cpus, num_gpus=int(run.on_gpus), max_retries=0, scheduling_strategy="DEFAULT")
-    found = task(measure).remote(run._replace(stop_flag=None), in_process)
+    started = [task(measure).remote(run._replace(stop_flag=None), in_process, on_node) for _ in range(on_node)]
+    done, waiting = ray.wait(started, num_returns=on_node, timeout=WAIT_S)
+    for each in waiting:
+        ray.cancel(each, force=True)
+    reason = f"the cluster had no room within {WAIT_S:g} s"
     try:
-        speed: Speed = ray.get(found, timeout=WAIT_S)
+        if done:
+            slowest: Speed = max(ray.get(done))
+            return slowest
     except ray.exceptions.RayError as error:
-        ray.cancel(found, force=True)
-        late = isinstance(error, ray.exceptions.GetTimeoutError)
-        reason = f"the cluster had no room within {WAIT_S:g} s" if late else str(root_cause(error)).splitlines()[0]
-        logger.info("no forecast of time and memory: %s", reason)
-        return None
-    return speed
+        reason = str(root_cause(error)).splitlines()[0]
+    logger.info("no forecast of time and memory: %s", reason)
+    return None

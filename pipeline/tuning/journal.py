@@ -46,6 +46,8 @@ class Trial(NamedTuple):
     """That of its best checkpoint; None before there is one, and if it is not a number."""
     caveat: str = ""
     """What speaks against this score; empty if nothing does."""
+    gflop: float | None = None
+    """1e9 operations of one training image, forward and backward; None if they were not counted."""
     score: dict[str, Any] | None = None
     """That of `jobs.evaluate` for the best checkpoint, if `tune.evaluate` asks for it."""
 

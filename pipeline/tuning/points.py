@@ -27,6 +27,9 @@ FIRST = 4
 ENOUGH = 8
 """Trials from which on the importance of settings is shown."""
 
+OUTSIDE = object()
+"""Stands for a value that does not lie in the space."""
+
 Point = dict[str, Any]
 
 
@@ -51,7 +54,7 @@ def suggest(config: Config, number: int, trials: Sequence[Trial]) -> Point:
         drawn = {key: dim.draw(random.Random(f"{config.seed}/{number}/{attempt}/{key}")) for key, dim in free.items()}
         if attempt == 0 and config.tune.sampler == "tpe" and free and len(trials) >= FIRST:
             drawn = _by_optuna(config.seed + number, free, trials)
-        point = {key: (fixed | drawn)[key] for key in space}
+        point = config.tune.applicable({key: (fixed | drawn)[key] for key in space})
         if fixed or point not in known:
             break
     return point
@@ -60,22 +63,19 @@ def suggest(config: Config, number: int, trials: Sequence[Trial]) -> Point:
 def own_point(config: Config) -> Point | None:
     """The configuration as a point of its own space; None if it does not lie there."""
     base = override(config, {"tune.space": {}})
-    point = {}
+    point: Point = {}
     for key, dimension in config.tune.space.items():
         if dimension.range:
             value: Any = base
             for name in key.split("."):
                 value = getattr(value, name, None)
             low, high = dimension.range
-            if not (isinstance(value, int | float) and low <= value <= high):
-                return None
-            point[key] = value
+            point[key] = value if isinstance(value, int | float) and low <= value <= high else OUTSIDE
         else:  # a setting may be written in several ways, such as a side of crops
             same = [value for value in dimension.listed if override(base, {key: value}) == base]
-            if not same:
-                return None
-            point[key] = same[0]
-    return point
+            point[key] = same[0] if same else OUTSIDE
+    point = config.tune.applicable(point)
+    return None if any(value is OUTSIDE for value in point.values()) else point
 
 
 def _grid(config: Config) -> list[Point]:
@@ -87,9 +87,10 @@ def _grid(config: Config) -> list[Point]:
 def importances(config: Config, trials: Sequence[Trial], rung: int) -> dict[str, float]:
     """How much each setting decides whether a trial is in the better half at a rung, as shares that add up to 1.
 
-    By Optuna's PED-ANOVA. Empty for fewer than ENOUGH trials, a single setting, or equal scores.
+    By Optuna's PED-ANOVA, over the settings that all trials have. Empty for fewer than ENOUGH trials, a single setting, or equal
+    scores.
     """
-    space = {key: dimension for key, dimension in config.tune.space.items() if len(dimension.ends()) > 1}
+    space = {key: dim for key, dim in config.tune.space.items() if len(dim.ends()) > 1 and not dim.when}
     scored = [trial for trial in trials if not trial.confirms and trial.at(rung) is not None]
     if len(scored) < ENOUGH or len(space) < 2 or len({trial.at(rung) for trial in scored}) < 2:
         return {}
@@ -109,7 +110,13 @@ def _by_optuna(seed: int, space: dict[str, Dimension], trials: Sequence[Trial]) 
     distributions = {key: _distribution(dimension) for key, dimension in space.items()}
     with _quiet():
         study = _study(trials, space)
-        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=FIRST)
+        study.sampler = optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=any(dimension.when for dimension in space.values()),  # trials may lack settings
+            constant_liar=True,
+            n_startup_trials=FIRST,
+        )
         params = study.ask(distributions).params
     return {key: _decoded(dimension, params[key]) for key, dimension in space.items()}
 
@@ -143,6 +150,7 @@ def _study(trials: Sequence[Trial], space: dict[str, Dimension]) -> "Study":
     states = {"running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
     study = optuna.create_study(direction="maximize")
     for trial in trials:
+        has = {key: dimension for key, dimension in space.items() if key in trial.overrides}
         state = states.get(trial.state, TrialState.PRUNED)
         if state == TrialState.COMPLETE and trial.miou is None:
             state = TrialState.FAIL
@@ -150,8 +158,8 @@ def _study(trials: Sequence[Trial], space: dict[str, Dimension]) -> "Study":
             optuna.trial.create_trial(
                 state=state,
                 value=trial.miou if state == TrialState.COMPLETE else None,
-                params={key: _encoded(dimension, trial.overrides[key]) for key, dimension in space.items()},
-                distributions={key: _distribution(dimension) for key, dimension in space.items()},
+                params={key: _encoded(dimension, trial.overrides[key]) for key, dimension in has.items()},
+                distributions={key: _distribution(dimension) for key, dimension in has.items()},
                 intermediate_values={report.step: report.miou for report in trial.reports if report.miou is not None},
             )
         )

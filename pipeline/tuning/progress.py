@@ -60,7 +60,8 @@ class Progress:
     def begin(self, stage: Stage) -> Trial | None:
         """Notes that a stage starts; a new trial gets its point. None if the trial cannot train."""
         trial = self.journal.trials.get(stage.name) or self._new(stage)
-        refusal, expected = self._expected_of(trial, stage)
+        refusal, expected, gflop = self._expected_of(trial, stage)
+        trial = trial._replace(gflop=gflop or trial.gflop)
         if refusal:
             logger.warning("trial %s  is not trained: %s  %s", stage.name, refusal, shown(trial.overrides))
             self._put(trial._replace(state="refused", reason=refusal))
@@ -70,17 +71,18 @@ class Progress:
         logger.info("trial %s  from step %d to %d  %s%s", stage.name, trial.step, stage.until, shown(trial.overrides), expected)
         return self.journal.trials[stage.name]
 
-    def _expected_of(self, trial: Trial, stage: Stage) -> tuple[str, str]:
-        """Why a trial cannot train, if so, and what its stage is expected to take; empty if that is not known."""
+    def _expected_of(self, trial: Trial, stage: Stage) -> tuple[str, str, float | None]:
+        """Why a trial cannot train, if so, what its stage is expected to take, and `Trial.gflop`; empty if that is not known."""
         if self.forecast is None:
-            return "", ""
+            return "", "", None
         try:
             seconds = self.forecast.stage_s(trial.overrides, trial.step, stage.until)
             needed = size(self.forecast.cost(trial.overrides).peak_bytes)
-            return self.forecast.refusal(trial.overrides), f"  (about {duration(seconds)}, {needed})"
+            gflop = round(self.forecast.gflop(trial.overrides), 2)
+            return self.forecast.refusal(trial.overrides), f"  (about {duration(seconds)}, {needed})", gflop
         except Exception as error:
             self._end_forecast(error)
-            return "", ""
+            return "", "", None
 
     def expected(self) -> str:
         """How long the search still takes, as far as that can be said."""

@@ -82,12 +82,17 @@ class SearchResult(NamedTuple):
     """The signal that ended it; 0 if none did."""
     importances: Mapping[str, float] = MappingProxyType({})
     """`points.importances` at the first rung."""
+    threads: int | None = None
+    """Torch threads of each worker of a trial: with another number, sums on a CPU round differently."""
 
     def table(self) -> str:
         """One line per trial, what the search spent, and the overrides that reproduce the winner."""
-        return (
-            f"{trials_table(self.trials)}\n\n{summary(self.trials, self.steps, self.importances)}\n\n{reproduced(self.trials[0])}"
+        parts = (
+            trials_table(self.trials),
+            summary(self.trials, self.steps, self.importances),
+            reproduced(self.trials[0], self.threads),
         )
+        return "\n\n".join(parts)
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:
@@ -124,10 +129,23 @@ def trials_table(trials: list[Trial]) -> str:
         for trial in trials
     ]
     head = ["trial", *keys, "mIoU", "step", "seconds", "ended"]
+    if any(trial.gflop for trial in trials):
+        head += ["GFLOP"]
+        rows = [[*row, f"{trial.gflop:.3g}" if trial.gflop else "-"] for row, trial in zip(rows, trials, strict=True)]
     if any(trial.score for trial in trials):
         head += ["interval", "attention off", "gamma"]
         rows = [[*row, *_evaluated(trial.score)] for row, trial in zip(rows, trials, strict=True)]
     return table(head, rows)
+
+
+def best_for_cost(trials: list[Trial]) -> list[Trial]:
+    """The complete trials than which none is both cheaper and better (the Pareto front), the cheapest first."""
+    known = [trial for trial in trials if trial.state == "complete" and trial.gflop and trial.miou is not None]
+    found: list[Trial] = []
+    for trial in sorted(known, key=lambda trial: (trial.gflop, trial.order)):
+        if not found or trial.order < found[-1].order:
+            found.append(trial)
+    return found
 
 
 def summary(trials: list[Trial], steps: int, importances: Mapping[str, float]) -> str:
@@ -137,14 +155,18 @@ def summary(trials: list[Trial], steps: int, importances: Mapping[str, float]) -
         shares = ", ".join(f"{key} {percent(share)}" for key, share in importances.items())
         lines.append(f"what decided at the first rung (PED-ANOVA): {shares}")
     lines += [f"trial {point.name}: mIoU {point}" for point in confirmed(trials)]
+    if len(front := best_for_cost(trials)) > 1:
+        shown = ", ".join(f"{trial.name} (mIoU {trial.miou:.4f} for {trial.gflop:.3g})" for trial in front)
+        lines.append(f"no complete trial is both better and cheaper, in GFLOP of one training image: {shown}")
     lines += [f"trial {trial.name} failed: {trial.reason}" for trial in trials if trial.state == "failed"]
     lines += [f"trial {trial.name} was not trained: {trial.reason}" for trial in trials if trial.state == "refused"]
     return "\n".join(lines)
 
 
-def reproduced(winner: Trial) -> str:
-    """The overrides that reproduce a trial, for a shell."""
-    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in winner.overrides.items()}
+def reproduced(winner: Trial, threads: int | None) -> str:
+    """The overrides that reproduce a trial, for a shell. `threads`: those of its workers."""
+    own = {"train.threads": str(threads)} if threads else {}
+    values = own | {key: value if isinstance(value, str) else json.dumps(value) for key, value in winner.overrides.items()}
     line = shlex.join(f"{key}={value}" for key, value in values.items())
     return f"reproduce the best: add to the search's configuration and overrides\n{line}"
 

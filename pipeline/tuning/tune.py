@@ -25,10 +25,10 @@ from pipeline.training.best import best_of, checkpoint_summary, deliver_best, re
 from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import STOPPED, end_run
-from pipeline.tuning.engine import Need, concurrent_trials, run_stages
+from pipeline.tuning.engine import Need, concurrent_trials, run_stages, shared_by
 from pipeline.tuning.forecast import Forecast, measured
 from pipeline.tuning.journal import Journal, Trial
-from pipeline.tuning.points import export_study, importances
+from pipeline.tuning.points import export_study, importances, num_points
 from pipeline.tuning.progress import Progress, open_journal, plan_of
 from pipeline.tuning.result import Cost, SearchResult, ranked, reproduced, summary, trials_table
 from pipeline.tuning.trials import trial_config, trial_store
@@ -71,6 +71,7 @@ def export(config: Config, path: Path) -> int:
 
 def _search(parent: Run, key: str) -> SearchResult:
     progress = _opened(parent, key)
+    parent = progress.parent
     signals = run_stages(progress, parent.checkpoints)
     trials = ranked(list(progress.journal.trials.values()))
     reason = STOPPED if signals else (progress.exhausted() or "" if progress.next_stage(()) else "")
@@ -94,6 +95,7 @@ def _search(parent: Run, key: str) -> SearchResult:
         reason,
         next(iter(signals), 0),
         _importances(progress),
+        parent.config.train.threads,
     )
 
 
@@ -101,30 +103,32 @@ def _opened(parent: Run, key: str) -> Progress:
     """The search as its folder has it, or a new one."""
     journal, config, need = open_journal(parent), parent.config, Need.of(parent.config, parent.on_gpus)
     places = concurrent_trials(config, need, ray.cluster_resources())
-    # A search keeps the rule with which it began, also on a cluster of another size.
-    waits = bool(journal.facts.get("rungs_wait", places == 1))
-    journal.describe(key=key, seed=config.seed, settings=config.record()["tune"], rungs_wait=waits)
+    on_node, threads = shared_by(places, need, ray.nodes())
+    # A search keeps the rule and the threads with which it began, also on a cluster of another size.
+    waits = bool(journal.facts.get("rungs_wait", 2 * places <= num_points(config)))
+    threads = config.train.threads or int(journal.facts.get("threads", threads))
+    journal.describe(key=key, seed=config.seed, settings=config.record()["tune"], rungs_wait=waits, threads=threads)
+    parent = parent._replace(config=override(config, {"train.threads": threads}))
     plan = plan_of(config, waits)
     progress = Progress(parent, key, journal, plan, _show)
     progress.show()
     done = sum(trial.state in ("complete", "stopped") for trial in journal.trials.values())
     logger.info(
-        "search %s  MLflow run %s\n%d of %d trials have ended, %d at a time (each takes %g CPUs%s), compared at step%s %s",
-        key, parent.run_id, done, plan.trials, places, need.cpus, f" and {need.gpus:g} GPUs" if need.gpus else "",
+        "search %s  MLflow run %s\n%d of %d trials have ended, %d at a time (each takes %s, torch threads: %d)\n"
+        "compared at step%s %s",
+        key, parent.run_id, done, plan.trials, places, need, threads,
         "s" if len(plan.rungs) > 1 else "", ", ".join(map(str, (*plan.rungs, plan.steps))),
     )  # fmt: skip
-    on_node = -(-places // max(1, sum(bool(node["Alive"]) for node in ray.nodes())))
-    progress.parent = parent._replace(neighbors=on_node)
     if progress.next_stage(()):
-        progress.forecast = _forecast(progress, need, places)
+        progress.forecast = _forecast(progress, need, places, on_node)
         if expected := progress.expected():
             logger.info("%s", expected)
     return progress
 
 
-def _forecast(progress: Progress, need: Need, places: int) -> Forecast | None:
+def _forecast(progress: Progress, need: Need, places: int, on_node: int) -> Forecast | None:
     """The forecast from what is measured now: a search may resume on another cluster."""
-    speed = measured(progress.parent, need.cpus, need.in_process)
+    speed = measured(progress.parent, need.cpus, need.in_process, on_node)
     return Forecast(progress.parent, speed, need.in_process, places) if speed else None
 
 
@@ -158,7 +162,7 @@ def _show(progress: Progress) -> None:
         runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
         note += "\n`winner.yaml` among the artifacts trains the best: `ccnet train winner.yaml`"
     # The table last: MLflow limits the length of a description, and trials.txt has it whole.
-    note += f"\n\n```\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best)}\n```\n"
+    note += f"\n\n```\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best, config.train.threads)}\n```\n"
     note += f"\n```\n{trials_table(trials)}\n```\n"
     facts = {f"best.{key}": json.dumps(value) for key, value in best.overrides.items()} if best.miou is not None else {}
     runs.describe(uri, parent.run_id, note, figures, step=len(ended), facts=facts)
@@ -176,7 +180,13 @@ def _settings_picture(progress: Progress) -> Image:
     rung, space = min((*progress.plan.rungs, progress.plan.steps)), progress.parent.config.tune.space
     scored = [trial for trial in progress.journal.points() if trial.reports]
     mious = [trial.at(rung) or trial.reports[-1].miou or 0.0 for trial in scored]
-    points = {key: [*zip((trial.overrides[key] for trial in scored), mious, strict=True)] for key in space}
+    points = {
+        key: [(trial.overrides[key], miou) for trial, miou in zip(scored, mious, strict=True) if key in trial.overrides]
+        for key in space
+    }
+    points = {key: pairs for key, pairs in points.items() if pairs}
+    if len({trial.gflop for trial in scored}) > 1 and all(trial.gflop for trial in scored):
+        points["GFLOP of one training image"] = [*zip((trial.gflop for trial in scored), mious, strict=True)]
     notes = {key: f"  ({percent(share)})" for key, share in _importances(progress).items()}
     return search_settings(points, [key for key, dimension in space.items() if dimension.log], notes, rung)
 

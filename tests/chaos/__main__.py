@@ -1,7 +1,7 @@
-"""`python -m tests.chaos [--only survived|R1|R2|...]`: strikes trainings on real servers; writes docs/chaos.md.
+"""`python -m tests.chaos [--only survived|searches|R1|..]`: strikes trainings and searches on real servers, writes docs/chaos.md.
 
-`survived` injects each fault and twenty random kills; the rows R1, R2, ... end with an answer. Without --only, all of them run.
-What does not run keeps its place in the file.
+`survived` injects each fault and twenty random kills; `searches` strikes searches; the rows R1, R2, ... end with an answer.
+Without --only, all of them run. What does not run keeps its place in the file.
 """
 
 import argparse
@@ -32,9 +32,10 @@ from tests.chaos.faults import (
 )  # fmt: skip
 from tests.chaos.run import ROOT
 from tests.chaos.scene import DEMO, Scene, Weights
+from tests.chaos.searches import all_of
 
 DOCUMENT = ROOT / "docs/chaos.md"
-SURVIVED = "survived"
+SURVIVED, SEARCHES = "survived", "searches"
 KILLED_RUNS, KILLS_EACH, SEED = 5, 4, 0
 RECOVERED_S = 60
 """Longest allowed time from a killed worker to the next step, on two otherwise idle cores."""
@@ -94,6 +95,23 @@ def survive() -> list[str]:
     return broken
 
 
+def search() -> list[str]:
+    """Strikes searches and writes their table. Returns what is not as promised."""
+    started, found, broken = time.monotonic(), [], []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Scene(Path(folder, "scene")) as scene:
+        try:
+            for each in all_of(scene):
+                print(f"{time.monotonic() - started:5.0f} s  {each}", flush=True)
+                found.append(each)
+                broken.extend(f"{each.name}: {what}" for what in each.broken)
+        except Exception as error:  # what was found by then is written
+            broken.append(f"searches: {error}")
+        broken.extend(f"searches: left over: {what}" for what in scene.left_over())
+    text = report.searches(found, minutes=(time.monotonic() - started) / 60, commit=describe_commit())
+    DOCUMENT.write_text(report.with_searches(DOCUMENT.read_text(), text))
+    return broken
+
+
 def answer(rows: Sequence[str]) -> list[str]:
     """Tries the cases of these rows and writes their lines of the table. Returns what is not as promised."""
     commit, _, dirty = describe_commit().partition("-")
@@ -125,10 +143,13 @@ def answer(rows: Sequence[str]) -> list[str]:
 def main() -> int:
     """Runs what is asked for. Returns 1 if something is not as promised."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--only", nargs="+", choices=[SURVIVED, *CASES], default=[SURVIVED, *CASES], metavar="NAME")
+    everything = [SURVIVED, SEARCHES, *CASES]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="NAME")
     names = parser.parse_args().only
     broken = survive() if SURVIVED in names else []
-    if rows := [name for name in names if name != SURVIVED]:
+    if SEARCHES in names:
+        broken += search()
+    if rows := [name for name in names if name in CASES]:
         broken += answer(rows)
     print("\n".join(["", *broken]))
     return len(broken) > 0

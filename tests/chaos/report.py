@@ -12,6 +12,7 @@ import torch
 from tests.chaos.answers import SHORT, Answer
 from tests.chaos.faults import Outcome
 from tests.chaos.scene import CONFIG, DEMO
+from tests.chaos.searches import IN_PROCESS, Found
 
 HEAD = """# Chaos: what a training survives
 
@@ -25,6 +26,7 @@ processes, starting new ones, and that step; `load`: reading and verifying the c
 the first worker. `lost`: steps done twice. `difference`: the largest difference of a final weight to the undisturbed run; 0 means
 the same bits.
 """
+SEARCHES = "## Searches"
 ANSWERS = "## What ends with an answer"
 _IN_FORCE = {word.partition("=")[0]: word for word in SHORT}.values()  # of two overrides of a setting, the later one
 ANSWERS_HEAD = f"""{ANSWERS}
@@ -38,6 +40,19 @@ the steps of each metric in MLflow.
 
 | row | what is done | screen | exit | nothing lost | the way out, tried | measured |
 |---|---|---|---|---|---|---|
+"""
+SEARCHES_HEAD = f"""{SEARCHES}
+
+Written by `python -m tests.chaos --only searches` in {{minutes:.0f}} minutes at commit {{commit}}, with the services of above.
+Six trials over learning rate, crop and R, two at a time, each in its own process: `{" ".join(IN_PROCESS[1:])}`.
+`struck-workers`: three trials with two workers each, one after another. A fault strikes after a number of validations that is
+drawn with a seed, and up to 5 s later.
+
+`differences`: what the search has other than one that nothing disturbed: a trial too many or too few, another point, state,
+validation or mIoU; in MLflow a run too many or too few, one that is not FINISHED, a point of mIoU or loss missing or doubled.
+
+| search | what happens to it | time | differences |
+|---|---|---|---|
 """
 LONGEST_SCREEN = 420
 """Characters of an answer in the table; of a longer one the middle is left out."""
@@ -57,6 +72,13 @@ def survived(
     if broken:
         text += "\n## Not as promised\n\n" + "\n".join(f"- {line.splitlines()[0]}" for line in broken) + "\n"
     return text
+
+
+def searches(found: list[Found], *, minutes: float, commit: str) -> str:
+    """The part about searches."""
+    rows = [f"| {each.name} | {'<br>'.join(each.blows)} | {each.minutes:.1f} min | {'; '.join(each.broken) or 'none'} |"
+            for each in found]  # fmt: skip
+    return f"{SEARCHES_HEAD.format(minutes=minutes, commit=commit)}" + "\n".join(rows) + "\n"
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -88,8 +110,20 @@ def answer_line(answer: Answer, measured: str, names: Mapping[str, str]) -> str:
 
 
 def with_survived(document: str, part: str) -> str:
-    """The file with another first part; the answers stay."""
-    return part + document[document.find(ANSWERS) - 1 :] if ANSWERS in document else part
+    """The file with another first part; searches and answers stay."""
+    return part + _from(document, SEARCHES, ANSWERS)
+
+
+def with_searches(document: str, part: str) -> str:
+    """The file with another table of searches; everything else stays."""
+    rest = _from(document, SEARCHES, ANSWERS)
+    return document.removesuffix(rest).rstrip() + f"\n\n{part}" + _from(rest, ANSWERS)
+
+
+def _from(document: str, *headings: str) -> str:
+    """The file from the first of these headings that it has; empty if it has none."""
+    found = min((at for heading in headings if (at := document.find(f"{heading}\n")) >= 0), default=len(document))
+    return document[found - 1 :] if found < len(document) else ""
 
 
 def with_answers(document: str, lines: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """A partial run of `make chaos` writes its own part of docs/chaos.md and keeps the rest, with its commit."""
 
 from tests.chaos.answers import Answer
-from tests.chaos.report import answer_line, with_answers, with_survived
+from tests.chaos.report import answer_line, searches, with_answers, with_searches, with_survived
+from tests.chaos.searches import Found
 
 FAULTS = "# Chaos\n\nat commit 1\n\n## One of each\n\n| run |\n"
 
@@ -24,6 +25,19 @@ def test_faults_that_run_again_leave_the_answers() -> None:
     again = FAULTS.replace("commit 1", "commit 2")
     assert with_survived(before, again) == before.replace("commit 1", "commit 2")
     assert with_survived(FAULTS, again) == again
+
+
+def test_searches_have_their_place_between_faults_and_answers() -> None:
+    found = [Found("struck", ("a", "b"), 1.5, ())]
+    old, new = (searches(found, minutes=2, commit=commit) for commit in ("old", "new"))
+    whole = with_answers(FAULTS, [line("R2", "old")])
+    with_old = with_searches(whole, old)
+    assert "| struck | a<br>b | 1.5 min | none |" in with_old
+    assert with_searches(with_old, new) == with_old.replace("commit old", "commit new")
+    assert with_searches(FAULTS, old) == f"{FAULTS}\n{old}"
+    assert with_old.replace(f"\n{old}", "") == whole
+    assert with_survived(with_old, FAULTS.replace("commit 1", "commit 2")) == with_old.replace("commit 1", "commit 2")
+    assert with_answers(with_old, [line("R2", "old")]) == with_old
 
 
 def test_what_differs_from_run_to_run_and_the_table_s_own_sign_are_replaced() -> None:

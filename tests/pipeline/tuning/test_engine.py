@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tuning.engine import Need, concurrent_trials
+from pipeline.tuning.engine import Need, concurrent_trials, shared_by
 from pipeline.tuning.trials import trial_config
 from tests.pipeline.preflight.test_resources import config, elastic
 
@@ -27,7 +27,7 @@ def test_a_trial_is_validated_in_place() -> None:
 @pytest.mark.parametrize(
     ("settings", "on_gpus", "resources", "trials"),
     [
-        (elastic(1, 8), False, {"CPU": 16}, 10),  # each takes half a CPU, and two halves for its data
+        (elastic(1, 8), False, {"CPU": 16}, 16),  # each trains in its own process, on one CPU
         (elastic(1, 8), True, {"CPU": 16, "GPU": 4}, 4),
         (config(), False, {"CPU": 2}, 1),
         (config(), False, {"CPU": 16}, 8),
@@ -45,3 +45,22 @@ def test_no_trial_starts_without_room_for_its_data() -> None:
     two = need(config())
     assert (two.places({"CPU": 1.9}), two.places({"CPU": 2.0}), two.places({})) == (0, 1, 0)
     assert need(config(), on_gpus=True).places({"CPU": 8, "GPU": 1}) == 0
+
+
+def node(cpus: float, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus} if cpus else {}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "places", "nodes", "shared"),
+    [
+        (elastic(1, 8), 2, [node(2)], (2, 1)),
+        (elastic(1, 8), 1, [node(2)], (1, 2)),
+        (elastic(1, 8), 3, [node(8), node(4), node(0), node(16, alive=False)], (2, 2)),  # the smallest node decides
+        (config(), 1, [node(16)], (1, 8)),  # two workers
+        (config(), 1, [node(16), node(16)], (1, 16)),  # one on each node
+        (config(), 9, [node(2)], (9, 1)),
+    ],
+)
+def test_the_trials_of_a_node_share_its_cores(settings: Any, places: int, nodes: list[Any], shared: tuple[int, int]) -> None:
+    assert shared_by(places, need(settings), nodes) == shared

@@ -98,6 +98,43 @@ def test_a_grid_is_tried_whole_and_as_often_as_asked() -> None:
     assert [(point["model.recurrence"], point["seed"]) for point in points] == 2 * [(0, 5), (0, 6), (1, 5), (1, 6)]
 
 
+CONDITIONAL: dict[str, Any] = {
+    "model.gamma_init": {"uniform": [0.0, 1.0], "when": {"model.recurrence": [1, 2]}},
+    "model.recurrence": {"choice": [0, 1, 2]},
+    "train.learning_rate": {"log": [0.001, 0.1]},
+}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_setting_with_a_condition_is_searched_only_where_it_matters(sampler: str, tmp_path: Path) -> None:
+    settings = searched(CONDITIONAL, sampler=sampler)
+    trials = drawn(settings, 24, lambda point: point["train.learning_rate"] + point.get("model.gamma_init", 0) / 10)
+    points = [trial.overrides for trial in trials]
+    assert {(point["model.recurrence"] > 0, "model.gamma_init" in point) for point in points} == {(True, True), (False, False)}
+    assert set(importances(settings, trials, 10)) == {"model.recurrence", "train.learning_rate"}
+    export_study(settings, trials, tmp_path / "study.db", "search")
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [set(trial.params) for trial in study.trials] == [set(point) for point in points]
+
+
+def test_the_configuration_itself_may_lie_outside_of_what_does_not_matter_for_it() -> None:
+    outside = {"uniform": [0.5, 1.0], "when": {"model.recurrence": [1]}}
+    settings = searched(CONDITIONAL | {"model.gamma_init": outside})
+    assert own_point(settings) == {"model.recurrence": 2, "train.learning_rate": config().train.learning_rate}
+    assert own_point(searched(CONDITIONAL | {"model.gamma_init": outside | {"when": {"model.recurrence": [2]}}})) is None
+
+
+def test_a_condition_names_another_searched_setting() -> None:
+    for when, message in (
+        ({"model.backbone": ["small"]}, "is no other setting of the space"),
+        ({"seed": [1]}, "try one of seed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            searched({"seed": {"choice": [1, 2], "when": when}})
+    with pytest.raises(ConfigError, match="when: not with grid"):
+        searched({"seed": {"grid": [1, 2], "when": {"model.recurrence": [1]}}, "model.recurrence": {"choice": [1, 2]}})
+
+
 def test_every_kind_of_dimension_draws_what_it_holds() -> None:
     generator = random.Random(0)
     values = [Dimension(log=(0.01, 1.0)).draw(generator) for _ in range(200)]

@@ -84,6 +84,9 @@ class Full:
     def cost(self, overrides: dict[str, Any]) -> StepCost:
         return StepCost(1, 2**20)
 
+    def gflop(self, overrides: dict[str, Any]) -> float:
+        return 1.25
+
 
 def test_a_forecast_that_fails_does_not_end_the_search(parent: Run, caplog: pytest.LogCaptureFixture) -> None:
     search = progress(parent)

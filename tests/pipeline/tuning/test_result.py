@@ -6,7 +6,7 @@ import shlex
 from pipeline.config.load import load
 from pipeline.evaluation.metrics import Score
 from pipeline.tuning.journal import Report, Trial
-from pipeline.tuning.result import Cost, SearchResult, confirmed, ranked
+from pipeline.tuning.result import Cost, SearchResult, best_for_cost, confirmed, ranked
 
 SCORE = Score([[2, 1], [0, 2]], ("road", "car"), 1, {}, [[2, 1], [0, 2]], (0.4, 0.6), gamma=1.5, attention_off_miou=0.25)
 
@@ -75,3 +75,19 @@ def test_the_cost_counts_each_step_once_and_the_time_of_start_and_end() -> None:
 def test_a_failed_trial_is_named_with_its_reason() -> None:
     failed = trial("0001", None, 0, "failed", reason="ValueError: no such class")
     assert "trial 0001 failed: ValueError: no such class" in result(trial("0000", 0.9), failed).table()
+
+
+def test_the_trials_that_are_the_best_for_their_cost_are_named() -> None:
+    trials = [
+        trial("0000", 0.8, gflop=4.0),
+        trial("0001", 0.9, gflop=6.0),
+        trial("0002", 0.7, gflop=5.0),
+        trial("0003", 0.6, gflop=2.0),
+    ]
+    trials += [trial("0004", 0.99, 5, "stopped", gflop=1.0), trial("0005", 0.8, gflop=4.0), trial("0006", None, gflop=0.5)]
+    assert [each.name for each in best_for_cost(trials)] == ["0003", "0000", "0001"]
+    assert (
+        "training image: 0003 (mIoU 0.6000 for 2), 0000 (mIoU 0.8000 for 4), 0001 (mIoU 0.9000 for 6)" in result(*trials).table()
+    )
+    assert result(*trials).table().splitlines()[0].split()[-1] == "GFLOP"
+    assert "GFLOP" not in result(trial("0000", 0.8)).table()
