@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from infra.stack_env import environment
 from jobs.usage import SECTIONS
-from pipeline.tracking.provenance import describe_commit
+from pipeline.tracking.provenance import COMMIT, USER, describe_commit, user
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -75,8 +75,8 @@ def connect() -> "JobSubmissionClient":
 
 def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".") -> str:
     """Sends the folder and starts the shell command in it; returns the job's id."""
-    # The copy has no .git, so the commit is passed on for the run in MLflow.
-    variables = {"CCNET_COMMIT": describe_commit()}
+    # The copy has no .git, and the cluster another user: both are passed on for the run in MLflow.
+    variables = {COMMIT: describe_commit(), USER: user()}
     return client.submit_job(
         entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables}
     )

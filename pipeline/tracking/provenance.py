@@ -1,29 +1,54 @@
-"""The origin of a result: commit, versions and devices of this process."""
+"""The origin of a result: commit, versions and devices of this process, its command and its user."""
 
+import getpass
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from pipeline.config.base import JOB_MARK
 
 PACKAGES = {"torch": "torch", "ray": "ray", "mlflow": "mlflow", "opencv": "opencv-python", "numpy": "numpy"}
 CODE = ("commit", "python", *PACKAGES)
 """What of an environment can change the trained model."""
+COMMIT, USER = "CCNET_COMMIT", "CCNET_USER"
+"""Variables of a submitted job: the commit of its code, which has no .git there, and who submitted it."""
 
 
 def environment() -> dict[str, str]:
-    """Commit, versions and devices as text. A submitted job has no .git, so CCNET_COMMIT gives its commit."""
+    """Commit, versions and devices as text."""
     import torch  # for the names of GPUs; slow to import
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "commit": os.environ.get("CCNET_COMMIT") or describe_commit(),
+        "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
         **{name: _version(package) for name, package in PACKAGES.items()},
         "devices": ", ".join(f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)) or "cpu",
         "cpus": str(os.cpu_count()),
     }
+
+
+def source() -> dict[str, str]:
+    """The command, the user and the commit of this process, as the tags of which MLflow's pages are made."""
+    script, commit = Path(sys.argv[0]), (os.environ.get(COMMIT) or describe_commit()).removesuffix("-dirty")
+    tags = {
+        "mlflow.source.name": f"jobs/{script.name}" if script.parent.name == "jobs" else script.name,
+        "mlflow.source.type": "JOB" if os.environ.get(JOB_MARK) else "LOCAL",
+        "mlflow.user": os.environ.get(USER) or user(),
+    }
+    return tags | ({} if commit == "unknown" else {"mlflow.source.git.commit": commit})
+
+
+def user() -> str:
+    """The name of the user; `unknown` if the system has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def other_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

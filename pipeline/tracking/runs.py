@@ -15,9 +15,10 @@ import yaml
 from pipeline.config.config import Config, without_password
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect, database_file, reached, tracking_uri
+from pipeline.tracking.datasets import DataSet, log_data
 from pipeline.tracking.delivery import copy_points, refused_items
 from pipeline.tracking.keys import class_keys, legal_key
-from pipeline.tracking.provenance import CODE
+from pipeline.tracking.provenance import CODE, source
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +36,8 @@ SECTIONS = ("seed", "data", "model", "train", "loss", "stop", "faults", "evaluat
 """What shapes or describes a run: logged as its parameters."""
 NOTE, NOTE_SHA256 = "mlflow.note.content", "ccnet.description_sha256"
 """Tags of a run: its description, and the hash of the one that was written here."""
+ORIGIN = ("mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.user")
+"""Tags of a run: what started it, and who. Children have those of their parent."""
 MOST_CHILDREN = 50_000
 """Most runs that a server returns at once."""
 LONGEST_FOLDER = 60
@@ -52,6 +55,7 @@ def open_mlflow_run(
     run_name: str | None = None,
     other_code: str = "",
     class_names: Sequence[str] = (),
+    data: DataSet | None = None,
 ) -> str:
     """Reopens the earlier run of this configuration or creates one; returns its run id. Raises TrackingError.
 
@@ -59,7 +63,8 @@ def open_mlflow_run(
     The settings of SECTIONS are parameters under their dotted names. MLflow never changes a parameter, so a reopened run keeps
     the first values; the artifact config.yaml holds all settings, the latest. The tags of commit and versions keep the first
     values too; `other_code`, a line that says what changed since the checkpoint that the run resumes from, is added to
-    `ccnet.resumed_with`. A class whose metrics have another name than the class is named in a tag `ccnet.class/<that name>`.
+    `ccnet.resumed_with`. `data`: what the run trains on. A class whose metrics have another name than the class is named in a
+    tag `ccnet.class/<that name>`.
     """
     uri = tracking_uri(settings.tracking)
     tags = {f"{CLASS}/{key}": name for name, key in zip(class_names, class_keys(class_names), strict=True) if key != name}
@@ -71,10 +76,15 @@ def open_mlflow_run(
         run = _reopened_or_new(client, settings, run_key or settings.run_key, run_name)
         run_id: str = run.info.run_id
         first = run.data.tags
+        if not any(name in first for name in ORIGIN):
+            origin = client.get_run(parent_run_id).data.tags if parent_run_id else source()
+            tags |= {name: origin[name] for name in ORIGIN if name in origin}
         tags = {name: value for name, value in tags.items() if name not in first or name.removeprefix("ccnet.") not in CODE}
         if other_code:
             tags[OTHER_CODE] = "\n".join(filter(None, [first.get(OTHER_CODE), other_code]))[-LONGEST_TAG:]
         _log_settings(client, run_id, settings, tags, known=set(run.data.params))
+        if data:
+            log_data(client, run_id, data)
     return run_id
 
 

@@ -38,6 +38,7 @@ from pipeline.training.checkpointing import CheckpointSaver, RunRecord, remove_l
 from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run
 from pipeline.training.shared_load import from_rank_zero, load_once, pretrained_once
+from pipeline.training.system_metrics import node_metrics
 from pipeline.training.throughput import Throughput
 from pipeline.training.validation import validate
 
@@ -98,7 +99,8 @@ def train_worker(run: Run) -> None:
     try:
         debugged = run.config.train.local  # then an exception ends where it was raised, and a breakpoint is no hang
         hang_s = math.inf if debugged else run.config.faults.hang_s
-        with nullcontext() if debugged else as_worker_fault(), HangDetector(hang_s, partial(_report_hang, run)) as hang:
+        faults, detector = nullcontext() if debugged else as_worker_fault(), HangDetector(hang_s, partial(_report_hang, run))
+        with faults, detector as hang, node_metrics(run, log):
             _train(run, log, hang)
     finally:
         if log:

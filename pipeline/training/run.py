@@ -15,6 +15,7 @@ from pipeline.storage import lease
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import import_mlflow, tracking_uri
+from pipeline.tracking.datasets import DataSet
 from pipeline.tracking.provenance import environment, other_code
 
 
@@ -84,10 +85,25 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
     checkpoints = open_store(f"{config.runs_url}/{run_key or config.run_key}", config.storage)
     with lease.held(checkpoints) as claim:
         run_id = runs.open_mlflow_run(
-            config, environment=made_by, run_key=run_key, run_name=run_key, other_code=line, class_names=names
+            config,
+            environment=made_by,
+            run_key=run_key,
+            run_name=run_key,
+            other_code=line,
+            class_names=names,
+            data=data_set(config, manifest),
         )
         earlier = newest.get("run_id", run_id) if newest else run_id
         if newest and earlier != run_id:
             runs.take_over(uri, earlier, run_id, newest["step"])
         on_gpus = connect.gpus_for(config.train.fewest_workers)
         yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, in_process=config.train.local, environment=made_by)
+
+
+def data_set(config: Config, manifest: Manifest) -> DataSet:
+    """The prepared data set as MLflow shows it."""
+    profile = {
+        name: {"images": split.num_images, "pixels": dict(zip(manifest.class_names, split.pixels, strict=True))}
+        for name, split in manifest.splits.items()
+    }
+    return DataSet(manifest.name, manifest.fingerprint[:16], config.data_url, profile)

@@ -25,7 +25,7 @@ from pipeline.tracking.provenance import environment
 from pipeline.training.best import best_of, checkpoint_summary
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.metric_logs import send_unsent
-from pipeline.training.run import Run
+from pipeline.training.run import Run, data_set
 from pipeline.training.train import STOPPED, draw_curve, run_to_end, validate_pending
 
 logger = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until
         parent_run_id=parent.run_id,
         run_name=f"{key}-{name}",
         class_names=parent.manifest.class_names,
+        data=data_set(config, parent.manifest),
     )
     store, last = trial_store(config, key, name), until >= config.train.steps
     return parent._replace(

@@ -24,7 +24,7 @@ DIMENSIONS = (
     "model.recurrence: {grid: [1, 2]}",
 )
 SEARCH = (
-    f"tune.space={{{', '.join(DIMENSIONS)}}}", "tune.trials=1", "tune.evaluate=true", "tune.grace_steps=5", "tune.reduction=4",
+    f"tune.space={{{', '.join(DIMENSIONS)}}}", "tune.trials=2", "tune.evaluate=true", "tune.grace_steps=5", "tune.reduction=4",
     "train.workers=1", "train.warmup_steps=0",
 )  # fmt: skip
 LONGEST_S = 240.0
@@ -87,20 +87,24 @@ def test_a_search_is_one_parent_with_its_children(
         [experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'search-search-%' AND tags.`mlflow.parentRunId` IS NULL"
     )
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(child.data.params["model.recurrence"] for child in children) == ["1", "2"]
+    assert sorted(child.data.params["model.recurrence"] for child in children) == ["1", "1", "2", "2"]
+    assert {child.data.params["train.threads"] for child in children} == {"1"}, "two at a time on two cores"
+    assert {run.inputs.dataset_inputs[0].dataset.name for run in [parent, *children]} == {"tiny"}
+    assert {run.data.tags["mlflow.source.name"] for run in [parent, *children]} == {"jobs/tune.py"}
     assert re.search(r" 0\.\d{4} to 0\.\d{4} .*", done.stdout), "no trial was evaluated"
     assert {child.info.status for child in children} == {"FINISHED"}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["ccnet.checkpoint_url"]
     assert re.search(r"Best mIoU \*\*0\.\d{4}\*\*.*train\.learning_rate", parent.data.tags["mlflow.note.content"], re.DOTALL)
-    assert parent.data.metrics["search/trials"] == 2
+    assert parent.data.metrics["search/trials"] == 4
     assert parent.data.metrics["search/saved_steps"] > 0
     winner_yaml = load(client.download_artifacts(parent.info.run_id, "winner.yaml", str(tmp_path)))
     assert all("ccnet.checkpoint_url" in child.data.tags for child in children)
-    (reason,) = (child.data.tags["ccnet.stop_reason"] for child in children if "ccnet.stop_reason" in child.data.tags)
-    assert re.fullmatch(r"mIoU 0\.\d{4} at step 5: not among the best 1 of 2", reason)
+    reasons = [child.data.tags["ccnet.stop_reason"] for child in children if "ccnet.stop_reason" in child.data.tags]
+    assert len(reasons) == 3
+    assert all(re.fullmatch(r"mIoU 0\.\d{4} at step 5: not among the best 1 of 4", reason) for reason in reasons)
     assert "reproduce the best: " in done.stdout
-    assert "\ntrain.learning_rate=" in done.stdout
+    assert "\ntrain.threads=1 train.learning_rate=" in done.stdout
     address = re.search(r"^model +(s3://\S+)$", done.stdout, re.MULTILINE)
     assert address
     assert parent.data.tags["ccnet.model_url"] == address[1]
@@ -115,7 +119,7 @@ def test_a_search_is_one_parent_with_its_children(
     assert str(winner_yaml.train.learning_rate) == best.data.params["train.learning_rate"]
     assert re.search(r"^the search takes about \d+ (s|min) more$", done.stderr, re.MULTILINE)
     exported = command(f"tune --export {tmp_path / 'study.db'}", *SEARCH, "name=search")
-    assert exported.stdout.startswith(f"{tmp_path / 'study.db'}: 2 trials; look at them: "), exported.stderr
+    assert exported.stdout.startswith(f"{tmp_path / 'study.db'}: 4 trials; look at them: "), exported.stderr
     versions = client.search_model_versions(f"run_id = '{best.info.run_id}'")
     assert [version.tags["ccnet.checkpoint_sha256"] for version in versions] == [winner], "registered under the winner's own run"
 
@@ -124,7 +128,7 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     searched: subprocess.CompletedProcess[str], command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
 ) -> None:
     driver = Driver(tmp_path, stack, "first")
-    driver.wait_for("trial 0000  from step 0 to 5")
+    driver.wait_for("trial 0001  from step 0 to 5")
     second = command("tune", *SEARCH, "name=killed")
     assert second.returncode != 0
     assert f"in use by process {driver.process.pid} " in second.stderr
@@ -133,10 +137,10 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     driver.end()
 
     driver = Driver(tmp_path, stack, "second")
-    driver.wait_for("trial 0001  from step 0 to 5")
+    driver.wait_for("1 worker, first batch")
     process_of(stack, "ray::ResourceTrainable").kill()
-    driver.wait_for("trial 0001  failed and is tried again (1 of 3): the process of the trial died")
-    driver.wait_for("trial 0001  step 5")
+    driver.wait_for("  failed and is tried again (1 of 3): the process of the trial died")
+    driver.wait_for("trial 0002  from step 0 to 5")
     driver.process.send_signal(signal.SIGTERM)
     assert driver.end() == 143
     stopped = driver.out.read_text()
@@ -148,7 +152,7 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     assert rows(done.stdout) == rows(searched.stdout)
     experiment = client.get_experiment_by_name("tests")
     runs = client.search_runs([experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'killed-search-%'")
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3, "the search and its two trials"
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5, "the search and its four trials"
     for run in runs:
         if "mlflow.parentRunId" in run.data.tags:
             assert set(history(client, run, "val/miou")) in ({5}, {5, 10, 15, 20})
