@@ -4,8 +4,10 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,16 +36,20 @@ class Section(BaseModel):
     @classmethod
     def _counts(cls, value: Any, info: ValidationInfo) -> Any:
         """A truth value is no number, and no count has more than 15 digits: 64 bits must hold what is computed from it."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (
-            int,
-            float,
-            int | None,
-            float | None,
-        ):
-            raise ValueError("must be a number")
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values):
+            types = set(_types(cls.model_fields[str(info.field_name)].annotation))
+            if types & {int, float} and not types & {bool, Any}:
+                raise ValueError("must be a number")
         if isinstance(value, int) and abs(value) >= 10**15:
             raise ValueError("is too large: has more than 15 digits")
         return value
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types of which an annotation is made, such as int and None of `tuple[int, ...] | None`."""
+    parts = get_args(annotation)
+    yield from chain.from_iterable(map(_types, parts)) if parts else (annotation,)
 
 
 def has_scheme(address: str) -> bool:

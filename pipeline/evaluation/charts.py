@@ -10,6 +10,8 @@ from pipeline.evaluation.figures import BLUES, GAP, INK, MUTED, Image, blank_fig
 
 SERIES = ("#174a7c", "#8fb8de")
 """Colours of the first and the second series of a chart."""
+LABEL = 0.032
+"""Height of a label, in units of the mIoU."""
 Curve = Sequence[tuple[int, float]]
 """(step, value), by step."""
 
@@ -104,13 +106,21 @@ def search_curves(curves: Mapping[str, Curve], rungs: Sequence[int], best: str) 
     axes = figure.add_subplot()
     for rung in rungs:
         axes.axvline(rung, color="#e4e7eb", linewidth=6)
-    for name in sorted(curves, key=lambda name: name == best):
+    placed: list[tuple[int, float]] = []
+    for name in sorted(curves, key=lambda name: (name != best, -curves[name][-1][1])):  # the best one has the first label
         front = name == best
         steps, values = _columns(curves[name])
         width = 2.2 if front else 1.2
-        axes.plot(steps, values, color=SERIES[0 if front else 1], linewidth=width, marker="o", markersize=4)
+        color = SERIES[0 if front else 1]
+        axes.plot(steps, values, color=color, linewidth=width, marker="o", markersize=4, zorder=3 if front else 2)
         label = f"{name}  {max(values):.4f}" if front else name
-        axes.annotate(label, (steps[-1], values[-1]), (6, -3), textcoords="offset points", size=8, color=INK if front else MUTED)
+        free = (values[-1] - down * LABEL / 4 for down in range(20))  # a name that is farther from its point would mislead
+        heights = [each for each in free if all(step != steps[-1] or abs(each - other) >= LABEL for step, other in placed)]
+        if not heights:
+            continue
+        height = heights[0]
+        placed.append((steps[-1], height))
+        axes.annotate(label, (steps[-1], height), (6, -3), textcoords="offset points", size=8, color=INK if front else MUTED)
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0, right=1.12 * max(step for curve in curves.values() for step, _ in curve))
     axes.set_xlabel("step; grey: trials are compared", color=MUTED)

@@ -103,8 +103,9 @@ class Forecast:
         points = [trial for trial in trials if not trial.confirms]
         stages = [(trial.overrides, trial.step, trial.until) for trial in trials if trial.state == "running"]
         for start, end, number in self._passing(points, plan):
-            # Those that pass a rung are like the best so far.
-            best = [trial.overrides for trial in sorted(points, key=lambda trial: trial.order) if trial.reports] if start else []
+            # Those that will pass a rung are like the best of those that have not passed it.
+            before = [trial for trial in points if trial.reports and trial.until <= start]
+            best = [trial.overrides for trial in sorted(before, key=lambda trial: trial.order)]
             stages += [(overrides, start, end) for overrides in [*best, *self._sample(number)][:number]]
         seeds = CONFIRMED * (plan.seeds - 1) - sum(bool(trial.confirms) for trial in trials)
         stages += [({}, 0, plan.steps)] * max(0, seeds)

@@ -21,6 +21,8 @@ DEMO = Path(__file__).parents[3] / "jobs" / "configs" / "demo.yaml"
          "evaluate.scales = 1: must be a list; Scales, relative to `evaluate.scale`, whose scores are averaged."),
         ("train.steps=true", "train.steps = True: must be a number"),
         ("train.learning_rate=false", "train.learning_rate = False: must be a number"),
+        ("train.workers=false", "train.workers = False: must be a number"),
+        ("train.workers=[true, 2]", "train.workers = [True, 2]: must be a number"),
         ("train.steps=1" + 30 * "0", f"train.steps = 1{30 * '0'}: is too large: has more than 15 digits"),
         ("benchmark.made=[{height: 65, width: 65, format: gif, crop_size: 33}]",
          "benchmark.made.0.format = 'gif': must be one of png, jpeg"),

@@ -74,6 +74,13 @@ def test_those_that_pass_a_rung_are_taken_to_be_like_the_best_so_far() -> None:
     assert found.left_s(trials, PLAN) == pytest.approx(corrected * 2 * found.stage_s(LARGE, 100, 300))
 
 
+def test_those_that_have_passed_a_rung_are_not_counted_for_it_again() -> None:
+    trials = [done(0, 300, 1.0, "complete", LARGE), *(done(number, 100, 1.0, "paused", SMALL) for number in (1, 2, 3))]
+    found = forecast()
+    corrected = 4.0 / found.spent_s(trials, PLAN)
+    assert found.left_s(trials, PLAN) == pytest.approx(corrected * found.stage_s(SMALL, 100, 300))
+
+
 def test_a_point_is_refused_only_if_not_even_one_image_fits() -> None:
     found = forecast()
     one, whole = found.cost(LARGE, images=1).peak_bytes, found.cost(LARGE).peak_bytes
