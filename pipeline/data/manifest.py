@@ -81,6 +81,13 @@ class Manifest:
         table[list(self.label_map)] = list(self.label_map.values())
         return table
 
+    def split_fingerprint(self, split: str) -> str:
+        """sha256 of what a score on a split depends on: its samples, the classes and the label ids; empty without that split."""
+        if split not in self.splits:
+            return ""
+        content = [self.splits[split].content, self.class_names, sorted(self.label_map.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def sealed(self) -> "Manifest":
         """This manifest with its fingerprint."""
         content = asdict(replace(self, fingerprint=""))

@@ -25,6 +25,7 @@ def validation_protocol(config: Config, manifest: Manifest, split: str = "val") 
     return {
         "data": config.data.name,
         "data_fingerprint": manifest.fingerprint,
+        "split_fingerprint": manifest.split_fingerprint(split),
         "split": split,
         "resolution": "labels at native resolution",
         "image_scale": config.evaluate.scale,

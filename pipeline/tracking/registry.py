@@ -26,7 +26,11 @@ MODEL_URL = "ccnet.model_url"
 MIOU = "ccnet.miou"
 PROTOCOL = "ccnet.protocol"
 FLAW = "ccnet.flaw"
-ALIAS = "best"
+SPLIT = "split_fingerprint"
+ALIAS, PREVIOUS, OLD_ALIAS = "champion", "previous", "best"
+"""The best version, the one before it, and the name of the first in earlier releases."""
+VERDICT, PENDING, PROMOTED = "ccnet.verdict", "not judged yet", "the best of its protocol when it was registered"
+"""Tag of a version: why it did not get the alias, or one of the other two."""
 
 
 class Reference(NamedTuple):
@@ -98,8 +102,7 @@ def register(
 
     The version's source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
     checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
-    The alias `best` moves to it if its mIoU is higher than the current holder's under the same protocol and there is no `flaw`,
-    which is a reason not to trust the score, such as a class without a label. The log says why the alias does not move.
+    The alias `champion` moves to it if it is better than the one that has it, under the same protocol; see `_promote`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -110,33 +113,98 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url)
-    holder = _holder(client, name)
     versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
     version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
     if version is None:
         remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        version = client.create_model_version(name, source, run_id, tags=tags)
-    if flaw or math.isnan(miou):
-        reason = flaw or "its mIoU is not a number"
-        log.warning("models:/%s@%s does not move to version %s: %s", name, ALIAS, version.version, reason)
-    elif holder is None or (holder.tags.get(PROTOCOL) == tags[PROTOCOL] and miou > float(holder.tags[MIOU])):
-        client.set_registered_model_alias(name, ALIAS, version.version)
-    elif holder.tags.get(PROTOCOL) != tags[PROTOCOL]:
-        log.warning("models:/%s@%s stays at version %s: its mIoU has another protocol", name, ALIAS, holder.version)
-    return str(version.version)
+        version = client.create_model_version(name, source, run_id, tags=tags | {VERDICT: PENDING})
+    number = str(version.version)
+    verdict = _promote(client, name, number)
+    client.set_model_version_tag(name, number, VERDICT, verdict)
+    if verdict != PROMOTED:
+        log.warning("models:/%s@%s is not version %s: %s", name, ALIAS, number, verdict)
+    return number
+
+
+def _promote(client: "MlflowClient", name: str, number: str) -> str:
+    """Gives the alias `champion` to this version if it deserves it, and `previous` to the former one; returns the verdict.
+
+    It deserves it if nothing speaks against its score and the score is higher than the holder's on the same images, predicted and
+    counted in the same way. A holder without a score that can be compared, such as one that was set by hand, is replaced. Where
+    nobody has the alias, because its version was deleted, the best comparable version gets it. A version that another driver has
+    registered meanwhile, and has not judged yet, competes too.
+    """
+    versions = {str(version.version): version for version in _versions(client, name)}
+    holder, own = _holder(client, name), versions[number]
+    if flaw := _flaw(own):
+        return flaw
+    if holder and PROTOCOL in holder.tags and not same_protocol(holder, own):
+        return f"its mIoU has another protocol than that of version {holder.version}, which has the alias"
+    rivals = [
+        version
+        for version in versions.values()
+        if not _flaw(version) and same_protocol(version, own) and (holder is None or version.tags.get(VERDICT) == PENDING)
+    ]
+    best = max([*rivals, own], key=lambda version: (float(version.tags[MIOU]), -int(version.version)))
+    if holder and PROTOCOL in holder.tags and float(holder.tags[MIOU]) >= float(best.tags[MIOU]):
+        best = holder
+    _give_alias(client, name, best, holder)
+    later = [
+        version
+        for version in _versions(client, name)
+        if str(version.version) not in versions and not _flaw(version) and same_protocol(version, own)
+    ]
+    for version in later:  # its driver may have decided before this one did
+        if float(version.tags[MIOU]) > float(best.tags[MIOU]):
+            _give_alias(client, name, version, best)
+            best = version
+    if str(best.version) == number:
+        return PROMOTED
+    return f"its mIoU {float(own.tags[MIOU]):.4f} is not above the {float(best.tags[MIOU]):.4f} of version {best.version}"
+
+
+def _give_alias(client: "MlflowClient", name: str, version: "ModelVersion", former: "ModelVersion | None") -> None:
+    if former and former.version == version.version:
+        return
+    if former:
+        client.set_registered_model_alias(name, PREVIOUS, str(former.version))
+    client.set_registered_model_alias(name, ALIAS, str(version.version))
+    if OLD_ALIAS in client.get_registered_model(name).aliases:  # of an earlier release; who reads it must not get an old model
+        client.set_registered_model_alias(name, OLD_ALIAS, str(version.version))
+
+
+def _versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
+    """All versions of a model that have a score of ours."""
+    where = None if "'" in name else f"name = '{name}'"  # MLflow's filters have no sign for a quote in a name
+    return [version for version in client.search_model_versions(where) if version.name == name and PROTOCOL in version.tags]
+
+
+def _flaw(version: "ModelVersion") -> str:
+    """Why the score of a version recommends nothing; empty if it does."""
+    return version.tags.get(FLAW) or ("its mIoU is not a number" if math.isnan(float(version.tags[MIOU])) else "")
+
+
+def same_protocol(one: "ModelVersion", other: "ModelVersion") -> bool:
+    """Whether two scores are of the same images with the same classes, predicted and counted in the same way."""
+    first, second = json.loads(one.tags[PROTOCOL]), json.loads(other.tags[PROTOCOL])
+    # Releases before recorded the whole data set, in which other splits may differ.
+    left_out = {"data", "data_fingerprint"} if SPLIT in first and SPLIT in second else {SPLIT}
+    return {k: v for k, v in first.items() if k not in left_out} == {k: v for k, v in second.items() if k not in left_out}
 
 
 def _holder(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """The version that has the alias; None if no version has it, or only one that was deleted."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        return client.get_model_version_by_alias(name, ALIAS)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # of no alias, MLflow says the second
-            raise
-        return None
+    for alias in (ALIAS, OLD_ALIAS):
+        try:
+            return client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            # Of an alias that does not exist, MLflow says the second.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+    return None
 
 
 def find_checkpoint(uri: str, reference: str) -> Reference:

@@ -259,12 +259,12 @@ def test_best_checkpoint_is_registered_by_reference_and_found(mlflow_server: Mlf
         registered = {"checkpoint_url": url, "sha256": sha256, "miou": miou, "protocol": protocol}
         versions.append(registry.register(uri, run_id, name, **registered))
     assert versions == ["1", "2", "3", "2"]
-    assert registry.find_checkpoint(uri, f"models:/{name}@best").url == checkpoint.format(200)
+    assert registry.find_checkpoint(uri, f"models:/{name}@champion").url == checkpoint.format(200)
     assert registry.find_checkpoint(uri, f"models:/{name}/3").url == checkpoint.format(300)
 
     half = {"checkpoint_url": checkpoint.format("half"), "sha256": "0", "miou": 0.99, "protocol": PROTOCOL | {"images": 2}}
     assert registry.register(uri, run_id, name, **half) == "4"  # another protocol: not comparable, the alias stays
-    assert registry.find_checkpoint(uri, f"models:/{name}@best").url == checkpoint.format(200)
+    assert registry.find_checkpoint(uri, f"models:/{name}@champion").url == checkpoint.format(200)
 
 
 @pytest.mark.slow
@@ -274,13 +274,15 @@ def test_no_alias_moves_to_a_score_that_recommends_nothing(mlflow_server: Mlflow
     for sha256, miou, found in (("1", 1.0, flaw), ("2", float("nan"), None), ("3", 0.5, None), ("4", 1.0, flaw)):
         facts = {"checkpoint_url": f"s3://ccnet/{sha256}", "sha256": sha256, "miou": miou, "protocol": PROTOCOL}
         registry.register(uri, run_id, "flaws", **facts, flaw=found)
-    assert registry.find_checkpoint(uri, "models:/flaws@best") == ("s3://ccnet/3", "3")
+    assert registry.find_checkpoint(uri, "models:/flaws@champion") == ("s3://ccnet/3", "3")
     assert connect(uri).get_model_version("flaws", "1").tags["ccnet.flaw"] == flaw
     assert caplog.messages == [
-        f"models:/flaws@best does not move to version 1: {flaw}",
-        "models:/flaws@best does not move to version 2: its mIoU is not a number",
-        f"models:/flaws@best does not move to version 4: {flaw}",
+        f"models:/flaws@champion is not version 1: {flaw}",
+        "models:/flaws@champion is not version 2: its mIoU is not a number",
+        f"models:/flaws@champion is not version 4: {flaw}",
     ]
+    verdicts = [connect(uri).get_model_version("flaws", number).tags["ccnet.verdict"] for number in "134"]
+    assert verdicts == [flaw, registry.PROMOTED, flaw]
 
 
 @pytest.mark.slow
