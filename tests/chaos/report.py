@@ -45,7 +45,7 @@ SEARCHES_HEAD = f"""{SEARCHES}
 
 Written by `python -m tests.chaos --only searches` in {{minutes:.0f}} minutes at commit {{commit}}, with the services of above.
 Six trials over learning rate, crop and R, two at a time, each in its own process: `{" ".join(IN_PROCESS[1:])}`.
-`struck-workers`: three trials with two workers each, one after another. A fault strikes after a number of validations that is
+`struck-workers`: two trials with two workers each, one after another. A fault strikes after a number of validations that is
 drawn with a seed, and up to 5 s later.
 
 `differences`: what the search has other than one that nothing disturbed: a trial too many or too few, another point, state,

@@ -24,12 +24,14 @@ DIMENSIONS = (
 )
 SEARCH = (
     f"tune.space={{{', '.join(DIMENSIONS)}}}", "tune.grace_steps=5", "tune.reduction=2",
-    "train.steps=15", "train.validate_every=5",
+    "train.validate_every=5",
 )  # fmt: skip
-IN_PROCESS = (*SEARCH, "tune.trials=6", "train.workers=1", "train.cpus_per_worker=3")
+IN_PROCESS = (*SEARCH, "train.steps=15", "tune.trials=6", "train.workers=1", "train.cpus_per_worker=3")
 """Six trials, two at a time, each in a process of its own, which has a node's CPUs."""
-WITH_WORKERS = (*SEARCH, "tune.trials=3", "train.workers=2")
-"""Three trials, one after another, each with a controller and two workers."""
+WITH_WORKERS = (*SEARCH, "train.steps=10", "tune.trials=2", "train.workers=2")
+"""Two trials, one after another, each with a controller and two workers."""
+LONGEST_S = 1200.0
+"""Longest time of a search."""
 AWAY_S = 60.0
 """Seconds for which MLflow is away."""
 BUSY_S = 600.0
@@ -112,11 +114,11 @@ WORKER = Blow("a worker killed", kill_one("RayTrainWorker"))
 def struck(scene: Scene, calm: str, name: str, overrides: Sequence[str], blows: Sequence[Blow], seed: int) -> Found:
     """Starts a search, strikes it at seeded moments, and compares its end with that of the search `calm`.
 
-    A moment is a validation of the search, drawn among those that the undisturbed one had, and up to five seconds after it.
+    A moment is a number of validations, drawn among those that the undisturbed search had, and up to five seconds after it.
     """
     drawn, began = random.Random(seed), time.monotonic()
     total = sum(len(trial["reports"]) for trial in records(scene, scene.config(*overrides, f"name={calm}")).values())
-    moments = sorted(drawn.sample(range(total - 1), len(blows)))
+    moments = sorted(drawn.choices(range(total), k=len(blows)))
     config, again = scene.config(*overrides, f"name={name}"), partial(start, scene, *overrides, f"name={name}")
     run, said = again(), []
     for blow, moment in zip(blows, moments, strict=True):
@@ -124,7 +126,7 @@ def struck(scene: Scene, calm: str, name: str, overrides: Sequence[str], blows: 
         time.sleep(5 * drawn.random())
         said.append(f"{blow.name} (after {moment} of {total} validations)")
         run = blow.strike(Struck(scene, run, again, drawn))
-    run.succeed()
+    succeed(run)
     broken = differences(scene, scene.config(*overrides, f"name={calm}"), config)
     return Found(name, tuple(said), (time.monotonic() - began) / 60, tuple(broken))
 
@@ -143,7 +145,7 @@ def busy(scene: Scene, calm: str, name: str, overrides: Sequence[str], seconds: 
     run = start(scene, *overrides, f"name={name}")
     run.wait_for("waiting: a trial needs ", timeout_s=seconds)
     assert holder.finish(seconds + 60) == 0, holder.log
-    run.succeed()
+    succeed(run)
     waited = sum("waiting: a trial needs " in line.text for line in run.lines)
     broken = differences(scene, scene.config(*overrides, f"name={calm}"), scene.config(*overrides, f"name={name}"))
     said = f"another job holds all CPUs but 0.2 of each node for {seconds:g} s ({waited} lines say so)"
@@ -156,7 +158,7 @@ def together(scene: Scene, calm: str, names: Sequence[str], overrides: Sequence[
     runs = [start(scene, *overrides, f"name={name}") for name in names]
     found = []
     for name, run in zip(names, runs, strict=True):
-        run.succeed()
+        succeed(run)
         broken = differences(scene, scene.config(*overrides, f"name={calm}"), scene.config(*overrides, f"name={name}"))
         found.append(Found(name, (f"{len(names)} searches at once",), (time.monotonic() - began) / 60, tuple(broken)))
     return found
@@ -210,11 +212,16 @@ def in_mlflow(scene: Scene, config: Config, trials: dict[str, dict[str, Any]]) -
     return broken
 
 
+def succeed(run: Run) -> None:
+    """Waits for the end of a search. Raises AssertionError unless its exit code is 0."""
+    assert run.finish(LONGEST_S) == 0, run.log[-6000:]
+
+
 def all_of(scene: Scene) -> Iterator[Found]:
     """Every case, one after another."""
-    for calm, overrides in (("calm", IN_PROCESS), ("calm-workers", WITH_WORKERS)):
-        start(scene, *overrides, f"name={calm}").succeed()
+    succeed(start(scene, *IN_PROCESS, "name=calm"))
     yield struck(scene, "calm", "struck", IN_PROCESS, [DRIVER, TRIAL, MLFLOW, STOP, DRIVER, TRIAL], seed=0)
+    succeed(start(scene, *WITH_WORKERS, "name=calm-workers"))
     yield struck(scene, "calm-workers", "struck-workers", WITH_WORKERS, [WORKER, CONTROLLER, DRIVER, MLFLOW], seed=1)
     yield busy(scene, "calm", "busy", IN_PROCESS, BUSY_S)
     yield from together(scene, "calm", ("first", "second"), IN_PROCESS)
