@@ -102,7 +102,7 @@ def register(
 
     The version's source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
     checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
-    The alias `champion` moves to it if it is better than the one that has it, under the same protocol; see `_promote`.
+    The alias `champion` moves to a new version if it is better than the one that has it, under the same protocol; see `_promote`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -120,6 +120,8 @@ def register(
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
         version = client.create_model_version(name, source, run_id, tags=tags | {VERDICT: PENDING})
     number = str(version.version)
+    if version.tags.get(VERDICT, PENDING) != PENDING:  # judged by an earlier call; the alias may have been moved by hand since
+        return number
     verdict = _promote(client, name, number)
     client.set_model_version_tag(name, number, VERDICT, verdict)
     if verdict != PROMOTED:

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster.fit import fit
+from pipeline.cluster.reserved import NamedResources, free_resources
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
 from pipeline.errors import RunFailed, TrackingError
@@ -76,7 +77,7 @@ def build_trainer(run: Run, callbacks: list[Any] | None = None) -> TorchTrainer:
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=-1, controller_failure_limit=run.config.faults.max_failures
             ),
-            callbacks=[cast(Any, policy), *(callbacks or [])],
+            callbacks=[cast(Any, policy), cast(Any, NamedResources(run.run_id)), *(callbacks or [])],
         ),
         datasets=None if run.in_process else {"train": placeholder()},
         dataset_config=ResumableDataConfig(partial(resumed, run.config, run.manifest, run.checkpoints)),
@@ -115,6 +116,7 @@ def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
         _train_in_process(run, callbacks or [])
         return stop_reason(run)
     while not (run.done() or exhausted_budget(run)):
+        free_resources(run.run_id)
         try:
             fit(build_trainer(run, callbacks))
             break

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos [--only survived|searches|R1|..]`: strikes trainings and searches on real servers, writes docs/chaos.md.
+"""`python -m tests.chaos [--only survived|struck|R1|...]`: strikes trainings and searches on real servers, writes docs/chaos.md.
 
-`survived` injects each fault and twenty random kills; `searches` strikes searches; the rows R1, R2, ... end with an answer.
-Without --only, all of them run. What does not run keeps its place in the file.
+`survived` injects each fault and twenty random kills; `struck`, `struck-workers`, `busy` and `two-at-once` are searches; the rows
+R1, R2, ... end with an answer. Without --only, all of them run. What does not run keeps its place in the file.
 """
 
 import argparse
@@ -32,10 +32,11 @@ from tests.chaos.faults import (
 )  # fmt: skip
 from tests.chaos.run import ROOT
 from tests.chaos.scene import DEMO, Scene, Weights
-from tests.chaos.searches import all_of
+from tests.chaos.searches import CASES as SEARCHES
+from tests.chaos.searches import cases
 
 DOCUMENT = ROOT / "docs/chaos.md"
-SURVIVED, SEARCHES = "survived", "searches"
+SURVIVED = "survived"
 KILLED_RUNS, KILLS_EACH, SEED = 5, 4, 0
 RECOVERED_S = 60
 """Longest allowed time from a killed worker to the next step, on two otherwise idle cores."""
@@ -95,27 +96,30 @@ def survive() -> list[str]:
     return broken
 
 
-def search() -> list[str]:
-    """Strikes searches and writes their table. Returns what is not as promised."""
-    started, found, broken = time.monotonic(), [], []
+def search(names: Sequence[str]) -> list[str]:
+    """Tries these cases of searches and writes their lines of the table. Returns what is not as promised."""
+    measured, broken = _measured(), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Scene(Path(folder, "scene")) as scene:
         try:
-            for each in all_of(scene):
-                print(f"{time.monotonic() - started:5.0f} s  {each}", flush=True)
-                found.append(each)
+            for each in cases(scene, names):
+                print(each, flush=True)
+                DOCUMENT.write_text(report.with_searches(DOCUMENT.read_text(), [report.search_line(each, measured)]))
                 broken.extend(f"{each.name}: {what}" for what in each.broken)
-        except Exception as error:  # what was found by then is written
+        except Exception as error:  # the rows of before are written
             broken.append(f"searches: {error}")
         broken.extend(f"searches: left over: {what}" for what in scene.left_over())
-    text = report.searches(found, minutes=(time.monotonic() - started) / 60, commit=describe_commit())
-    DOCUMENT.write_text(report.with_searches(DOCUMENT.read_text(), text))
     return broken
+
+
+def _measured() -> str:
+    """Commit and day of what is measured now."""
+    commit, _, dirty = describe_commit().partition("-")
+    return f"{'-'.join(filter(None, [commit[:9], dirty]))}, {datetime.date.today()}"
 
 
 def answer(rows: Sequence[str]) -> list[str]:
     """Tries the cases of these rows and writes their lines of the table. Returns what is not as promised."""
-    commit, _, dirty = describe_commit().partition("-")
-    measured, broken = f"{'-'.join(filter(None, [commit[:9], dirty]))}, {datetime.date.today()}", []
+    measured, broken = _measured(), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         temporary = Path(folder, "tmp")
         temporary.mkdir()
@@ -143,12 +147,12 @@ def answer(rows: Sequence[str]) -> list[str]:
 def main() -> int:
     """Runs what is asked for. Returns 1 if something is not as promised."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    everything = [SURVIVED, SEARCHES, *CASES]
+    everything = [SURVIVED, *SEARCHES, *CASES]
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="NAME")
     names = parser.parse_args().only
     broken = survive() if SURVIVED in names else []
-    if SEARCHES in names:
-        broken += search()
+    if searches := [name for name in names if name in SEARCHES]:
+        broken += search(searches)
     if rows := [name for name in names if name in CASES]:
         broken += answer(rows)
     print("\n".join(["", *broken]))

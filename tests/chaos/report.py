@@ -12,6 +12,7 @@ import torch
 from tests.chaos.answers import SHORT, Answer
 from tests.chaos.faults import Outcome
 from tests.chaos.scene import CONFIG, DEMO
+from tests.chaos.searches import CASES as SEARCH_CASES
 from tests.chaos.searches import IN_PROCESS, Found
 
 HEAD = """# Chaos: what a training survives
@@ -43,7 +44,8 @@ the steps of each metric in MLflow.
 """
 SEARCHES_HEAD = f"""{SEARCHES}
 
-Written by `python -m tests.chaos --only searches` in {{minutes:.0f}} minutes at commit {{commit}}, with the services of above.
+Each row was measured at the commit and on the day in its last column, by `python -m tests.chaos --only struck busy ...`, with the
+services of above.
 Six trials over learning rate, crop and R, two at a time, each in its own process: `{" ".join(IN_PROCESS[1:])}`.
 `struck-workers`: two trials with two workers each, one after another. A fault strikes after a number of validations that is
 drawn with a seed, and up to 5 s later.
@@ -51,8 +53,8 @@ drawn with a seed, and up to 5 s later.
 `differences`: what the search has other than one that nothing disturbed: a trial too many or too few, another point, state,
 validation or mIoU; in MLflow a run too many or too few, one that is not FINISHED, a point of mIoU or loss missing or doubled.
 
-| search | what happens to it | time | differences |
-|---|---|---|---|
+| case | what happens | time | differences | measured |
+|---|---|---|---|---|
 """
 LONGEST_SCREEN = 420
 """Characters of an answer in the table; of a longer one the middle is left out."""
@@ -74,11 +76,10 @@ def survived(
     return text
 
 
-def searches(found: list[Found], *, minutes: float, commit: str) -> str:
-    """The part about searches."""
-    rows = [f"| {each.name} | {'<br>'.join(each.blows)} | {each.minutes:.1f} min | {'; '.join(each.broken) or 'none'} |"
-            for each in found]  # fmt: skip
-    return f"{SEARCHES_HEAD.format(minutes=minutes, commit=commit)}" + "\n".join(rows) + "\n"
+def search_line(found: Found, measured: str) -> str:
+    """The table's line for a search."""
+    cells = (found.name, "<br>".join(found.blows), f"{found.minutes:.1f} min", "; ".join(found.broken) or "none", measured)
+    return f"| {' | '.join(cells)} |"
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -114,10 +115,18 @@ def with_survived(document: str, part: str) -> str:
     return part + _from(document, SEARCHES, ANSWERS)
 
 
-def with_searches(document: str, part: str) -> str:
-    """The file with another table of searches; everything else stays."""
-    rest = _from(document, SEARCHES, ANSWERS)
-    return document.removesuffix(rest).rstrip() + f"\n\n{part}" + _from(rest, ANSWERS)
+def with_searches(document: str, lines: Iterable[str]) -> str:
+    """The file with these lines in the table of searches, in place of those of the same cases; everything else stays."""
+    rest, new = _from(document, SEARCHES, ANSWERS), {_case(line): line for line in lines}
+    part = rest.removesuffix(_from(rest, ANSWERS))
+    kept = {case: line for line in part.splitlines() if (case := _case(line)) in SEARCH_CASES}
+    rows = [(kept | new)[case] for case in SEARCH_CASES if case in kept | new]
+    return document.removesuffix(rest).rstrip() + f"\n\n{SEARCHES_HEAD}" + "\n".join(rows) + "\n" + _from(rest, ANSWERS)
+
+
+def _case(line: str) -> str:
+    """The first cell of a table's line."""
+    return line.strip("| ").partition(" | ")[0]
 
 
 def _from(document: str, *headings: str) -> str:

@@ -1,7 +1,7 @@
 """A partial run of `make chaos` writes its own part of docs/chaos.md and keeps the rest, with its commit."""
 
 from tests.chaos.answers import Answer
-from tests.chaos.report import answer_line, searches, with_answers, with_searches, with_survived
+from tests.chaos.report import answer_line, search_line, with_answers, with_searches, with_survived
 from tests.chaos.searches import Found
 
 FAULTS = "# Chaos\n\nat commit 1\n\n## One of each\n\n| run |\n"
@@ -28,14 +28,13 @@ def test_faults_that_run_again_leave_the_answers() -> None:
 
 
 def test_searches_have_their_place_between_faults_and_answers() -> None:
-    found = [Found("struck", ("a", "b"), 1.5, ())]
-    old, new = (searches(found, minutes=2, commit=commit) for commit in ("old", "new"))
     whole = with_answers(FAULTS, [line("R2", "old")])
-    with_old = with_searches(whole, old)
-    assert "| struck | a<br>b | 1.5 min | none |" in with_old
-    assert with_searches(with_old, new) == with_old.replace("commit old", "commit new")
-    assert with_searches(FAULTS, old) == f"{FAULTS}\n{old}"
-    assert with_old.replace(f"\n{old}", "") == whole
+    busy, struck = (search_line(Found(name, ("a", "b"), 1.5, ()), "old") for name in ("busy", "struck"))
+    with_old = with_searches(with_searches(whole, [busy]), [struck])
+    assert f"|\n{struck}\n{busy}\n" in with_old
+    assert "| struck | a<br>b | 1.5 min | none | old |" in with_old
+    assert with_searches(with_old, [busy.replace("old", "new")]) == with_old.replace(busy, busy.replace("old", "new"))
+    assert with_searches(FAULTS, [busy]).startswith(FAULTS)
     assert with_survived(with_old, FAULTS.replace("commit 1", "commit 2")) == with_old.replace("commit 1", "commit 2")
     assert with_answers(with_old, [line("R2", "old")]) == with_old
 

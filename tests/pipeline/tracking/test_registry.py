@@ -58,6 +58,8 @@ def test_the_former_champion_is_the_previous_one_and_who_is_not_promoted_is_told
     assert (models.holder(), models.holder("previous")) == ("3", "1")
     assert models.verdict("2") == "its mIoU 0.4000 is not above the 0.5000 of version 1"
     models.client.set_registered_model_alias(models.name, "champion", "1")  # by hand: a deliberate step back
+    assert models.add(0.7) == "3", "the same command again"
+    assert models.holder() == "1"
     models.add(0.6)
     assert (models.holder(), models.holder("previous")) == ("4", "1")
 
