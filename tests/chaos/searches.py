@@ -98,7 +98,8 @@ def lose_mlflow(search: Struck) -> Run:
     search.scene.mlflow.stop()
     time.sleep(AWAY_S)
     search.scene.mlflow.start()
-    return search.run
+    # A driver that was starting has ended with the answer that MLflow is away.
+    return search.run if search.run.process.poll() is None else search.again()
 
 
 DRIVER, STOP, MLFLOW = (
