@@ -1,7 +1,7 @@
 """The CPUs and GPUs that Ray Train reserves for the workers of a run: named, so that those of a dead controller can be freed.
 
 Ray Train's own cleaner knows of them once all workers have started. Those of a controller that dies before stay reserved until
-the job ends, and the next controller waits for ever (Ray 2.60). The controller's process imports this module: it imports little.
+the job ends (Ray 2.60), and the next one waits if there are no others. The controller's process imports this module.
 """
 
 import uuid
