@@ -29,7 +29,7 @@ DOORS = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "delivery"},  # in delivery only what runs inside MLflow's servers: delivery/pyfunc.py
     "safetensors": {"checkpoints", "delivery"},
     "matplotlib": {"evaluation"},
     "ray.data": {"data", "loading"},

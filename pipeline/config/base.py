@@ -192,3 +192,5 @@ class Tracking(Section):
     """MLflow experiment."""
     register_as: Annotated[str, AfterValidator(_listed), AfterValidator(_model_name)] | None = None
     """Name in the model registry for the best checkpoint; null registers none."""
+    log_model: bool = True
+    """Whether MLflow stores a copy of the best model, which `mlflow.pyfunc` loads and `mlflow models serve` serves."""

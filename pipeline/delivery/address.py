@@ -22,9 +22,13 @@ class Found(NamedTuple):
 
 def read_folder(address: str) -> Found:
     """Record and weights of the model at an address. Raises ModelError, and the errors of storage and MLflow."""
-    place, sha256 = _registered(address) if _in_mlflow(address) else (address, None)
-    files = _of_bucket(place) if place.startswith("s3://") else _of_folder(Path(place).expanduser())
-    return Found(files, place, sha256)
+    if _in_mlflow(address):
+        return _registered(address)
+    return Found(_of_place(address), address, None)
+
+
+def _of_place(place: str) -> Files:
+    return _of_bucket(place) if place.startswith("s3://") else _of_folder(Path(place).expanduser())
 
 
 def _in_mlflow(address: str) -> bool:
@@ -58,12 +62,17 @@ def _no_model(place: str, reason: str) -> ModelError:
     )
 
 
-def _registered(reference: str) -> tuple[str, str]:
+def _registered(reference: str) -> Found:
+    """The copy in MLflow, which is of this checkpoint whatever its run has delivered since; without one, the delivered folder."""
     from pipeline.config.base import Tracking
-    from pipeline.tracking import registry
-    from pipeline.tracking.client import tracking_uri
+    from pipeline.tracking import models, registry
+    from pipeline.tracking.client import reached, tracking_uri
 
-    url, checkpoint = registry.find_model(tracking_uri(Tracking()), reference)
+    uri = tracking_uri(Tracking())
+    url, checkpoint, model_id = registry.find_model(uri, reference)
+    if model_id:
+        with reached(uri, f"the model {model_id} could not be read"):
+            return Found(models.read_files(uri, model_id, (RECORD, WEIGHTS)), f"models:/{model_id}", checkpoint.sha256)
     if url is None:
         raise ModelError(f"{reference}: its run delivered no model: run jobs.train again with the same configuration, which does")
-    return url, checkpoint.sha256
+    return Found(_of_place(url), url, checkpoint.sha256)

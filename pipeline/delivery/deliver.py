@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -21,8 +21,20 @@ LICENCE = (
 )
 
 
-def deliver(store: Store, weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> str:
-    """Writes weights, record and card to the store, the record last, and returns the folder's address.
+class ModelFolder(NamedTuple):
+    """A model as it was delivered."""
+
+    address: str
+    files: Mapping[str, bytes]
+    """Name -> content, without what others have put there or edited."""
+
+    @property
+    def card(self) -> str:
+        return self.files[CARD].decode()
+
+
+def deliver(store: Store, weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> ModelFolder:
+    """Writes weights, record and card to the store, the record last.
 
     `facts` are the fields of `ModelRecord` without `licence` and `sha256`. A folder that holds this model already is not touched,
     and a card that somebody has edited is kept.
@@ -32,8 +44,8 @@ def deliver(store: Store, weights: Mapping[str, torch.Tensor], facts: Mapping[st
     licence = LICENCE.format(data=f"the data set {facts['origin']['data']}", start=f" and from {start}" if start else "")
     record = ModelRecord(**facts, licence=licence, sha256=hashlib.sha256(data).hexdigest())
     text, address = record.to_json().encode(), store.url("").rstrip("/")
+    card = model_card(record, address)
     if not (store.exists(RECORD) and store.read(RECORD) == text):
-        card = model_card(record, address)
         kept = _is_edited(store, address, card)
         store.write(WEIGHTS, data)
         if kept:
@@ -41,7 +53,7 @@ def deliver(store: Store, weights: Mapping[str, torch.Tensor], facts: Mapping[st
         else:
             store.write(CARD, card.encode())
         store.write(RECORD, text)
-    return address
+    return ModelFolder(address, {WEIGHTS: data, CARD: card.encode(), RECORD: text})
 
 
 def _is_edited(store: Store, address: str, card: str) -> bool:

@@ -17,7 +17,7 @@ from pipeline.errors import ModelError
 from pipeline.images import codec, resize
 
 UInt8 = npt.NDArray[np.uint8]
-Image = str | Path | UInt8
+Image = str | Path | bytes | UInt8
 
 
 class Model:
@@ -45,9 +45,9 @@ class Model:
     def predict(self, images: Image | list[Image]) -> UInt8 | list[UInt8]:
         """Masks uint8[H, W] at the image's size, value = number of the class; a list for a list.
 
-        An image is a file, turned upright as viewers show it, or an array uint8[H, W, 3] in RGB. It is predicted as jobs.predict
-        does with the configuration of the training: scale, window, scales and flip are those of `record.inference`. Raises
-        ValueError, which names the file, for an image that cannot be read or has no pixels.
+        An image is a file or the bytes of one, turned upright as viewers show it, or an array uint8[H, W, 3] in RGB. It is
+        predicted as jobs.predict does with the configuration of the training: scale, window, scales and flip are those of
+        `record.inference`. Raises ValueError, which names the file, for an image that cannot be read or has no pixels.
         """
         return [self._classes(image) for image in images] if isinstance(images, list) else self._classes(images)
 
@@ -65,7 +65,7 @@ class Model:
 
     def _inputs(self, image: Image) -> tuple[torch.Tensor, tuple[int, int], dict[str, object]]:
         """uint8[1, 3, h, w] as the network sees it, the size (H, W) of the result, and how it is predicted."""
-        pixels = image if isinstance(image, np.ndarray) else _read(Path(image))
+        pixels = image if isinstance(image, np.ndarray) else _decoded(image) if isinstance(image, bytes) else _read(Path(image))
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"an image is uint8[H, W, 3] in RGB, found {pixels.dtype}{list(pixels.shape)}")
         inference = self.record.inference
@@ -102,9 +102,12 @@ def weights_of(record: ModelRecord, data: bytes, place: str) -> dict[str, torch.
 
 def _read(path: Path) -> UInt8:
     try:
-        data = path.read_bytes()
-        codec.check_image(data)
-        return codec.decode_upright(data)
+        return _decoded(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{path}: {reason}") from error
+
+
+def _decoded(data: bytes) -> UInt8:
+    codec.check_image(data)
+    return codec.decode_upright(data)

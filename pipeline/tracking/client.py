@@ -174,6 +174,7 @@ def import_mlflow() -> None:
     for key, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "2"), ("BACKOFF_FACTOR", "1")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no data leaves the cluster without consent
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # a model takes no files of the current folder with it
     import mlflow  # noqa: F401
 
 

@@ -1,6 +1,7 @@
 """MLflow's model registry: checkpoints are registered by reference.
 
-MLflow holds the URL, the SHA-256 and the protocol of the mIoU, never the weights.
+A version holds the URL, the SHA-256 and the protocol of the mIoU. Its files are those of the MLflow model that was made of the
+checkpoint, if there is one.
 """
 
 import json
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_URL = "ccnet.checkpoint_url"
 CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
 MODEL_URL = "ccnet.model_url"
+MODEL_ID = "ccnet.model_id"
 MIOU = "ccnet.miou"
 PROTOCOL = "ccnet.protocol"
 FLAW = "ccnet.flaw"
@@ -47,6 +49,8 @@ class Delivered(NamedTuple):
     """Its folder; None for a run of an earlier version, which delivered none."""
     checkpoint: Reference
     """What it was made of. The folder may hold another one since."""
+    model_id: str | None
+    """The copy of the folder in MLflow, if it has one."""
 
 
 def log_best(
@@ -60,15 +64,16 @@ def log_best(
     protocol: Mapping[str, Any],
     flaw: str | None = None,
     model_url: str | None = None,
+    model_id: str | None = None,
 ) -> None:
     """Records the run's best checkpoint so far by reference, in tags and best_checkpoint.json. Replaces the previous one.
 
-    `flaw`: a reason not to trust the mIoU. `model_url`: the folder that was delivered.
+    `flaw`: a reason not to trust the mIoU. `model_url`: the folder that was delivered. `model_id`: its copy in MLflow.
     """
     from mlflow.entities import RunTag
 
     client = connect(uri)
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url) | {"ccnet.step": str(step)}
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url, model_id) | {"ccnet.step": str(step)}
     entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
     entry |= {"flaw": flaw} if flaw else {}
     if not flaw and FLAW in client.get_run(run_id).data.tags:  # of the previous one
@@ -78,12 +83,19 @@ def log_best(
 
 
 def _checkpoint_tags(
-    url: str, sha256: str, miou: float, protocol: Mapping[str, Any], flaw: str | None, model_url: str | None
+    url: str,
+    sha256: str,
+    miou: float,
+    protocol: Mapping[str, Any],
+    flaw: str | None,
+    model_url: str | None,
+    model_id: str | None,
 ) -> dict[str, str]:
     # Two scores are comparable if only the model differs, so the protocol to compare excludes the checkpoint's hash.
     rest = {key: value for key, value in protocol.items() if value != sha256}
     tags = {CHECKPOINT_URL: url, CHECKPOINT_SHA256: sha256, MIOU: repr(miou), PROTOCOL: json.dumps(rest, sort_keys=True)}
-    return tags | ({FLAW: flaw} if flaw else {}) | ({MODEL_URL: model_url} if model_url else {})
+    optional = {FLAW: flaw, MODEL_URL: model_url, MODEL_ID: model_id}
+    return tags | {key: value for key, value in optional.items() if value}
 
 
 def register(
@@ -97,11 +109,14 @@ def register(
     protocol: Mapping[str, Any],
     flaw: str | None = None,
     model_url: str | None = None,
+    model_id: str | None = None,
+    card: str = "",
 ) -> str:
     """Registers this checkpoint as a version of model `name` and returns the version. Repeated calls return the same one.
 
-    The version's source is the checkpoint's URL. A server refuses the path of a folder outside its own artifacts, so a local
-    checkpoint's source is the run's best_checkpoint.json; the tag `ccnet.checkpoint_url` has the URL in both cases.
+    The version's source is the MLflow model `model_id`. Without one it is the checkpoint's URL, or the run's best_checkpoint.json
+    for a local checkpoint, because a server refuses the path of a folder outside its own artifacts; the tag
+    `ccnet.checkpoint_url` has the URL in all cases. `card`: the version's description, in Markdown.
     The alias `champion` moves to a new version if it is better than the one that has it, under the same protocol; see `_promote`.
     """
     from mlflow.exceptions import MlflowException
@@ -112,13 +127,15 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url)
+    tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url, model_id)
     versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
     version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
     if version is None:
         remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
         source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        version = client.create_model_version(name, source, run_id, tags=tags | {VERDICT: PENDING})
+        source = f"models:/{model_id}" if model_id else source
+        tags |= {VERDICT: PENDING}
+        version = client.create_model_version(name, source, run_id, tags, description=card, model_id=model_id)
     number = str(version.version)
     if version.tags.get(VERDICT, PENDING) != PENDING:  # judged by an earlier call; the alias may have been moved by hand since
         return number
@@ -242,4 +259,4 @@ def _find(uri: str, reference: str) -> Delivered:
         raise TrackingError(
             f"checkpoint {reference!r}: names no checkpoint: a run has one after it has ended; until then, give its folder"
         )
-    return Delivered(tags.get(MODEL_URL), Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256]))
+    return Delivered(tags.get(MODEL_URL), Reference(tags[CHECKPOINT_URL], tags[CHECKPOINT_SHA256]), tags.get(MODEL_ID))

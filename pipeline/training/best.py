@@ -1,15 +1,23 @@
 """A run's best checkpoint: found, delivered as a model folder, recorded in MLflow."""
 
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints import checkpoint
-from pipeline.delivery.deliver import deliver
+from pipeline.delivery import pyfunc
+from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.storage.store import open_store
-from pipeline.tracking import registry
+from pipeline.tracking import models, registry
+from pipeline.tracking.client import first_line
 from pipeline.training.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
@@ -28,8 +36,8 @@ def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:
         ) from error
 
 
-def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str | None = None) -> str:
-    """Writes the checkpoint as a model folder, `<storage.path>/models/<name>`, and returns its address; `name`: the run key."""
+def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str | None = None) -> ModelFolder:
+    """Writes the checkpoint as a model folder, `<storage.path>/models/<name>`; `name`: the run key."""
     config, name = run.config, name or run.config.run_key
     store = open_store(f"{config.models_url}/{name}", config.storage)
     facts = {
@@ -60,28 +68,63 @@ def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str 
     return deliver(store, best.weights, facts)
 
 
-def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, model_url: str | None = None) -> None:
-    """Records the best checkpoint in the MLflow run, by reference, and registers it if `tracking.register_as` is set."""
-    facts = checkpoint_summary(best, score) | {"model_url": model_url}
+def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, folder: ModelFolder | None = None) -> dict[str, Any]:
+    """Records the best checkpoint in the MLflow run and registers it if `tracking.register_as` is set; returns what it recorded.
+
+    MLflow gets the checkpoint by reference, and a copy of the delivered model unless `tracking.log_model` is false.
+    """
+    facts = checkpoint_summary(best, score)
+    if folder:
+        facts |= {"model_url": folder.address, "model_id": log_model(run, best, score, folder)}
     # Before MLflow refers to it: a later attempt with a better score must not delete it.
     checkpoint.mark_kept(run.checkpoints, checkpoint.folder_name(best.step), f"the best checkpoint of MLflow run {run.run_id}")
     registry.log_best(run.tracking_uri, run.run_id, **facts)
     if run.config.tracking.register_as:
-        del facts["step"]
-        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **facts)
+        version = {key: value for key, value in facts.items() if key != "step"} | {"card": folder.card if folder else ""}
+        registry.register(run.tracking_uri, run.run_id, run.config.tracking.register_as, **version)
+    return facts
 
 
-def description(run: Run, best: checkpoint.Checkpoint, score: Score, model_url: str) -> str:
-    """What the page of a run says about it, in Markdown: how good its best checkpoint is, and how to use it."""
+def log_model(run: Run, best: checkpoint.Checkpoint, score: Score, folder: ModelFolder) -> str | None:
+    """Stores a copy of the delivered model in MLflow; returns its id, None if it is not to have one or does not take it."""
+    if not run.config.tracking.log_model:
+        return None
+    network, scores = best.progress["model"], [key for key in score.metrics() if not key.startswith("val/iou/")]
+    params = {"backbone": network["backbone"], "recurrence": str(network["recurrence"]), "classes": str(len(score.class_names))}
+    entry = models.Entry(Path(folder.address).name, folder.card, best.sha256, best.step, params, scores)
+    try:
+        return models.log_model(run.tracking_uri, run.run_id, entry, partial(pyfunc.save, files=folder.files, run_id=run.run_id))
+    except Exception as error:  # of the server, of its artifact store, of a proxy that refuses large files
+        logger.warning(
+            "MLflow did not take a copy of the model (%s): it refers to %s, and mlflow.pyfunc cannot load it; run the same "
+            "command to try again, or set tracking.log_model=false",
+            first_line(error, run.tracking_uri),
+            folder.address,
+        )
+        return None
+
+
+def description(run: Run, best: checkpoint.Checkpoint, score: Score, recorded: Mapping[str, Any]) -> str:
+    """What the page of a run says about it, in Markdown: how good its best checkpoint is, and how to use it.
+
+    `recorded`: what `record_best` returned.
+    """
     config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
+    with_mlflow = (
+        f"""# or, where only MLflow is installed; the masks are PNG files
+masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"image": open("image.jpg", "rb").read()}})["mask"]
+"""
+        if recorded["model_id"]
+        else ""
+    )
     images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
     return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
 CCNet, {config.model.backbone}, R = {config.model.recurrence}.
 
 ```python
 import ccnet
-mask = ccnet.load({model_url!r}).predict("image.jpg")
-```
+mask = ccnet.load({recorded["model_url"]!r}).predict("image.jpg")
+{with_mlflow}```
 
 ```
 {score.table()}

@@ -240,11 +240,12 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
             raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
-        model_url = deliver_best(run, best, score)
+        folder = deliver_best(run, best, score)
         with reached(run.tracking_uri):
-            record_best(run, best, score, model_url)
-            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, model_url))
-            if left := send_unsent(run, {best.step: score.metrics()}):
+            left = send_unsent(run, {best.step: score.metrics()})  # the model's scores are among them
+            recorded = record_best(run, best, score, folder)
+            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded))
+            if left:
                 raise TrackingError(
                     f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
                     "command again to send them"
@@ -254,7 +255,7 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
     except BaseException as error:
         end_run(run, error, reason)
         raise
-    return best, score, reason, model_url
+    return best, score, reason, folder.address
 
 
 def draw_curve(run: Run) -> None:

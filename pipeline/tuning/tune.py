@@ -21,7 +21,7 @@ from pipeline.fault_tolerance.interruptions import StopFlag
 from pipeline.formatting import percent
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry, runs
-from pipeline.training.best import best_of, checkpoint_summary, deliver_best, record_best
+from pipeline.training.best import best_of, deliver_best, record_best
 from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run, open_run
 from pipeline.training.train import STOPPED, end_run
@@ -202,9 +202,8 @@ def _register_best(parent: Run, key: str, trials: list[Trial]) -> tuple[Trial, S
         run = parent._replace(config=config, checkpoints=trial_store(config, key, trial.name), run_id=trial.run_id)
         if trial.run_id and checkpoint.best(run.checkpoints):
             best, score = best_of(run)
-            model_url = deliver_best(run, best, score, key)
-            record_best(run, best, score, model_url)
-            registry.log_best(parent.tracking_uri, parent.run_id, **checkpoint_summary(best, score), model_url=model_url)
-            return trial, score, model_url
+            folder = deliver_best(run, best, score, key)
+            registry.log_best(parent.tracking_uri, parent.run_id, **record_best(run, best, score, folder))
+            return trial, score, folder.address
         logger.warning("trial %s has no checkpoint with a score that can be read", trial.name)
     return None

@@ -44,4 +44,4 @@ def network(seed: int = 0) -> ccnet.CCNet:
 
 def delivered(folder: Path) -> Path:
     """The model in a folder."""
-    return Path(deliver(Store(str(folder)), network().state_dict(), facts()))
+    return Path(deliver(Store(str(folder)), network().state_dict(), facts()).address)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,14 +9,14 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
+from infra.processes import free_port
+
 
 class MlflowServer:
     """`with MlflowServer(folder) as server:` keeps its SQLite file and artifacts in `folder`; a restart keeps `.uri`."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port(0)
         self.folder = folder
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from infra.processes import free_port
 from jobs.cli import main
 from jobs.train import run
 from pipeline.config.load import load
@@ -22,13 +23,6 @@ from pipeline.data.prepare import prepare
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 CONFIG = "jobs/configs/demo.yaml"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> bool:
@@ -40,12 +34,12 @@ def answers(port: int) -> bool:
 @pytest.fixture
 def other_cluster() -> Iterator[subprocess.Popen[bytes]]:
     """Another cluster of this machine, which ends with its process."""
-    port = free_port()
+    port = free_port(0)
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # not tmp_path: Ray's sockets need short paths
         command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=1",
                    "--include-dashboard=false", f"--port={port}", f"--temp-dir={folder}",
-                   f"--ray-client-server-port={free_port()}",
-                   f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
+                   f"--ray-client-server-port={free_port(0)}",
+                   f"--dashboard-agent-listen-port={free_port(0)}"]  # fmt: skip
         with open(os.path.join(folder, "ray.txt"), "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
                                        env=os.environ | {"RAY_AUTH_MODE": "disabled"})  # fmt: skip

@@ -69,7 +69,7 @@ def test_a_model_predicts_as_its_network_does(folder: Path, picture: Path) -> No
 
 def test_a_model_predicts_with_the_inference_of_its_training(tmp_path: Path, picture: Path) -> None:
     options: dict[str, Any] = {"scale": 0.5, "window": [17, 17], "stride": [12, 12], "scales": [1.0, 1.5], "flip": True}
-    address = deliver(Store(str(tmp_path / "m")), network().state_dict(), facts(**options))
+    address = deliver(Store(str(tmp_path / "m")), network().state_dict(), facts(**options)).address
     half = cv2.resize(cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB), (30, 20), interpolation=cv2.INTER_LINEAR)
     image = torch.from_numpy(half).permute(2, 0, 1)[None]
     expected = predict_classes(network(), image, (41, 60), window=17, stride=12, scales=(1.0, 1.5), flip=True)[0].numpy()
@@ -105,7 +105,7 @@ ccnet.load({str(folder)!r}, device="cpu").predict({str(picture)!r}).tofile({str(
 
 def test_a_model_in_a_bucket(endpoint: str, credentials: None, monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:
     prefix = make_bucket(endpoint)
-    address = deliver(prefix.join("models", "streets-0123abcd"), network().state_dict(), facts())
+    address = deliver(prefix.join("models", "streets-0123abcd"), network().state_dict(), facts()).address
     assert address == prefix.url("models/streets-0123abcd")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     assert ccnet.load(address, device="cpu").predict(picture).shape == (41, 60)

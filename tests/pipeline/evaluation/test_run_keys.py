@@ -33,7 +33,7 @@ def test_a_delivered_model_is_a_checkpoint_too(tmp_path: Path) -> None:
     _, best = load_network(made, open_data(made))
     given = facts()
     given |= {"network": best.progress["model"], "class_names": list(NAMES), "score": given["score"] | {"class_iou": [0.5] * 6}}
-    address = deliver(Store(str(tmp_path / "model")), best.weights, given)
+    address = deliver(Store(str(tmp_path / "model")), best.weights, given).address
     other = override(made, {"name": "other", "seed": 7, "evaluate.checkpoint": address})
     net, found = load_network(other, open_data(other))
     assert (found.url, found.sha256, found.step) == (address, "a" * 64, 40)
