@@ -1,4 +1,4 @@
-"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the scores of a checkpoint, per class and overall."""
+"""`python -m jobs.evaluate CONFIG.yaml [evaluate.checkpoint=RUN_ID]`: the scores of a checkpoint, with a report."""
 
 import json
 import sys
@@ -16,12 +16,17 @@ def command(argv: list[str] | None = None) -> int:
 
 
 def run(config: "Config") -> int:
-    """Prints the table and the protocol under which its numbers were measured."""
+    """Prints the table, the protocol under which its numbers were measured, and where the report is."""
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.reports.evaluation import write_report
 
-    score = evaluate(config)
-    print(score.table())
-    print("protocol " + json.dumps(score.protocol))
+    evaluation = evaluate(config)
+    print(evaluation.score.table())
+    print("protocol " + json.dumps(evaluation.score.protocol), flush=True)
+    report = write_report(config, evaluation)
+    print(f"report   {report.url}")
+    if report.in_mlflow:
+        print(f"MLflow   {report.in_mlflow}")
     return 0
 
 

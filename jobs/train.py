@@ -25,6 +25,7 @@ def run(config: "Config") -> int:
     print(f"model             {outcome.model_url}")
     print(f'use it            ccnet.load({outcome.model_url!r}).predict("image.jpg")')
     print(f"pictures          {outcome.pictures_url}")
+    print(f"report            {outcome.report_url}")
     print(f"time              {outcome.seconds:.0f} s")
     if outcome.stop_reason:
         print(f"stopped early     {outcome.stop_reason}")

@@ -18,6 +18,7 @@ SECTIONS = {
     "train": TRAIN,
     "tune": (*TRAIN, "tune"),
     "evaluate": (*RUN, "evaluate"),
+    "compare": (*RUN, "evaluate"),
     "predict": (*RUN, "evaluate", "predict"),
     "export": (*RUN, "evaluate", "export"),
     "benchmark": (TOP, "storage", "data", "model", "train", "loss", "benchmark"),

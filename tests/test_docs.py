@@ -5,17 +5,25 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
+import mlflow.pyfunc
 import numpy as np
 import pytest
 
+import ccnet
 from ccnet.export import export_onnx
+from pipeline.delivery import pyfunc
+from pipeline.tracking import models, registry, runs
+from tests.pipeline.tracking.test_runs import settings
 from tests.support import gpu_memory
 from tests.support.delivered import NOISE, delivered, network
 
 ROOT = Path(__file__).parents[1]
+PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_the_library_examples_run_as_they_stand() -> None:
@@ -33,7 +41,7 @@ def test_the_library_examples_run_as_they_stand() -> None:
 
 def test_the_readme_uses_a_model_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the lines for a delivered model and those for an ONNX file; both masks are those of the model."""
-    with_ccnet, with_onnx = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    with_ccnet, _, with_onnx = PYTHON
     delivered(tmp_path / "outputs/models/mine-0123abcd")
     (tmp_path / "image.jpg").write_bytes(cv2.imencode(".jpg", NOISE)[1].tobytes())
     export_onnx(network(), tmp_path / "mine.onnx", result="classes")
@@ -44,6 +52,28 @@ def test_the_readme_uses_a_model_as_it_says(tmp_path: Path, monkeypatch: pytest.
     assert masks[0]["mask"].shape == NOISE.shape[:2]
     assert len(np.unique(masks[0]["mask"])) > 1
     np.testing.assert_array_equal(masks[0]["mask"], masks[1]["mask"])
+
+
+@pytest.mark.slow
+def test_the_readme_uses_the_copy_in_mlflow_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, with_mlflow, _ = PYTHON
+    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", delivered(tmp_path / "model")
+    files = {each.name: each.read_bytes() for each in folder.iterdir()}
+    run_id = runs.open_mlflow_run(settings(uri, name="readme"), environment={})
+    write = partial(pyfunc.save, files=files, run_id=run_id)
+    model_id = models.log_model(uri, run_id, models.Entry("m", "", "a" * 64, 1, {}, ()), write)
+    facts = {"checkpoint_url": "/c", "sha256": "a" * 64, "miou": 0.5, "protocol": {}}
+    registry.register(uri, run_id, "ccnet-demo", model_id=model_id, **facts)
+    (tmp_path / "image.jpg").write_bytes(cv2.imencode(".jpg", NOISE)[1].tobytes())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    mlflow.set_tracking_uri(uri)
+    try:
+        exec(with_mlflow, names)
+    finally:
+        mlflow.set_tracking_uri(None)
+    mask = cv2.imdecode(np.frombuffer(names["mask"], np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask, ccnet.load(folder, device="cpu").predict("image.jpg"))
 
 
 @pytest.mark.parametrize(("backbone", "crop"), [("resnet18", 513), ("resnet101", 769)])

@@ -13,6 +13,8 @@ class Evaluate(Section):
     checkpoint: str | None = None
     """Checkpoint folder, delivered model, run key, MLflow run id, or `models:/NAME@ALIAS`; by default the best of this
     configuration's run."""
+    other: str | None = None
+    """Second checkpoint, in the same forms, which jobs.compare compares with `evaluate.checkpoint`."""
     recurrence: int | None = Field(None, ge=0, le=8, strict=True)
     """R to run the checkpoint with, if it must differ from the R of its training."""
     scale: float = Field(1.0, gt=0, le=16)

@@ -14,6 +14,7 @@ from pipeline.errors import ShardError
 from pipeline.images.codec import IGNORE
 from pipeline.storage.probe import check
 from pipeline.storage.store import Store, open_store
+from pipeline.tracking.datasets import DataSet
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -149,3 +150,12 @@ def _from_json(tree: dict[str, Any]) -> Manifest:
     splits = {name: Split(**{key: tuples(value) for key, value in split.items()}) for name, split in tree["splits"].items()}
     label_map = {int(i): c for i, c in tree["label_map"].items()}
     return Manifest(**{key: tuples(value) for key, value in tree.items()} | {"splits": splits, "label_map": label_map})
+
+
+def data_set(config: Config, manifest: Manifest) -> DataSet:
+    """The prepared data set as MLflow shows it."""
+    profile = {
+        name: {"images": split.num_images, "pixels": dict(zip(manifest.class_names, split.pixels, strict=True))}
+        for name, split in manifest.splits.items()
+    }
+    return DataSet(manifest.name, manifest.fingerprint[:16], config.data_url, profile)

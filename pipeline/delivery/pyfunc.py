@@ -71,7 +71,7 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
     return PyfuncModel(predictor.load(data_path, options["device"]), int(options["max_pixels"]))
 
 
-def save(path: Path, files: Mapping[str, bytes], run_id: str, model_id: str) -> None:
+def save(path: Path, model_id: str, *, files: Mapping[str, bytes], run_id: str) -> None:
     """Writes the files of a delivered model as an MLflow model with code, signature and input example into a new folder."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # of MLflow and pandas about each other

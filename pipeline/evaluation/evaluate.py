@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ccnet import CCNet, distributed
 from ccnet.bootstrap import bootstrap_interval
 from ccnet.inference import ScoresNotFinite
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster import shared
 from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
@@ -18,11 +19,25 @@ from pipeline.data.labels import doubts
 from pipeline.data.manifest import Manifest, open_data
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.inference import fits_into_memory, known_split, load_network, placed, predict_image
-from pipeline.evaluation.metrics import Counts, Score
+from pipeline.evaluation.metrics import Counts, ImageScore, Score
 from pipeline.evaluation.protocol import INTERVAL, WHOLE_IMAGE, inference_settings, validation_protocol
 from pipeline.loading.batches import Sample, evaluation_samples
 
 logger = logging.getLogger(__name__)
+
+
+class Evaluation(NamedTuple):
+    """A split as a checkpoint predicts it."""
+
+    score: Score
+    images: list[ImageScore]
+    """Of each image, in the order of the split."""
+    pixels: torch.Tensor
+    """int64[2, N, K]: intersection and union of each image and class."""
+    checkpoint: Checkpoint
+    net: CCNet
+    """The network that was scored."""
+    manifest: Manifest
 
 
 def evaluate_samples(
@@ -100,8 +115,8 @@ def checked_score(counts: Counts, num_images: int, manifest: Manifest, split: st
     return Score(confusion, names, num_images, protocol, boundary, doubts=found)
 
 
-def evaluate(config: Config) -> Score:
-    """Scores the checkpoint on `evaluate.split`, each image exactly once, with the inference of `config.evaluate`.
+def evaluate(config: Config) -> Evaluation:
+    """Evaluates the checkpoint on `evaluate.split`, each image exactly once, with the inference of `config.evaluate`.
 
     The score has the interval of the mIoU, which needs the counts of every image, and the mIoU with the attention off. Raises
     CheckpointError if the network's scores of an image are not finite.
@@ -111,18 +126,19 @@ def evaluate(config: Config) -> Score:
     split = known_split(config, manifest)
     net, found = load_network(config, manifest)
     num_images, num_classes = manifest.num_images(split), len(manifest.class_names)
-    counts, without, numbers = Counts.none(num_classes), Counts.none(num_classes), []
+    counts, without, images = Counts.none(num_classes), Counts.none(num_classes), dict[int, ImageScore]()
     per_image = torch.zeros(2, num_images, num_classes, dtype=torch.int64)
     try:
-        for number, of_image, attention_off in map_images(partial(_count_share, net, config, manifest), num_images, config):
+        work = partial(_count_share, net, config, manifest)
+        for number, sample_id, of_image, attention_off in map_images(work, num_images, config):
+            assert number not in images, "an image was counted twice"
+            images[number] = ImageScore.of(sample_id, of_image)
             counts.merge(of_image)
             if attention_off:
                 without.merge(attention_off)
             per_image[:, number] = torch.stack(of_image.confusion.intersection_and_union())
-            numbers.append(number)
     except ScoresNotFinite as error:
         raise CheckpointError(f"{found.url}: has no score: {error}; set evaluate.checkpoint to another one") from error
-    assert sorted(numbers) == list(range(num_images)), "an image was missed or counted twice"
     of_this_evaluation = {
         **inference_settings(config.evaluate),
         "recurrence": net.head.recurrence,
@@ -132,14 +148,13 @@ def evaluate(config: Config) -> Score:
         "checkpoint": found.url,
         "checkpoint_sha256": found.sha256,
     }
-    score = checked_score(
-        counts, len(numbers), manifest, split, validation_protocol(config, manifest, split) | of_this_evaluation
-    )
-    return score._replace(
+    protocol = validation_protocol(config, manifest, split) | of_this_evaluation
+    score = checked_score(counts, len(images), manifest, split, protocol)._replace(
         interval=bootstrap_interval(*per_image, **INTERVAL),
         gamma=net.gamma,
         attention_off_miou=without.confusion.miou() if _ablated(net, config) else None,
     )
+    return Evaluation(score, [images[number] for number in range(num_images)], per_image, found, net, manifest)
 
 
 def _ablated(net: CCNet, config: Config) -> bool:
@@ -148,12 +163,12 @@ def _ablated(net: CCNet, config: Config) -> bool:
 
 def _count_share(
     net: CCNet, config: Config, manifest: Manifest, numbers: list[int], device: torch.device
-) -> Iterator[tuple[int, Counts, Counts | None]]:
-    """(number in the split, counts, counts with the attention off if asked for) of each sample."""
+) -> Iterator[tuple[int, str, Counts, Counts | None]]:
+    """(number in the split, id, counts, counts with the attention off if asked for) of each sample."""
     net, options, num_classes = placed(net, device), config.evaluate, len(manifest.class_names)
     for sample in evaluation_samples(config, manifest, options.split, numbers, options.scale):
         counts, without = _count(net, sample, num_classes, device, options), None
         if _ablated(net, config):
             with net.attention_off():
                 without = _count(net, sample, num_classes, device, options)
-        yield sample.number, counts, without
+        yield sample.number, sample.sample_id, counts, without

@@ -80,6 +80,23 @@ def panel(
     return np.concatenate([table, _legend(table.shape[1], colors, names)])
 
 
+def pairs(
+    samples: Sequence[tuple[Image, Image, Image, Image]], colors: ArrayLike, names: Sequence[str], sample_ids: Sequence[str]
+) -> Image:
+    """uint8[H, W, 3]: one row per sample (image uint8[h, w, 3], truth and two predictions uint8[h, w]), and a legend below."""
+    factor = _factor(max(truth.shape[1] for _, truth, _, _ in samples))
+    rows = []
+    for sample_id, (image, truth, *predictions) in zip(sample_ids, samples, strict=True):
+        counted = truth != IGNORE
+        wrong = [(truth != each)[counted].mean() if counted.any() else 0.0 for each in predictions]
+        tiles = [image, *(colorize(each, colors) for each in (truth, *predictions))]
+        rows.append(
+            ([_resize(tile, factor) for tile in tiles], [short(sample_id), "", *(f"{share:.1%} wrong" for share in wrong)])
+        )
+    table = _table(("image", "truth", "first", "second"), rows)
+    return np.concatenate([table, _legend(table.shape[1], colors, names, wrong=False)])
+
+
 def training_batch(samples: Sequence[tuple[Image, Image]], colors: ArrayLike, names: Sequence[str]) -> Image:
     """uint8[H, W, 3]: what the network is fed: one row per crop (image uint8[h, w, 3], classes uint8[h, w]), and a legend below.
 

@@ -141,7 +141,7 @@ def _load(config: Config, url: str) -> checkpoint.Checkpoint:
     if folder.exists(RECORD):
         record = ModelRecord.from_json(folder.read(RECORD), url)
         facts = {"step": record.score["step"], "metrics": record.score, "protocol": record.score["protocol"]}
-        progress = facts | {"model": record.network, "class_names": record.class_names}
+        progress = facts | {"model": record.network, "class_names": record.class_names, "run_id": record.origin["mlflow_run"]}
         weights = weights_of(record, folder.read(WEIGHTS), url)
         return checkpoint.Checkpoint(folder.root, record.origin["checkpoint_sha256"], progress, weights, {}, {})
     parent, slash, name = url.rstrip("/").rpartition("/")

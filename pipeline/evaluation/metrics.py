@@ -39,6 +39,28 @@ class Counts(NamedTuple):
         return self
 
 
+class ImageScore(NamedTuple):
+    """How well one image was predicted."""
+
+    sample_id: str
+    labelled: int
+    """Its pixels with a label."""
+    wrong: float
+    """Share of them with another class than the label's; 0 if there are none."""
+    miou: float
+    """Mean IoU over the classes that occur in its label or prediction; NaN if none does."""
+    class_iou: tuple[float, ...]
+    """NaN where the class occurs in neither."""
+
+    @classmethod
+    def of(cls, sample_id: str, counts: Counts) -> "ImageScore":
+        """The score of one image by its counts."""
+        pixels, iou = counts.confusion.counts, counts.confusion.iou()
+        labelled = int(pixels.sum())
+        wrong = 1 - int(pixels.diagonal().sum()) / labelled if labelled else 0.0
+        return cls(sample_id, labelled, wrong, counts.confusion.miou(), tuple(iou.tolist()))
+
+
 class Score(NamedTuple):
     """The score of a split, which JSON can hold: `Score(**json.loads(json.dumps(score._asdict())))`."""
 
@@ -160,12 +182,12 @@ class Score(NamedTuple):
             [name, *(_figure(float(column[k])) for column in columns), f"{float(pixels[k] / max(1, int(pixels.sum()))):.1%}"]
             for k, name in enumerate(self.class_names)
         ]
-        summary = self._summary()
+        summary = self.summary()
         width = max(len(name) for name in (*self.class_names, *(name for name, _, _ in summary)))
         classes = table(("class", "IoU", "accuracy", "boundary IoU", "pixels"), rows, width=width)
         return "\n".join([classes, *(f"{name:<{width}}  {_figure(value):>6}  {note}".rstrip() for name, value, note in summary)])
 
-    def _summary(self) -> list[tuple[str, float, str]]:
+    def summary(self) -> list[tuple[str, float, str]]:
         """(name, value, note) of each figure over all classes."""
         matrix, caveat, note = self.matrix, self.caveat, _joined(self.caveat, counted(self.num_images))
         if self.interval:

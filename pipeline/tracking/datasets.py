@@ -23,11 +23,11 @@ class DataSet(NamedTuple):
     """Counts, for its page."""
 
 
-def log_data(client: "MlflowClient", run_id: str, data: DataSet) -> None:
-    """Names the data set as an input of the run. Repeating it changes nothing."""
+def log_data(client: "MlflowClient", run_id: str, data: DataSet, use: str = "training") -> None:
+    """Names the data set as an input of the run, which uses it for `use`. Repeating it changes nothing."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     address = json.dumps({"uri": without_password(data.source)})
     kind = urllib.parse.urlsplit(data.source).scheme or "local"
     dataset = Dataset(data.name, data.digest, kind, address, profile=json.dumps(data.profile))
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", use)])])

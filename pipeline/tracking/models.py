@@ -1,5 +1,6 @@
 """Models as MLflow 3 knows them: files that it stores, linked to the run, its scores and its data set."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.tracking.client import connect
+from pipeline.errors import TrackingError
+from pipeline.tracking.client import connect, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +42,19 @@ def log_model(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], 
     """Stores a model that a run has made, and returns its id: `models:/<id>` is its address. Repeated calls return the same one.
 
     `write` gets a folder, which it creates and fills, and the model's id. A model whose storing was interrupted is stored again.
+    Raises TrackingError if the server, its artifact store or a proxy does not take it.
     """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _stored(uri, run_id, entry, write)
+    except (MlflowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this machine
+            raise
+        raise TrackingError(f"MLflow did not take a copy of the model ({first_line(error, uri)})") from error
+
+
+def _stored(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], None]) -> str:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = connect(uri)

@@ -131,9 +131,7 @@ def register(
     versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
     version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
     if version is None:
-        remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
-        source = checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
-        source = f"models:/{model_id}" if model_id else source
+        source = _source(client, uri, run_id, checkpoint_url, model_id)
         tags |= {VERDICT: PENDING}
         version = client.create_model_version(name, source, run_id, tags, description=card, model_id=model_id)
     number = str(version.version)
@@ -144,6 +142,15 @@ def register(
     if verdict != PROMOTED:
         log.warning("models:/%s@%s is not version %s: %s", name, ALIAS, number, verdict)
     return number
+
+
+def _source(client: "MlflowClient", uri: str, run_id: str, checkpoint_url: str, model_id: str | None) -> str:
+    if model_id and uri.startswith("http"):
+        return f"models:/{model_id}"
+    if model_id:  # without a server, MLflow would look for the model in the database of the process's default
+        return str(client.get_logged_model(model_id).artifact_location)
+    remote = urllib.parse.urlsplit(checkpoint_url).scheme not in ("", "file")
+    return checkpoint_url if remote else f"runs:/{run_id}/best_checkpoint.json"
 
 
 def _promote(client: "MlflowClient", name: str, number: str) -> str:

@@ -89,13 +89,11 @@ def open_mlflow_run(
 
 
 def _reopened_or_new(client: "MlflowClient", settings: Config, key: str, run_name: str | None) -> "Run":
-    experiment_id = _experiment(client, settings.tracking.experiment, tracking_uri(settings.tracking))
+    experiment = experiment_id(client, settings.tracking.experiment, tracking_uri(settings.tracking))
     # The tag's name needs back quotes because it has dots. If two drivers ever raced, the oldest run wins.
-    found = client.search_runs(
-        [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"]
-    )
+    found = client.search_runs([experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"])
     if not found:
-        return client.create_run(experiment_id, tags={RUN_KEY: key}, run_name=run_name or key)
+        return client.create_run(experiment, tags={RUN_KEY: key}, run_name=run_name or key)
     run = found[0]
     client.update_run(run.info.run_id, status="RUNNING")
     if STOP_REASON in run.data.tags:  # of an earlier attempt
@@ -103,7 +101,8 @@ def _reopened_or_new(client: "MlflowClient", settings: Config, key: str, run_nam
     return run
 
 
-def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
+    """The id of an experiment, which is made if it is not there. Raises TrackingError if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     location = None

@@ -9,12 +9,11 @@ from typing import Any
 from pipeline.checkpoints import checkpoint
 from pipeline.delivery import pyfunc
 from pipeline.delivery.deliver import ModelFolder, deliver
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, TrackingError
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry
-from pipeline.tracking.client import first_line
 from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -94,11 +93,11 @@ def log_model(run: Run, best: checkpoint.Checkpoint, score: Score, folder: Model
     entry = models.Entry(Path(folder.address).name, folder.card, best.sha256, best.step, params, scores)
     try:
         return models.log_model(run.tracking_uri, run.run_id, entry, partial(pyfunc.save, files=folder.files, run_id=run.run_id))
-    except Exception as error:  # of the server, of its artifact store, of a proxy that refuses large files
+    except TrackingError as error:
         logger.warning(
-            "MLflow did not take a copy of the model (%s): it refers to %s, and mlflow.pyfunc cannot load it; run the same "
-            "command to try again, or set tracking.log_model=false",
-            first_line(error, run.tracking_uri),
+            "%s: it refers to %s, and mlflow.pyfunc cannot load it; run the same command to try again, or set "
+            "tracking.log_model=false",
+            error,
             folder.address,
         )
         return None

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster import connect
 from pipeline.config.config import Config
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, data_set
 from pipeline.preflight.checks import examine, prepared
 from pipeline.preflight.findings import refuse
 from pipeline.storage import lease
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import import_mlflow, tracking_uri
-from pipeline.tracking.datasets import DataSet
 from pipeline.tracking.provenance import environment, other_code
 
 
@@ -98,12 +97,3 @@ def open_run(config: Config, run_key: str | None = None) -> Iterator[Run]:
             runs.take_over(uri, earlier, run_id, newest["step"])
         on_gpus = connect.gpus_for(config.train.fewest_workers)
         yield Run(config, manifest, checkpoints, uri, run_id, claim, on_gpus, in_process=config.train.local, environment=made_by)
-
-
-def data_set(config: Config, manifest: Manifest) -> DataSet:
-    """The prepared data set as MLflow shows it."""
-    profile = {
-        name: {"images": split.num_images, "pixels": dict(zip(manifest.class_names, split.pixels, strict=True))}
-        for name, split in manifest.splits.items()
-    }
-    return DataSet(manifest.name, manifest.fingerprint[:16], config.data_url, profile)

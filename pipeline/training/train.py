@@ -30,6 +30,7 @@ from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.formatting import hide_on_screen
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
+from pipeline.reports.training import PAGE, log_page, write_page
 from pipeline.tracking import runs
 from pipeline.tracking.client import reached
 from pipeline.training.best import best_of, deliver_best, description, record_best
@@ -103,6 +104,8 @@ class Outcome(NamedTuple):
     """Folder of the delivered model: `ccnet.load` reads it."""
     pictures_url: str
     """Folder of the newest pictures: first batch, curve, panels, worst images, confusion."""
+    report_url: str
+    """HTML page with all of it."""
 
 
 def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
@@ -221,8 +224,8 @@ def train(config: Config) -> Outcome:
     with open_run(config) as run:
         logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
         best, score, reason, model_url = _train(run)
-    pictures_url = run.checkpoints.url(PICTURES)
-    return Outcome(run.run_id, run.tracking_uri, best, score, time.monotonic() - started, reason, model_url, pictures_url)
+    here, seconds = run.checkpoints, time.monotonic() - started
+    return Outcome(run.run_id, run.tracking_uri, best, score, seconds, reason, model_url, here.url(PICTURES), here.url(PAGE))
 
 
 def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
@@ -251,6 +254,7 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
                     "command again to send them"
                 )
             draw_curve(run)
+            log_page(run.tracking_uri, run.run_id, write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id))
             runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
     except BaseException as error:
         end_run(run, error, reason)

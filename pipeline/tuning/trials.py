@@ -16,6 +16,7 @@ from ray.util.queue import Queue
 from pipeline.checkpoints import checkpoint
 from pipeline.config.config import Config
 from pipeline.config.load import override
+from pipeline.data.manifest import data_set
 from pipeline.errors import ClusterError, StorageError, TrackingError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
@@ -25,7 +26,7 @@ from pipeline.tracking.provenance import environment
 from pipeline.training.best import best_of, checkpoint_summary
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.metric_logs import send_unsent
-from pipeline.training.run import Run, data_set
+from pipeline.training.run import Run
 from pipeline.training.train import STOPPED, draw_curve, run_to_end, validate_pending
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _trained(run: Run, show: str, callback: UserCallback) -> dict[str, Any]:
         logger.info("evaluates %s", best.url)
         # Here, where the trial trains: its CPUs are not free for a task.
         here = {"train.workers": 0} if run.in_process else {}
-        outcome["score"] = evaluate(override(run.config, here | {"evaluate.checkpoint": best.url}))._asdict()
+        outcome["score"] = evaluate(override(run.config, here | {"evaluate.checkpoint": best.url})).score._asdict()
     if left := send_unsent(run, {best.step: score.metrics()}):
         raise TrackingError(f"MLflow has not taken {left} of the metric points and pictures of {show}")
     draw_curve(run)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ccnet.bootstrap import bootstrap_interval
+from ccnet.bootstrap import bootstrap_differences, bootstrap_interval
 
 
 def images(seed: int, num_images: int, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,3 +79,40 @@ def test_without_images_it_is_not_a_number():
 def test_what_is_out_of_range_is_named(wrong):
     with pytest.raises(ValueError, match=r"must be between 0 and 1, and at least 1"):
         bootstrap_interval(*images(0, 3), **wrong)
+
+
+def test_differences_equal_a_loop_that_draws_the_same_images_for_both():
+    first, second = images(0, 7, num_classes=4), images(1, 7, num_classes=4)
+    for intersection, union in (first, second):
+        intersection[:, 3] = union[:, 3] = 0  # occurs nowhere
+    generator = torch.Generator().manual_seed(5)
+    resamples = [torch.randint(7, (7,), generator=generator) for _ in range(300)]
+    found, by_class = bootstrap_differences(first, second, num_resamples=300, level=0.9, seed=5)
+    tails = torch.tensor([0.05, 0.95], dtype=torch.float64)
+    both = [[(i[drawn], u[drawn]) for i, u in (first, second)] for drawn in resamples]
+    mious = torch.tensor([miou(*after) - miou(*before) for before, after in both], dtype=torch.float64)
+    assert found == pytest.approx(tuple(mious.quantile(tails).tolist()), abs=1e-12)
+    for k in range(3):
+        ious = [[float(i[:, k].sum() / u[:, k].sum().double()) for i, u in pair] for pair in both]
+        expected = torch.tensor([after - before for before, after in ious], dtype=torch.float64).quantile(tails).tolist()
+        assert by_class[k] == pytest.approx(tuple(expected), abs=1e-12)
+    assert all(math.isnan(bound) for bound in by_class[3])
+
+
+def test_the_same_images_make_a_difference_surer_than_two_intervals():
+    """Images differ in how hard they are; a second network that is a little better on each is better for sure."""
+    intersection, union = images(0, 40)
+    better = torch.minimum(intersection + union // 20, union)
+    (low, high), _ = bootstrap_differences((intersection, union), (better, union))
+    apart, together = bootstrap_interval(intersection, union), bootstrap_interval(better, union)
+    assert 0 < low < high < 0.06
+    assert apart[1] > together[0], "the two intervals overlap"
+    assert bootstrap_differences((union, union), (union, union))[0] == (0.0, 0.0)
+
+
+def test_differences_without_images_are_unknown():
+    nothing = torch.zeros(0, 2, dtype=torch.int64)
+    found, by_class = bootstrap_differences((nothing, nothing), (nothing, nothing))
+    assert all(math.isnan(bound) for bounds in (found, *by_class) for bound in bounds)
+    with pytest.raises(ValueError, match="level = 1"):
+        bootstrap_differences((nothing, nothing), (nothing, nothing), level=1.0)

@@ -94,7 +94,12 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
         "attention.png",
         "confusion_matrix.png",
         "training_batch.png",
+        "report.html",
     } <= names
+    assert run.outputs is not None
+    (model,) = run.outputs.model_outputs
+    stored = client.get_logged_model(model.model_id)
+    assert (stored.status.name, stored.tags["ccnet.checkpoint_sha256"]) == ("READY", run.data.tags["ccnet.checkpoint_sha256"])
     # Not by alias: after 20 steps the score may not be above the majority class, and then no alias moves.
     registered = client.search_model_versions("name = 'tiny'")
     assert run.data.tags["ccnet.checkpoint_sha256"] in [version.tags["ccnet.checkpoint_sha256"] for version in registered]
@@ -123,6 +128,11 @@ def test_evaluate_by_run_id_gives_the_miou_of_training(followed: Finished, clien
     assert float(line.split()[1]) == pytest.approx(best, abs=1e-4)
     assert '"checkpoint_sha256"' in done.stdout
     assert re.search(r"^attention off +0\.\d{4}  mIoU of the same weights with R = 0$", done.stdout, re.MULTILINE)
+    training = only_run(client, tiny()).info
+    (evaluation,) = client.search_runs([training.experiment_id], f"tags.`mlflow.parentRunId` = '{training.run_id}'")
+    assert evaluation.data.metrics["val/miou"] == pytest.approx(best, abs=1e-4)
+    assert f"runs/{evaluation.info.run_id}" in done.stdout
+    assert f"/evaluations/{evaluation.info.run_name}/report.html" in done.stdout
 
 
 def test_predict_writes_masks_and_overlays_back(followed: Finished, access: None) -> None:

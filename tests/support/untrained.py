@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,9 +12,10 @@ from pipeline.config.config import Config
 from pipeline.config.load import parse
 from pipeline.data import synthetic
 from pipeline.data.index import content, write_index
-from pipeline.data.manifest import Manifest, Split, write_manifest
+from pipeline.data.manifest import Manifest, Split, read_manifest, write_manifest
 from pipeline.data.shards import Row, write_shard
 from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.protocol import validation_protocol
 from pipeline.images import codec
 from pipeline.storage.store import open_store
 
@@ -33,7 +35,16 @@ def make(storage: Path, scratch: Path, ids: Sequence[str] = IDS) -> Config:
         }
     )
     pack(made, ids)
-    torch.manual_seed(0)
+    store_checkpoint(made, scratch)
+    return made
+
+
+def store_checkpoint(config: Config, scratch: Path, seed: int = 0, **facts: Any) -> str:
+    """Stores a checkpoint of random weights as that of the configuration's run, and returns its address.
+
+    `facts` are added to what it says of its training.
+    """
+    torch.manual_seed(seed)
     net = build_ccnet(**MODEL)
     with torch.no_grad():
         net.head.attention.gamma.fill_(1.0)  # at its initial 0 every R gives the same result
@@ -47,22 +58,30 @@ def make(storage: Path, scratch: Path, ids: Sequence[str] = IDS) -> Config:
             "model": MODEL,
             "class_names": synthetic.NAMES,
             "score": score._asdict(),
-            "config": made.record(),
+            "config": config.record(),
+            "protocol": validation_protocol(config, read_manifest(open_store(config.data_url, config.storage))),
+            **facts,
         },
     )
-    checkpoint.upload(scratch, open_store(f"{made.runs_url}/{made.run_key}", made.storage), checkpoint.folder_name(1))
-    return made
+    store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+    checkpoint.upload(scratch, store, checkpoint.folder_name(1))
+    return store.url(checkpoint.folder_name(1))
 
 
-def pack(config: Config, ids: Sequence[str]) -> None:
+def pack(config: Config, ids: Sequence[str], relabelled: int = 0) -> None:
+    """Packs validation images; the first `relabelled` have other labels than usual."""
     store = open_store(config.data_url, config.storage)
     rows = []
     for position, sample_id in enumerate(ids):
-        pair = synthetic.sample(synthetic.split_index("val", position), 0, SIZE)
-        rows.append(Row(sample_id, *map(codec.encode_png, pair), SIZE, SIZE))
+        image, label = synthetic.sample(synthetic.split_index("val", position), 0, SIZE)
+        if position < relabelled:
+            label = label[::-1].copy()
+        rows.append(Row(sample_id, codec.encode_png(image), codec.encode_png(label), SIZE, SIZE))
     entries = write_shard(store, "val-0.parquet", rows)
     write_index(store, "index-val", entries, [])
     pixels, size = (0,) * len(synthetic.NAMES), (SIZE, SIZE)
     split = Split(len(ids), "index-val", content(entries), 1, pixels, pixels, 0, size, size)
     ids = {k: k for k in range(len(synthetic.NAMES))}
-    write_manifest(store, Manifest("ten", "generated", synthetic.NAMES, synthetic.COLORS, ids, {"val": split}, True, "source"))
+    write_manifest(
+        store, Manifest(config.data.name, "generated", synthetic.NAMES, synthetic.COLORS, ids, {"val": split}, True, "source")
+    )

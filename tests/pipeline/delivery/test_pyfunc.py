@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(folder: Path) -> Path:
     path = folder.parent / "mlflow-model"
-    pyfunc.save(path, {each.name: each.read_bytes() for each in folder.iterdir()}, "f" * 32, "m-0")
+    pyfunc.save(path, "m-0", files={each.name: each.read_bytes() for each in folder.iterdir()}, run_id="f" * 32)
     return path
 
 

@@ -144,7 +144,7 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
     config: Config, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    score = evaluate.evaluate(config)
+    score = evaluate.evaluate(config).score
     truth = np.concatenate([sample.label.ravel() for sample in samples(config, manifest, range(NUM_IMAGES))])
     assert score.num_images == NUM_IMAGES
     assert np.sum(score.counts, axis=1).tolist() == np.bincount(truth, minlength=len(manifest.class_names)).tolist()
@@ -155,18 +155,18 @@ def test_without_a_cluster_this_process_evaluates_and_predicts(
 
 def test_the_attention_is_scored_against_its_absence(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    score = evaluate.evaluate(config)
-    without = evaluate.evaluate(override(config, {"evaluate.recurrence": 0}))
+    score = evaluate.evaluate(config).score
+    without = evaluate.evaluate(override(config, {"evaluate.recurrence": 0})).score
     assert (score.gamma, score.attention_off_miou) == (1.0, without.miou)
     assert score.miou != without.miou
     assert (without.gamma, without.attention_off_miou) == (None, None)
-    assert evaluate.evaluate(override(config, {"evaluate.attention_off": False})).attention_off_miou is None
+    assert evaluate.evaluate(override(config, {"evaluate.attention_off": False})).score.attention_off_miou is None
 
 
 @pytest.mark.slow
 def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Config, manifest: Manifest, local_ray: None) -> None:
     made = override(config, {"train.workers": 2, "evaluate.recurrence": 3, **OPTIONS})
-    score = evaluate.evaluate(made)
+    score = evaluate.evaluate(made).score
     net, found = inference.load_network(made, manifest)
     expected = ConfusionMatrix(len(manifest.class_names))
     for sample in samples(made, manifest, range(NUM_IMAGES)):

@@ -71,7 +71,7 @@ def _without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_trained_without_aligned_corners_gives_the_masks_of_mmsegmentation(tmp_path: Path) -> None:
     z = golden()
     config, _ = stored(tmp_path, z, MODEL | {"align_corners": False})
-    score = evaluate.evaluate(config)
+    score = evaluate.evaluate(config).score
     assert (score.miou, score.protocol["align_corners"]) == (1.0, False)
     for way, options in (("whole", {}), ("slide", {"evaluate.window": 33})):
         output = tmp_path / way
@@ -86,6 +86,6 @@ def test_a_checkpoint_without_the_record_aligned_its_corners(tmp_path: Path) -> 
     config, manifest = stored(tmp_path, z, MODEL)
     net, _ = inference.load_network(config, manifest)
     assert net.align_corners is True
-    score = evaluate.evaluate(config)
+    score = evaluate.evaluate(config).score
     assert score.protocol["align_corners"] is True
     assert score.miou < 0.8  # what the wrong protocol cost before it was recorded

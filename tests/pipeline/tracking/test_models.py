@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -46,9 +47,7 @@ def test_a_model_is_stored_once_with_its_scores_and_found_by_them(
     with pytest.raises(Killed):
         models.log_model(uri, run_id, entry("stored"), interrupted)
 
-    def write(path: Path, model_id: str) -> None:
-        pyfunc.save(path, files, run_id, model_id)
-
+    write = partial(pyfunc.save, files=files, run_id=run_id)
     model_id = models.log_model(uri, run_id, entry("stored"), write)
     assert models.log_model(uri, run_id, entry("stored"), interrupted) == model_id, "it is there: nothing is written"
     run = client.get_run(run_id)

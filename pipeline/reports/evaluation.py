@@ -1,0 +1,146 @@
+"""The report of an evaluation: a page, a record, a table of its images. In the storage, and as a run in MLflow."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.config.config import Config
+from pipeline.data.manifest import data_set
+from pipeline.errors import TrackingError
+from pipeline.evaluation import charts, panels
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.images.codec import encode_png
+from pipeline.reports.page import code, document, figure, figures, headline, paragraph, picture, section, table
+from pipeline.storage.store import open_store
+from pipeline.tracking import evaluations
+from pipeline.tracking.client import tracking_uri
+from pipeline.tracking.provenance import environment
+from pipeline.tracking.runs import flatten, page
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "ccnet-evaluation", 1
+RECORD, IMAGES, PAGE = "evaluation.json", "images.csv", "report.html"
+WORST = 10
+"""Images that the page names."""
+PARAMS = ("split", "checkpoint", "recurrence", "scale", "window", "scales", "flip")
+"""Settings of `evaluate` that shape the score."""
+
+
+class Report(NamedTuple):
+    """Where a report lies."""
+
+    url: str
+    """Its page in the storage; the record and the table lie beside it."""
+    in_mlflow: str | None
+    """None if MLflow did not take it."""
+
+
+def write_report(config: Config, evaluation: Evaluation) -> Report:
+    """Writes the report to `<storage.path>/evaluations/<name>-<hash of its content>`, and records it in MLflow if it answers.
+
+    The same evaluation again writes nothing.
+    """
+    content = _content(config, evaluation)
+    key = f"{config.name}-evaluation-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
+    store = open_store(f"{config.storage.path}/evaluations/{key}", config.storage)
+    worst = sorted(range(len(evaluation.images)), key=lambda number: -evaluation.images[number].wrong)[:WORST]
+    pictures = _pictures(config, evaluation, worst[: config.evaluate.panel_images])
+    record = {"format": FORMAT, "version": VERSION, "key": key, **content, "made_by": environment()}
+    files = {
+        IMAGES: _table(evaluation),
+        PAGE: _page(key, config, evaluation, worst, pictures),
+        RECORD: (json.dumps(record, indent=1) + "\n").encode(),
+    }
+    if not store.exists(RECORD):  # the last that is written
+        for name, data in files.items():
+            store.write(name, data)
+    return Report(store.url(PAGE), _recorded(config, evaluation, key, files))
+
+
+def _content(config: Config, evaluation: Evaluation) -> dict[str, Any]:
+    """What was evaluated and what came out: the same at each repetition."""
+    score, checkpoint = evaluation.score, evaluation.checkpoint
+    low, high = score.interval or (None, None)
+    return {
+        "checkpoint": {"url": checkpoint.url, "sha256": checkpoint.sha256, "step": checkpoint.step},
+        "data": {"name": config.data.name, "fingerprint": evaluation.manifest.fingerprint, "split": score.protocol["split"]},
+        "miou": score.miou,
+        "interval": [low, high],
+        "caveat": score.caveat,
+        "class_iou": dict(zip(score.class_names, [_or_none(iou) for iou in score.matrix.iou().tolist()], strict=True)),
+        "score": score._asdict(),
+    }
+
+
+def _table(evaluation: Evaluation) -> bytes:
+    """CSV: a row for each image, with the IoU of each class; empty where the class occurs neither in label nor prediction."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "labelled pixels", "wrong", "mIoU", *evaluation.score.class_names])
+    for image in evaluation.images:
+        figures = (image.wrong, image.miou, *image.class_iou)
+        writer.writerow([image.sample_id, image.labelled, *("" if value != value else f"{value:.6f}" for value in figures)])
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _pictures(config: Config, evaluation: Evaluation, worst: Sequence[int]) -> dict[str, bytes]:
+    score, device = evaluation.score, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shown = panels.of_images(config, evaluation.manifest, evaluation.net, device, worst)
+    confusion = charts.confusion_picture(score.matrix.counts.numpy(), score.class_names)
+    pictures = {"The images with the largest share of wrong pixels": shown, "Which classes are taken for which": confusion}
+    return {title: encode_png(each) for title, each in pictures.items()}
+
+
+def _recorded(config: Config, evaluation: Evaluation, key: str, files: dict[str, bytes]) -> str | None:
+    """The page of the evaluation's run in MLflow; None if MLflow does not take it, which a warning says."""
+    score, checkpoint, split = evaluation.score, evaluation.checkpoint, evaluation.score.protocol["split"]
+    metrics = {f"{split}/{name.removeprefix('val/')}": value for name, value in score.metrics().items()}
+    low, high = score.interval or (float("nan"), float("nan"))
+    more = {"miou_low": low, "miou_high": high, "miou_attention_off": score.attention_off_miou}
+    metrics |= {f"{split}/{name}": value for name, value in more.items() if value is not None and value == value}
+    params = flatten({"evaluate": {name: value for name, value in config.record()["evaluate"].items() if name in PARAMS}})
+    note = f"{headline(score, config.data.name)}\n\nOf checkpoint `{checkpoint.url}`.\n\n```\n{score.table()}\n```\n"
+    entry = evaluations.Entry(
+        key,
+        checkpoint.url,
+        checkpoint.sha256,
+        checkpoint.step,
+        checkpoint.progress.get("run_id"),
+        params,
+        metrics,
+        data_set(config, evaluation.manifest),
+        note,
+        files,
+    )
+    try:
+        return page(tracking_uri(config.tracking), evaluations.log_evaluation(config.tracking, entry))
+    except TrackingError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int], pictures: Mapping[str, bytes]) -> bytes:
+    score, checkpoint, images = evaluation.score, evaluation.checkpoint, evaluation.images
+    rows = [(each.sample_id, f"{each.wrong:.2%}", figure(each.miou)) for each in (images[number] for number in worst)]
+    again = f"evaluate.checkpoint={checkpoint.url} evaluate.split={score.protocol['split']}"
+    parts = [
+        paragraph(f"Checkpoint {checkpoint.url}, step {checkpoint.step}, sha256 {checkpoint.sha256[:16]}"),
+        figures(score),
+        *(picture(title, png) for title, png in pictures.items()),
+        section("The worst images", table(("image", "wrong", "mIoU"), rows),
+                paragraph(f"All {len(images)} are in {IMAGES}, with the IoU of each class.")),
+        section("Protocol", code(json.dumps(score.protocol, indent=1))),
+        section("Again", code(f"python -m jobs.evaluate CONFIG.yaml {again}")),
+    ]  # fmt: skip
+    return document(key, headline(score, config.data.name), parts)
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value

@@ -1,0 +1,77 @@
+"""The page of a training: score, pictures, settings and the next commands, in the run's folder and in MLflow."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pipeline.config.config import Config
+from pipeline.evaluation.metrics import Score
+from pipeline.reports.page import code, document, figures, headline, paragraph, picture, section, table
+from pipeline.storage.store import Store
+from pipeline.tracking import runs
+
+PAGE = "report.html"
+TITLES = {
+    "learning_curve": "Loss and mIoU over the steps",
+    "panel": "Images of the validation",
+    "worst_images": "The images with the largest share of wrong pixels",
+    "confusion_matrix": "Which classes are taken for which",
+    "attention": "What a pixel attends to",
+    "class_histogram": "Pixels of each class in the data",
+    "training_batch": "The first training batch, as it was augmented",
+}
+"""Name of a picture -> its title, in the order of the page."""
+
+
+def write_page(config: Config, folder: Store, pictures: str, score: Score, recorded: Mapping[str, Any], run_id: str) -> bytes:
+    """Writes the page of a run into its folder, in which `pictures` is the folder of pictures. Returns the page.
+
+    `recorded`: what MLflow has of the best checkpoint. A page of an earlier attempt is replaced. Raises StorageError.
+    """
+    step = f"step {recorded['step']} of {config.train.steps}"
+    parts = [
+        paragraph(f"CCNet with {config.model.backbone}, R = {config.model.recurrence}: the best checkpoint, of {step}."),
+        figures(score),
+        *(picture(TITLES[name], png) for name, png in _pictures(folder, pictures).items()),
+        section("Where it is", table(("", ""), [
+            ("model", recorded["model_url"]), ("checkpoint", recorded["checkpoint_url"]), ("MLflow run", run_id),
+        ])),
+        section("Use it", code("\n".join(_commands(config, recorded)))),
+        section("Settings other than the default", code(_changed(config))),
+        section("Protocol of the score", code(json.dumps(recorded["protocol"], indent=1))),
+    ]  # fmt: skip
+    page = document(config.run_key, headline(score, config.data.name), parts)
+    folder.write(PAGE, page)
+    return page
+
+
+def log_page(uri: str, run_id: str, page: bytes) -> None:
+    """Stores the page in the MLflow run."""
+    runs.log_text(uri, run_id, PAGE, page.decode())
+
+
+def _pictures(folder: Store, pictures: str) -> dict[str, bytes]:
+    """Those that the run has drawn."""
+    found = {}
+    for name in TITLES:
+        try:
+            found[name] = folder.read(f"{pictures}/{name}.png")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _commands(config: Config, recorded: Mapping[str, Any]) -> list[str]:
+    model = recorded["model_url"]
+    return [
+        f"mask = ccnet.load({model!r}).predict('image.jpg')",
+        f"python -m jobs.predict {model} IMAGES... --out FOLDER",
+        f"python -m jobs.evaluate CONFIG.yaml evaluate.checkpoint={model} evaluate.window=769 evaluate.flip=true",
+    ]
+
+
+def _changed(config: Config) -> str:
+    """YAML of what the user set; a configuration with these lines is the same one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json(exclude_defaults=True)), sort_keys=False, allow_unicode=True)

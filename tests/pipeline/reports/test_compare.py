@@ -1,0 +1,115 @@
+"""What differs between two checkpoints: planted differences are found, and none where there is none."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.compare import command
+from pipeline.config.config import Config
+from pipeline.config.load import override
+from pipeline.errors import ConfigError
+from pipeline.reports import differences
+from pipeline.reports.compare import Interval, compare
+from pipeline.tracking import runs
+from pipeline.tracking.client import connect
+from tests.support import untrained
+from tests.support.untrained import IDS, NUM_IMAGES
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return override(untrained.make(tmp_path / "storage", scratch(tmp_path)), {"train.workers": 0})
+
+
+def scratch(folder: Path, name: str = "scratch") -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
+def test_planted_differences_are_found(config: Config, tmp_path: Path) -> None:
+    relabelled = override(config, {"data.name": "relabelled", "name": "second", "seed": 7, "train.learning_rate": 0.5})
+    untrained.pack(relabelled, [*IDS[1:], "val-new"], relabelled=3)
+    url = untrained.store_checkpoint(relabelled, scratch(tmp_path, "b"), seed=1, environment={"commit": "1" * 40})
+    found = compare(override(config, {"evaluate.other": url}))
+    assert found.settings[0] == "seed was 0 and is 7"
+    assert "train.learning_rate was 0.01 and is 0.5" in found.settings
+    assert found.data[0].startswith("ten ")
+    # The ids keep their places, so each has the image of its neighbour.
+    assert found.data[1:] == [
+        "val: 1 added: val-new",
+        "val: 1 removed: val-0",
+        f"val: {NUM_IMAGES - 1} with another image: {', '.join(IDS[1:])}",
+    ]
+    assert found.steps == ["unknown"]
+    first, second = found.first.score, found.second.score
+    assert (found.miou.first, found.miou.second) == (first.miou, second.miou)
+    assert found.miou.low <= found.miou.difference <= found.miou.high
+    gaps = [abs(other - one) for _, one, other in found.images]
+    assert gaps == sorted(gaps, reverse=True)
+    assert len(gaps) == 10
+    page = Path(found.report_url).read_text()
+    assert all(text in page for text in ("seed was 0 and is 7", "1 added: val-new", found.images[0][0], "data:image/png"))
+    assert json.loads(Path(found.report_url).with_name("comparison.json").read_text())["settings"] == found.settings
+
+
+def test_a_relabelled_image_is_told_from_another_one(config: Config, tmp_path: Path) -> None:
+    relabelled = override(config, {"data.name": "relabelled", "name": "second"})
+    untrained.pack(relabelled, IDS, relabelled=3)
+    url = untrained.store_checkpoint(relabelled, scratch(tmp_path, "b"))
+    found = compare(override(config, {"evaluate.other": url}))
+    assert found.data[1:] == [f"val: 3 relabelled: {', '.join(IDS[:3])}"]
+    untrained.pack(relabelled, IDS, relabelled=4)
+    again = compare(override(config, {"evaluate.other": url}))
+    assert again.data[1:] == ["the images cannot be compared: relabelled was prepared again since"]
+
+
+def test_the_same_checkpoint_differs_in_nothing(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = untrained.store_checkpoint(override(config, {"name": "same"}), scratch(tmp_path, "b"), run_id="f" * 32)
+    found = compare(override(config, {"evaluate.other": url}))
+    assert (found.settings, found.data) == ([], [])
+    assert (found.miou.low, found.miou.high, found.miou.verdict) == (0.0, 0.0, "equal")
+    assert {each.verdict for each in found.classes} <= {"equal", ""}
+    assert {other - one for _, one, other in found.images} == {0.0}
+    before = Path(found.report_url).stat().st_mtime_ns
+    assert compare(override(config, {"evaluate.other": url})).report_url == found.report_url
+    assert Path(found.report_url).stat().st_mtime_ns == before, "the same comparison writes nothing"
+    assert re.search(r"^mIoU +0\.\d{4}  0\.\d{4} +\+0\.0000  \+0\.0000 to \+0\.0000 +equal$", found.text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "may be chance"), (0.0, 0.0, "equal")]
+)
+def test_a_difference_counts_if_other_images_would_show_it(low: float, high: float, verdict: str) -> None:
+    assert Interval("road", 0.5, 0.6, low, high).verdict == verdict
+
+
+def test_without_a_second_checkpoint_it_is_asked_for(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.other: missing; name the checkpoint to compare with"):
+        compare(config)
+    assert command(["jobs/configs/demo.yaml", "one"]) == 2
+
+
+@pytest.mark.slow
+def test_the_step_at_which_two_runs_part_in_mlflow(config: Config, tmp_path: Path) -> None:
+    made = override(config, {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    client, losses = (
+        connect(str(made.tracking.uri)),
+        {"a": (0.5, 0.25, 0.125), "b": (0.5, 0.25, 0.1250001), "c": (0.5, 0.25), "d": ()},
+    )
+    ids = {name: runs.open_mlflow_run(made, environment={}, run_key=name) for name in losses}
+    for name, values in losses.items():
+        for step, loss in enumerate(values, 1):
+            client.log_metric(ids[name], "train/loss", loss, step=step)
+
+    def parted(one: str, other: str) -> list[str]:
+        return differences.steps(made.tracking, *({"run_id": run_id, "step": 3} for run_id in (one, other)))
+
+    assert parted(ids["a"], ids["b"]) == ["the loss differs from step 3 on: 0.125 and 0.1250001"]
+    assert parted(ids["a"], ids["c"]) == ["equal as far as both go, to step 2"]
+    assert parted(ids["a"], ids["a"]) == ["the same run, steps 3 and 3"]
+    assert parted(ids["a"], ids["d"]) == ["unknown: MLflow has no step that both have recorded"]
+    assert parted(ids["a"], "0" * 32)[0].startswith("unknown: ")
+    assert parted(ids["a"], "") == ["unknown"]
