@@ -111,7 +111,7 @@ def description(run: Run, best: checkpoint.Checkpoint, score: Score, recorded: M
     config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
     with_mlflow = (
         f"""# or, where only MLflow is installed; the masks are PNG files
-masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"image": open("image.jpg", "rb").read()}})["mask"]
+masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"image": Path("image.jpg").read_bytes()}})["mask"]
 """
         if recorded["model_id"]
         else ""
