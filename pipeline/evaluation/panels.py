@@ -1,12 +1,15 @@
 """The pictures of a validation: the same few images each time, with the network's predictions and its attention."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ccnet import CCNet, attention_maps
 from ccnet.inference import ScoresNotFinite
+from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest
@@ -28,10 +31,10 @@ def of_validation(
     num_images = manifest.num_images("val")
     shown = min(config.evaluate.panel_images, num_images)
     indices = [i * num_images // shown for i in range(shown)]
-    samples = _read(config, manifest, "val", indices)
-    pictures = {"panel": _panel(samples, manifest, net, device, WHOLE_IMAGE)}
+    samples = _read(config, manifest, indices)
+    pictures = {"panel": _panel(samples, manifest, net, device)}
     if worst:
-        pictures["worst_images"] = _panel(_read(config, manifest, "val", worst), manifest, net, device, WHOLE_IMAGE)
+        pictures["worst_images"] = _panel(_read(config, manifest, worst), manifest, net, device)
     attended = _attended(samples, net, device) if net.head.recurrence else []
     if attended:
         note = f"gamma {net.gamma:.4f}"
@@ -39,37 +42,61 @@ def of_validation(
     return pictures
 
 
-def of_images(config: Config, manifest: Manifest, net: CCNet, device: torch.device, numbers: Sequence[int]) -> UInt8:
+def of_images(config: Config, manifest: Manifest, net: CCNet, numbers: Sequence[int]) -> UInt8:
     """uint8[H, W, 3]: a panel of images of `evaluate.split`, predicted with the inference of `config.evaluate`."""
-    samples = _read(config, manifest, config.evaluate.split, numbers)
-    return _panel(samples, manifest, placed(net, device), device, config.evaluate)
+    found = _predictions(config, manifest, net, numbers)
+    rows = [(each.image, each.label, each.prediction) for each in found]
+    return figures.panel(rows, manifest.colors, manifest.class_names, [each.sample_id for each in found])
 
 
-def of_pairs(
-    config: Config, manifest: Manifest, nets: tuple[CCNet, CCNet], device: torch.device, numbers: Sequence[int]
-) -> UInt8:
-    """uint8[H, W, 3]: images of `evaluate.split` as two networks predict them, with the inference of `config.evaluate`."""
-    rows, samples = [], _read(config, manifest, config.evaluate.split, numbers)
-    for sample in samples:
+def of_pairs(config: Config, manifest: Manifest, nets: tuple[CCNet, CCNet], numbers: Sequence[int]) -> UInt8:
+    """The same images as two networks predict them."""
+    first, second = (_predictions(config, manifest, net, numbers) for net in nets)
+    rows = [(one.image, one.label, one.prediction, other.prediction) for one, other in zip(first, second, strict=True)]
+    return figures.pairs(rows, manifest.colors, manifest.class_names, [each.sample_id for each in first])
+
+
+class _Predicted(NamedTuple):
+    """An image at its label's size, with what a network predicts."""
+
+    place: int
+    sample_id: str
+    image: UInt8
+    label: UInt8
+    prediction: UInt8
+
+
+def _predictions(config: Config, manifest: Manifest, net: CCNet, numbers: Sequence[int]) -> list[_Predicted]:
+    """Where the evaluation predicts too: this process may have no GPU."""
+    work = partial(_predict_share, net, config, manifest, list(numbers))
+    return sorted(map_images(work, len(numbers), config), key=lambda each: each.place)
+
+
+def _predict_share(
+    net: CCNet, config: Config, manifest: Manifest, numbers: list[int], places: list[int], device: torch.device
+) -> Iterator[_Predicted]:
+    """The images `numbers[place]`."""
+    net, options = placed(net, device), config.evaluate
+    samples = evaluation_samples(config, manifest, options.split, [numbers[place] for place in places], options.scale)
+    for place, sample in zip(places, samples, strict=True):
         size = (sample.label.shape[0], sample.label.shape[1])
-        with fits_into_memory(_picture_of(sample), config.evaluate):
-            one, other = (_predicted(placed(net, device), sample.image, size, device, config.evaluate) for net in nets)
-        rows.append((resize_to(sample.image, size), sample.label, one, other))
-    return figures.pairs(rows, manifest.colors, manifest.class_names, [sample.sample_id for sample in samples])
+        with fits_into_memory(_picture_of(sample), options):
+            prediction = _predicted(net, sample.image, size, device, options)
+        yield _Predicted(place, sample.sample_id, resize_to(sample.image, size), sample.label, prediction)
 
 
-def _read(config: Config, manifest: Manifest, split: str, indices: Sequence[int]) -> list[Sample]:
-    """The images of a split with these numbers."""
-    return list(evaluation_samples(config, manifest, split, list(indices), config.evaluate.scale))
+def _read(config: Config, manifest: Manifest, indices: Sequence[int]) -> list[Sample]:
+    """The validation images with these numbers."""
+    return list(evaluation_samples(config, manifest, "val", list(indices), config.evaluate.scale))
 
 
-def _panel(samples: Sequence[Sample], manifest: Manifest, net: CCNet, device: torch.device, options: Evaluate) -> UInt8:
+def _panel(samples: Sequence[Sample], manifest: Manifest, net: CCNet, device: torch.device) -> UInt8:
     """uint8[H, W, 3]: image, truth, prediction and error of each sample."""
     predicted = []
     for sample in samples:
         size = (sample.label.shape[0], sample.label.shape[1])
-        with fits_into_memory(_picture_of(sample), options):
-            prediction = _predicted(net, sample.image, size, device, options)
+        with fits_into_memory(_picture_of(sample), WHOLE_IMAGE):
+            prediction = _predicted(net, sample.image, size, device, WHOLE_IMAGE)
         predicted.append((resize_to(sample.image, size), sample.label, prediction))
     return figures.panel(predicted, manifest.colors, manifest.class_names, [sample.sample_id for sample in samples])
 

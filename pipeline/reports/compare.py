@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from ccnet.bootstrap import bootstrap_differences
 from pipeline.config.config import Config
 from pipeline.config.load import override
@@ -21,7 +19,10 @@ from pipeline.reports import differences, page
 from pipeline.storage.store import open_store
 
 MOST = 10
-"""Images that the page names."""
+"""Images that are named."""
+HEADINGS = ("class", "first", "second", "difference", "95 % interval", "second is")
+IMAGE_HEADINGS = ("differs most", "wrong, first", "wrong, second", "difference")
+BY_CHANCE = "Of twenty classes that do not differ, about one is better or worse by chance."
 
 
 class Interval(NamedTuple):
@@ -70,10 +71,12 @@ class Comparison(NamedTuple):
         for title, found in (("settings", self.settings), ("data", self.data), ("training", self.steps)):
             lines += [f"{title}:", *(f"  {line}" for line in found or ["no difference"]), ""]
         rows = [_row(each) for each in (*self.classes, self.miou)]
-        return "\n".join([*lines, text_table(HEADINGS, rows)])
+        lines += [text_table(HEADINGS, rows), BY_CHANCE, "", text_table(IMAGE_HEADINGS, self.image_rows())]
+        return "\n".join(lines)
 
-
-HEADINGS = ("class", "first", "second", "difference", "95 % interval", "second is")
+    def image_rows(self) -> list[tuple[str, ...]]:
+        """A row of text for each of `images`."""
+        return [(name, f"{one:.2%}", f"{other:.2%}", f"{other - one:+.2%}") for name, one, other in self.images]
 
 
 def compare(config: Config) -> Comparison:
@@ -145,23 +148,22 @@ def _record(found: Comparison) -> dict[str, Any]:
 
 
 def _page(config: Config, key: str, found: Comparison, order: Sequence[int]) -> bytes:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = [_row(each) for each in (found.miou, *found.classes)]
     nets, shown = (found.first.net, found.second.net), order[: config.evaluate.panel_images]
-    picture = encode_png(panels.of_pairs(config, found.first.manifest, nets, device, shown))
+    picture = encode_png(panels.of_pairs(config, found.first.manifest, nets, shown))
     lists = [
         page.section(title, page.code("\n".join(lines) or "no difference"))
         for title, lines in (("Settings", found.settings), ("Data", found.data), ("Training", found.steps))
     ]
-    images = [(name, f"{one:.2%}", f"{other:.2%}", f"{other - one:+.2%}") for name, one, other in found.images]
     return page.document(
         key,
         f"{page.headline(found.second.score, config.data.name)}; the first has {found.first.score.miou:.4f}",
         [
             page.table(("", ""), [("first", found.first.checkpoint.url), ("second", found.second.checkpoint.url)]),
             *lists,
-            page.section("Scores", page.table(HEADINGS, [_row(each) for each in (found.miou, *found.classes)])),
+            page.section("Scores", page.table(HEADINGS, rows), page.paragraph(BY_CHANCE)),
             page.picture("The images that differ most", picture),
-            page.table(("image", "wrong, first", "wrong, second", "difference"), images),
+            page.table(IMAGE_HEADINGS, found.image_rows()),
             page.section("Protocol", page.code(json.dumps(found.second.score.protocol, indent=1))),
         ],
     )

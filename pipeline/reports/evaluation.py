@@ -8,8 +8,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from pipeline.config.config import Config
 from pipeline.data.manifest import data_set
 from pipeline.errors import TrackingError
@@ -91,8 +89,8 @@ def _table(evaluation: Evaluation) -> bytes:
 
 
 def _pictures(config: Config, evaluation: Evaluation, worst: Sequence[int]) -> dict[str, bytes]:
-    score, device = evaluation.score, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shown = panels.of_images(config, evaluation.manifest, evaluation.net, device, worst)
+    score = evaluation.score
+    shown = panels.of_images(config, evaluation.manifest, evaluation.net, worst)
     confusion = charts.confusion_picture(score.matrix.counts.numpy(), score.class_names)
     pictures = {"The images with the largest share of wrong pixels": shown, "Which classes are taken for which": confusion}
     return {title: encode_png(each) for title, each in pictures.items()}
