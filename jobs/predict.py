@@ -51,14 +51,15 @@ def with_model(model: str, images: list[str], output: str) -> int:
 
 def _printed(results: "Iterable[Prediction | str]") -> int:
     """Prints each result, and at the end the sentences about images that were not predicted; 1 if there are any."""
-    faults, done = [], 0
+    faults, done, before = [], 0, 0
     for result in results:
         if isinstance(result, str):
             faults.append(result)
             continue
         done += 1
+        before += result.before
         print(f"{result.mask_url}  {result.overlay_url}", flush=True)
-    print(f"{done} images predicted", flush=True)
+    print(f"{done} images predicted" + (f", {before} of them before" if before else ""), flush=True)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:

@@ -3,9 +3,11 @@
 What is wrong with one image is that image's fault: it is named at the end, and the others are predicted.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +22,8 @@ from pipeline.errors import SampleError, StorageError
 from pipeline.evaluation import figures
 from pipeline.evaluation.inference import fits_into_memory, load_network, placed, predict_image
 from pipeline.evaluation.inputs import Input, Inputs, find_files, find_inputs
-from pipeline.evaluation.results import write_results
+from pipeline.evaluation.protocol import inference_settings
+from pipeline.evaluation.results import held, seal_of, write_results
 from pipeline.fault_tolerance.failures import OutOfMemory
 from pipeline.images import codec, resize
 from pipeline.loading.samples import open_samples
@@ -36,6 +39,8 @@ class Prediction(NamedTuple):
     """8-bit PNG at the image's size, value = class id of training."""
     overlay_url: str
     """The image with the class colours over it."""
+    before: bool = False
+    """An earlier call has made the same results, of the same image with the same weights."""
 
 
 class Predicted(NamedTuple):
@@ -50,8 +55,8 @@ def predict(config: Config) -> Predicted:
     """Predicts `predict.images`, or `evaluate.split` if that is not set, with the inference of `config.evaluate`.
 
     A file of `predict.images` is predicted upright, as viewers show it and as training saw its images; a sample of a split as it
-    is stored, like its label. Only an unchanged result of the same image is replaced. On a cluster it runs in `train.workers` Ray
-    tasks.
+    is stored, like its label. Only an unchanged result of the same image is replaced, and one that the same weights made in the
+    same way is kept: the same call again goes on where one was interrupted. On a cluster it runs in `train.workers` Ray tasks.
 
     Raises ConfigError when there is no image or results would lie among images, CheckpointError when there is no network.
     """
@@ -59,9 +64,11 @@ def predict(config: Config) -> Predicted:
     manifest = open_data(config)
     output = open_store(config.predict.output or f"{config.storage.path}/predictions/{config.run_key}", config.storage)
     inputs = find_inputs(config, manifest, output)
-    net, _ = load_network(config, manifest)
+    net, found = load_network(config, manifest)
     check(output, "predict.output" if config.predict.output else "storage.path")
-    work = partial(_predict_share, net, config, manifest, output, inputs)
+    inference = {"scale": config.evaluate.scale, **inference_settings(config.evaluate), "recurrence": net.head.recurrence}
+    model = _model_key(found.sha256, inference, manifest.colors)
+    work = partial(_predict_share, net, config, manifest, output, inputs, model)
     results = list(map_images(work, len(inputs.images), config))
     done = sorted(result for result in results if isinstance(result, Prediction))
     return Predicted(done, sorted([*inputs.faults, *(result for result in results if isinstance(result, str))]))
@@ -76,15 +83,21 @@ def predict_files(model: Model, addresses: Sequence[str], output: str) -> Iterat
     store = open_store(storage.path, storage)
     parts = find_files([storage_at(address).path for address in addresses], storage, store)
     check(store, "--out")
+    key = _model_key(model.record.sha256, model.record.inference, model.colors)
     for part in parts:
         yield from part.faults
         for each in part.images:
             try:
                 assert part.source is not None
-                image = _upright(part.source, each.key)
-                yield _written(store, each, image, model.predict(image), model.colors)
+                data = part.source.read(each.key)
+                yield _result(store, each, data, _upright, model.predict, model.colors, key)
             except Exception as error:
                 yield _fault(each, error)
+
+
+def _model_key(weights_sha256: str, inference: Mapping[str, Any], colors: Sequence[tuple[int, int, int]]) -> str:
+    """Equal for two calls whose results of an image are equal."""
+    return json.dumps([weights_sha256, inference, colors], sort_keys=True)
 
 
 def _predict_share(
@@ -93,20 +106,26 @@ def _predict_share(
     manifest: Manifest,
     output: Store,
     inputs: Inputs,
+    model: str,
     numbers: list[int],
     device: torch.device,
 ) -> Iterator[Prediction | str]:
     """For each image the addresses of its results, or what is wrong with it. Raises StorageError if a store is gone."""
     net = placed(net, device)
     images = [inputs.images[number] for number in numbers]
-    for each, image in zip(images, _decoded(config, manifest, inputs.source, images), strict=True):
+    decode = _upright if inputs.source else codec.decode_image
+
+    def mask_of(image: codec.UInt8) -> codec.UInt8:
+        with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
+            scaled = resize.resize_image(image, config.evaluate.scale)
+            mask: codec.UInt8 = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
+        return mask
+
+    for each, data in zip(images, _read(config, manifest, inputs.source, images), strict=True):
         try:
-            if isinstance(image, Exception):
-                raise image
-            with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
-                scaled = resize.resize_image(image, config.evaluate.scale)
-                mask = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
-            result: Prediction | str = _written(output, each, image, mask, manifest.colors)
+            if isinstance(data, Exception):
+                raise data
+            result: Prediction | str = _result(output, each, data, decode, mask_of, manifest.colors, model)
         except Exception as error:
             if isinstance(error.__cause__, Failed) and not error.__cause__.final:  # the store is gone, for all images
                 raise
@@ -114,28 +133,39 @@ def _predict_share(
         yield result
 
 
-def _written(
-    output: Store, each: Input, image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, int, int]]
+def _result(
+    output: Store,
+    each: Input,
+    data: bytes,
+    decode: Callable[[bytes], codec.UInt8],
+    mask_of: Callable[[codec.UInt8], codec.UInt8],
+    colors: Sequence[tuple[int, int, int]],
+    model: str,
 ) -> Prediction:
+    """Writes the results of an image, whose file is `data`, unless they are there."""
+    made_of = hashlib.sha256(model.encode() + b"\0" + data).hexdigest()
+    keys = each.overlay, each.mask
+    urls, there = (output.url(each.mask), output.url(each.overlay)), held(output, keys)
+    if all(key in there and seal_of(there[key], each.address) == made_of for key in keys):
+        return Prediction(*urls, before=True)
+    image = decode(data)
+    mask = mask_of(image)
     overlay = figures.overlay(image, mask, colors)
-    files = {each.mask: codec.encode_png(mask), each.overlay: codec.encode_png(overlay)}
-    write_results(output, files, each.address)
-    return Prediction(output.url(each.mask), output.url(each.overlay))
+    files = dict(zip(keys, map(codec.encode_png, (overlay, mask)), strict=True))
+    write_results(output, files, there, each.address, made_of)
+    return Prediction(*urls)
 
 
-def _decoded(
-    config: Config, manifest: Manifest, source: Store | None, images: Sequence[Input]
-) -> Iterator[codec.UInt8 | Exception]:
-    """uint8[H, W, 3] of each image, or what is wrong with it."""
+def _read(config: Config, manifest: Manifest, source: Store | None, images: Sequence[Input]) -> Iterator[bytes | Exception]:
+    """The file of each image, or what is wrong with it."""
     if source:
-        yield from (outcome(partial(_upright, source, each.key)) for each in images)
+        yield from (outcome(partial(source.read, each.key)) for each in images)
         return
     for row in open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images]):
-        yield row if isinstance(row, SampleError) else outcome(partial(codec.decode_image, row.image))
+        yield row if isinstance(row, SampleError) else row.image
 
 
-def _upright(source: Store, key: str) -> codec.UInt8:
-    data = source.read(key)
+def _upright(data: bytes) -> codec.UInt8:
     codec.check_image(data)
     return codec.decode_upright(data)
 

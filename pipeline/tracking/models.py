@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect, first_line
+from pipeline.tracking.registry import CHECKPOINT_SHA256
+from pipeline.tracking.runs import LONGEST_TAG, NOTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
 TYPE = "semantic segmentation"
-CHECKPOINT_SHA256 = "ccnet.checkpoint_sha256"
-NOTE = "mlflow.note.content"
 UPLOAD_S = 600
 """Longest wait for the answer to one file. Servers answer when they have passed it on to their store."""
 FOLDER = "data/model"
@@ -65,7 +65,7 @@ def _stored(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], No
             experiment,
             name=entry.name,
             source_run_id=run_id,
-            tags={CHECKPOINT_SHA256: entry.checkpoint_sha256, NOTE: entry.card},
+            tags={CHECKPOINT_SHA256: entry.checkpoint_sha256, NOTE: entry.card[:LONGEST_TAG]},
             params=dict(entry.params),
             model_type=TYPE,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.client import connect
+from pipeline.tracking.runs import LONGEST_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,8 +77,8 @@ def log_best(
     tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url, model_id) | {"ccnet.step": str(step)}
     entry = {"checkpoint": checkpoint_url, "sha256": sha256, "step": step, "miou": miou, "protocol": dict(protocol)}
     entry |= {"flaw": flaw} if flaw else {}
-    if not flaw and FLAW in client.get_run(run_id).data.tags:  # of the previous one
-        client.delete_tag(run_id, FLAW)
+    for tag in client.get_run(run_id).data.tags.keys() & {FLAW, MODEL_ID} - tags.keys():  # of the previous one
+        client.delete_tag(run_id, tag)
     client.log_text(run_id, json.dumps(entry, indent=2, sort_keys=True) + "\n", "best_checkpoint.json")
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
@@ -133,7 +134,7 @@ def register(
     if version is None:
         source = _source(client, uri, run_id, checkpoint_url, model_id)
         tags |= {VERDICT: PENDING}
-        version = client.create_model_version(name, source, run_id, tags, description=card, model_id=model_id)
+        version = client.create_model_version(name, source, run_id, tags, description=card[:LONGEST_TAG], model_id=model_id)
     number = str(version.version)
     if version.tags.get(VERDICT, PENDING) != PENDING:  # judged by an earlier call; the alias may have been moved by hand since
         return number

@@ -5,6 +5,9 @@ import logging
 import os
 import re
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,11 @@ from pipeline.config.load import override
 from pipeline.data import synthetic
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluation.predict import Predicted, predict
+from pipeline.evaluation.results import seal_of, sealed
 from pipeline.images import codec
 from tests.support import untrained
 
+ROOT = Path(__file__).parents[3]
 IMAGE = synthetic.sample(0, 0, 40)[0][:, :24]
 JPEG, PNG = codec.encode_jpeg(IMAGE), codec.encode_png(IMAGE)
 
@@ -121,6 +126,59 @@ def test_a_rerun_replaces_its_own_results_and_nothing_else(config: Config, tmp_p
     assert names(again) == ["a.png"]
     assert [Path(fault.partition(": ")[0]).name for fault in again.faults] == ["b.jpg", "c.jpg"]
     assert {key for key, data in held(output).items() if before[key] != data} <= {"a.png", "a_overlay.png"}
+
+
+def test_a_rerun_computes_only_what_is_missing_or_made_of_something_else(config: Config, tmp_path: Path) -> None:
+    images, output = folder(tmp_path / "in", a__jpg=JPEG, b__jpg=JPEG, c__jpg=JPEG, d__jpg=JPEG), tmp_path / "out"
+    assert not any(each.before for each in predict(asked(config, images, output)).done)
+    first, times = held(output), {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert all(each.before for each in predict(asked(config, images, output)).done)
+    assert times == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    (output / "a.png").unlink()
+    (output / "b_overlay.png").unlink()
+    (images / "c.jpg").write_bytes(codec.encode_jpeg(IMAGE[::-1].copy()))
+    again = predict(asked(config, images, output))
+    assert [(name, each.before) for name, each in zip(names(again), again.done, strict=True)] == [
+        ("a.png", False), ("b.png", False), ("c.png", False), ("d.png", True),
+    ]  # fmt: skip
+    assert {name for name, data in held(output).items() if data != first[name]} <= {"c.png", "c_overlay.png"}
+    other = predict(asked(config, images, output, **{"evaluate.recurrence": 1}))
+    assert not any(each.before for each in other.done), "another R is another result"
+
+
+@pytest.mark.parametrize("made_of", ["", "0" * 64])
+def test_a_seal_is_of_one_image_and_of_one_file(made_of: str) -> None:
+    whole = sealed(PNG, "a.jpg", made_of)
+    assert seal_of(whole, "a.jpg") == made_of
+    assert np.array_equal(codec.decode_image(whole), IMAGE)
+    assert seal_of(whole, "b.jpg") is seal_of(PNG, "a.jpg") is seal_of(b"", "a.jpg") is None
+    for position in (40, len(whole) - 60, len(whole) - 20):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        assert seal_of(bytes(changed), "a.jpg") is None
+    assert seal_of(sealed(whole, "a.jpg", made_of), "a.jpg") == made_of, "a PNG may have such a chunk already"
+
+
+@pytest.mark.slow
+def test_a_prediction_that_was_killed_goes_on(config: Config, tmp_path: Path) -> None:
+    number = 60
+    images = folder(tmp_path / "in", **{f"{n:03d}.jpg": JPEG for n in range(number)})
+    made = asked(config, images, tmp_path / "out", **{"train.workers": 0})
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(made.record()))
+    command = [sys.executable, "-m", "jobs.predict", str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while not len(list((tmp_path / "out").glob("*"))) > 20:
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.kill()
+    done = len(list((tmp_path / "out").glob("*_overlay.png")))
+    again = predict(made)
+    assert len(again.done) == number
+    assert done - 1 <= sum(each.before for each in again.done) < number
+    results = held(tmp_path / "out")
+    assert set(results) == {f"{n:03d}{end}" for n in range(number) for end in (".png", "_overlay.png")}, "no other file is left"
+    assert len({codec.decode_label(results[f"{n:03d}.png"]).tobytes() for n in range(number)}) == 1
 
 
 def test_the_result_of_an_image_of_the_same_name_is_not_replaced(config: Config, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def entry(name: str, sha256: str = SHA256) -> models.Entry:
-    return models.Entry(name, "# The card", sha256, 40, {"backbone": "small"}, ["val/miou", "val/gamma"])
+    return models.Entry(name, "# The card\n" + 1000 * "long card, ", sha256, 40, {"backbone": "small"}, ["val/miou", "val/gamma"])
 
 
 def test_a_model_is_stored_once_with_its_scores_and_found_by_them(
@@ -69,9 +69,9 @@ def test_a_model_is_stored_once_with_its_scores_and_found_by_them(
     facts = {"checkpoint_url": "/runs/a/step-000040", "sha256": SHA256, "miou": 0.5, "protocol": PROTOCOL}
     facts |= {"model_url": str(folder), "model_id": model_id}
     registry.log_best(uri, run_id, step=40, **facts)
-    registry.register(uri, run_id, "stored", card="# The card", **facts)
+    registry.register(uri, run_id, "stored", card=entry("stored").card, **facts)
     version = client.get_model_version_by_alias("stored", "champion")
-    assert (version.description, version.source) == ("# The card", f"models:/{model_id}")
+    assert (version.description[:10], version.source) == ("# The card", f"models:/{model_id}")
     expected = ccnet.load(folder, device="cpu").predict(NOISE)
     shutil.rmtree(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -10,14 +10,14 @@ from tests.support.mlflow_server import MlflowServer
 pytestmark = pytest.mark.slow
 
 
-def test_a_best_checkpoint_without_a_flaw_takes_the_flaw_of_the_one_before_away(mlflow_server: MlflowServer) -> None:
+def test_a_best_checkpoint_takes_flaw_and_model_of_the_one_before_away(mlflow_server: MlflowServer) -> None:
     uri = mlflow_server.uri
     run_id = runs.open_mlflow_run(settings(uri), environment=ENVIRONMENT, run_key="flawed")
     facts = {"checkpoint_url": "s3://ccnet/1", "sha256": "1", "step": 1, "miou": 1.0, "protocol": PROTOCOL}
-    registry.log_best(uri, run_id, **facts, flaw="its score covers 1 of 2 classes")
+    registry.log_best(uri, run_id, **facts, flaw="its score covers 1 of 2 classes", model_id="m-1")
     assert connect(uri).get_run(run_id).data.tags["ccnet.flaw"] == "its score covers 1 of 2 classes"
     registry.log_best(uri, run_id, **facts)
-    assert "ccnet.flaw" not in connect(uri).get_run(run_id).data.tags
+    assert not {"ccnet.flaw", "ccnet.model_id"} & connect(uri).get_run(run_id).data.tags.keys()
 
 
 @pytest.mark.parametrize("name", ['it\'s "q"', "道路 🚗", "a@b", "latest"])
