@@ -26,11 +26,11 @@ def command(argv: list[str] | None = None) -> int:
 
 def run(config: "Config") -> int:
     """Prints the differences and the address of the page."""
-    from pipeline.reports.compare import compare
+    from pipeline.reports.compare import compare, write_page
 
     found = compare(config)
-    print(found.text())
-    print(f"\nreport  {found.report_url}")
+    print(found.text(), flush=True)
+    print(f"\nreport  {write_page(config, found)}")
     return 0
 
 

@@ -59,7 +59,7 @@ def _printed(results: "Iterable[Prediction | str]") -> int:
         done += 1
         before += result.before
         print(f"{result.mask_url}  {result.overlay_url}", flush=True)
-    print(f"{done} images predicted" + (f", {before} of them before" if before else ""), flush=True)
+    print(f"{done} images predicted" + (f", {before} of them by an earlier call" if before else ""), flush=True)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:

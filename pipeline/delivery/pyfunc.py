@@ -1,4 +1,4 @@
-"""A delivered model as MLflow's pyfunc flavor, which `mlflow.pyfunc.load_model` loads and `mlflow models serve` answers with.
+"""A delivered model as MLflow's pyfunc flavor, which `mlflow.pyfunc.load_model` loads and `mlflow models serve` serves.
 
     masks = mlflow.pyfunc.load_model("models:/NAME@champion").predict({"image": Path("image.jpg").read_bytes()})["mask"]
 
@@ -74,7 +74,7 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
 def save(path: Path, model_id: str, *, files: Mapping[str, bytes], run_id: str) -> None:
     """Writes the files of a delivered model as an MLflow model with code, signature and input example into a new folder."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
-        warnings.simplefilter("ignore")  # of MLflow and pandas about each other
+        warnings.simplefilter("ignore")  # MLflow and pandas warn about each other: nothing that the user can change
         import mlflow.pyfunc
         from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, DataType, Schema
@@ -93,7 +93,7 @@ def save(path: Path, model_id: str, *, files: Mapping[str, bytes], run_id: str) 
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             signature=ModelSignature(Schema([ColSpec(DataType.binary, IMAGE)]), Schema([ColSpec(DataType.binary, MASK)])),
             input_example=DataFrame({IMAGE: [_example()]}),
-            pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[_requirement(name) for name in REQUIREMENTS],
             model_config=dict(OPTIONS),
         )
 
@@ -116,5 +116,9 @@ def _example() -> bytes:
     return codec.encode_png(np.stack([rows * 5, columns * 4, 255 - rows * 5], axis=-1).astype(np.uint8))
 
 
-def _version(package: str) -> str:
-    return importlib.metadata.version(package).partition("+")[0]  # `2.13.0+cpu` is in no public index
+def _requirement(package: str) -> str:
+    """The package at the version that is installed; any version if it is installed under another name, as OpenCV may be."""
+    try:
+        return f"{package}=={importlib.metadata.version(package).partition('+')[0]}"  # `2.13.0+cpu` is in no public index
+    except importlib.metadata.PackageNotFoundError:
+        return package

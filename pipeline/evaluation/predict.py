@@ -31,6 +31,9 @@ from pipeline.storage.probe import check
 from pipeline.storage.retry import Failed, outcome
 from pipeline.storage.store import Store, open_store
 
+REVISION = 1
+"""Raise it with a change of decoding, inference or drawing that gives other results: those of before are then made again."""
+
 
 class Prediction(NamedTuple):
     """Addresses of one image's results."""
@@ -96,8 +99,8 @@ def predict_files(model: Model, addresses: Sequence[str], output: str) -> Iterat
 
 
 def _model_key(weights_sha256: str, inference: Mapping[str, Any], colors: Sequence[tuple[int, int, int]]) -> str:
-    """Equal for two calls whose results of an image are equal."""
-    return json.dumps([weights_sha256, inference, colors], sort_keys=True)
+    """Equal for two calls that make the same results of an image."""
+    return json.dumps([REVISION, weights_sha256, inference, colors], sort_keys=True)
 
 
 def _predict_share(

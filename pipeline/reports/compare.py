@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ccnet.bootstrap import bootstrap_differences
@@ -12,6 +11,7 @@ from pipeline.config.load import override
 from pipeline.errors import ConfigError
 from pipeline.evaluation import panels
 from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.metrics import counted
 from pipeline.evaluation.protocol import INTERVAL
 from pipeline.formatting import table as text_table
 from pipeline.images.codec import encode_png
@@ -20,15 +20,19 @@ from pipeline.storage.store import open_store
 
 MOST = 10
 """Images that are named."""
-HEADINGS = ("class", "first", "second", "difference", "95 % interval", "second is")
+HEADINGS = ("class", "first", "second", "difference", "95 % interval", "second")
 IMAGE_HEADINGS = ("differs most", "wrong, first", "wrong, second", "difference")
-BY_CHANCE = "Of twenty classes that do not differ, about one is better or worse by chance."
+FEWEST = 10
+"""Images with a class from which on its difference is judged: fewer give an interval that is too narrow."""
+BY_CHANCE = "Of twenty judged classes that do not differ, about one is better or worse by chance."
 
 
 class Interval(NamedTuple):
     """A difference, second minus first, and its interval over images."""
 
     name: str
+    images: int
+    """Images in whose label or prediction the class occurs."""
     first: float
     second: float
     low: float
@@ -45,7 +49,9 @@ class Interval(NamedTuple):
             return ""
         if self.low == self.high == 0:
             return "equal"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "may be chance"
+        if self.images < FEWEST:
+            return f"only {counted(self.images)}"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "not certain"
 
 
 class Comparison(NamedTuple):
@@ -63,11 +69,10 @@ class Comparison(NamedTuple):
     classes: list[Interval]
     images: list[tuple[str, float, float]]
     """(id, wrong by the first, wrong by the second): the images that differ most."""
-    report_url: str
 
     def text(self) -> str:
         """Ready to print."""
-        lines = [f"first   {self.first.checkpoint.url}", f"second  {self.second.checkpoint.url}", ""]
+        lines = [f"first   {_described(self.first)}", f"second  {_described(self.second)}", ""]
         for title, found in (("settings", self.settings), ("data", self.data), ("training", self.steps)):
             lines += [f"{title}:", *(f"  {line}" for line in found or ["no difference"]), ""]
         rows = [_row(each) for each in (*self.classes, self.miou)]
@@ -80,7 +85,7 @@ class Comparison(NamedTuple):
 
 
 def compare(config: Config) -> Comparison:
-    """Evaluates `evaluate.checkpoint` and `evaluate.other` on the same images, and writes a page below `storage.path`.
+    """Evaluates `evaluate.checkpoint` and `evaluate.other` on the same images.
 
     Raises ConfigError without a second checkpoint, and what `evaluate` raises.
     """
@@ -92,19 +97,21 @@ def compare(config: Config) -> Comparison:
     (low, high), bounds = bootstrap_differences(tuple(first.pixels), tuple(second.pixels), **INTERVAL)
     names, ious = first.score.class_names, (each.score.matrix.iou().tolist() for each in (first, second))
     made = first.checkpoint.progress, second.checkpoint.progress
+    images = ((first.pixels[1] + second.pixels[1]) > 0).sum(0).tolist()
     order = _by_difference(first, second)
-    found = Comparison(
+    return Comparison(
         first,
         second,
         differences.settings(*made),
         differences.data(config, *made),
         differences.steps(config.tracking, *made),
-        Interval("mIoU", first.score.miou, second.score.miou, low, high),
-        [Interval(name, one, other, *between) for name, one, other, between in zip(names, *ious, bounds, strict=True)],
-        [(first.images[n].sample_id, first.images[n].wrong, second.images[n].wrong) for n in order[:MOST]],
-        "",
+        Interval("mIoU", len(first.images), first.score.miou, second.score.miou, low, high),
+        [Interval(*each, *between) for *each, between in zip(names, images, *ious, bounds, strict=True)],
+        [
+            (first.images[n].sample_id, first.images[n].wrong, second.images[n].wrong)
+            for n in _by_difference(first, second)[:MOST]
+        ],
     )
-    return found._replace(report_url=_write(config, found, order))
 
 
 def _by_difference(first: Evaluation, second: Evaluation) -> list[int]:
@@ -120,14 +127,14 @@ def _row(each: Interval) -> tuple[str, ...]:
     return each.name, page.figure(each.first), page.figure(each.second), difference, interval, each.verdict
 
 
-def _write(config: Config, found: Comparison, order: Sequence[int]) -> str:
-    """Writes page and record, unless this comparison has been written before; returns the page's address."""
+def write_page(config: Config, found: Comparison) -> str:
+    """Writes page and record below `storage.path`, unless they are there; returns the page's address."""
     content = _record(found)
     key = f"{config.name}-comparison-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
     store = open_store(f"{config.storage.path}/comparisons/{key}", config.storage)
     if not store.exists("comparison.json"):
-        store.write("report.html", _page(config, key, found, order))
-        store.write("comparison.json", (json.dumps(content, indent=1) + "\n").encode())
+        store.write("report.html", _page(config, key, found))
+        store.write("comparison.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return store.url("report.html")
 
 
@@ -140,16 +147,26 @@ def _record(found: Comparison) -> dict[str, Any]:
         "settings": found.settings,
         "data": found.data,
         "training": found.steps,
-        "miou": found.miou._asdict(),
-        "classes": [each._asdict() for each in found.classes],
+        "miou": _as_json(found.miou),
+        "classes": [_as_json(each) for each in found.classes],
         "images": found.images,
         "protocol": found.second.score.protocol,
     }
 
 
-def _page(config: Config, key: str, found: Comparison, order: Sequence[int]) -> bytes:
+def _as_json(each: Interval) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in each._asdict().items()}
+
+
+def _described(evaluation: Evaluation) -> str:
+    score = evaluation.score
+    return f"{evaluation.checkpoint.url}  mIoU {score.miou:.4f}{f' {score.caveat}' if score.caveat else ''}"
+
+
+def _page(config: Config, key: str, found: Comparison) -> bytes:
     rows = [_row(each) for each in (found.miou, *found.classes)]
-    nets, shown = (found.first.net, found.second.net), order[: config.evaluate.panel_images]
+    nets, order = (found.first.net, found.second.net), _by_difference(found.first, found.second)
+    shown = order[: config.evaluate.panel_images]
     picture = encode_png(panels.of_pairs(config, found.first.manifest, nets, shown))
     lists = [
         page.section(title, page.code("\n".join(lines) or "no difference"))
@@ -159,7 +176,7 @@ def _page(config: Config, key: str, found: Comparison, order: Sequence[int]) -> 
         key,
         f"{page.headline(found.second.score, config.data.name)}; the first has {found.first.score.miou:.4f}",
         [
-            page.table(("", ""), [("first", found.first.checkpoint.url), ("second", found.second.checkpoint.url)]),
+            page.table(("", ""), [("first", _described(found.first)), ("second", _described(found.second))]),
             *lists,
             page.section("Scores", page.table(HEADINGS, rows), page.paragraph(BY_CHANCE)),
             page.picture("The images that differ most", picture),

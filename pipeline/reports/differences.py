@@ -9,8 +9,8 @@ from pipeline.config.load import override
 from pipeline.config.run_key import changed_settings, shaping
 from pipeline.data.index import Index
 from pipeline.data.manifest import Manifest, read_manifest
-from pipeline.errors import DataError, TrackingError
-from pipeline.storage.store import open_store
+from pipeline.errors import DataError, StorageError, TrackingError
+from pipeline.storage.store import Store, open_store
 from pipeline.tracking.client import reached, tracking_uri
 from pipeline.tracking.provenance import other_code
 from pipeline.tracking.runs import history
@@ -39,31 +39,33 @@ def data(config: Config, one: Progress, other: Progress) -> list[str]:
     if prints[0] == prints[1]:
         return []
     found = [f"{names[0]} {prints[0][:16]} and {names[1]} {prints[1][:16]}"]
-    manifests = []
-    for name, fingerprint in zip(names, prints, strict=True):
-        try:
-            manifest = read_manifest(open_store(override(config, {"data.name": name}).data_url, config.storage))
-        except DataError as error:
-            return [*found, f"the images cannot be compared: {error}"]
+    try:
+        return found + _of_images(config, names, prints)
+    except (DataError, StorageError) as error:
+        return [*found, f"the images cannot be compared: {error}"]
+
+
+def _of_images(config: Config, names: Sequence[str], prints: Sequence[str]) -> list[str]:
+    """A line for each kind of difference between two data sets that are still prepared as they were."""
+    stores = [open_store(override(config, {"data.name": name}).data_url, config.storage) for name in names]
+    manifests = [read_manifest(store) for store in stores]
+    for name, manifest, fingerprint in zip(names, manifests, prints, strict=True):
         if manifest.fingerprint != fingerprint:
-            return [*found, f"the images cannot be compared: {name} was prepared again since"]
-        manifests.append(manifest)
-    for key in ("class_names", "label_map"):
-        if getattr(manifests[0], key) != getattr(manifests[1], key):
-            found.append(f"{key} was {getattr(manifests[0], key)} and is {getattr(manifests[1], key)}")
-    for split in dict.fromkeys([*manifests[0].splits, *manifests[1].splits]):
-        before, after = (_content(config, name, manifest, split) for name, manifest in zip(names, manifests, strict=True))
+            return [f"the images cannot be compared: {name} was prepared again since"]
+    first, second = manifests
+    found = [f"other {what}" for what, one, other in (
+        ("class names", first.class_names, second.class_names), ("label ids", first.label_map, second.label_map),
+    ) if one != other]  # fmt: skip
+    for split in dict.fromkeys([*first.splits, *second.splits]):
+        before, after = (_content(store, manifest, split) for store, manifest in zip(stores, manifests, strict=True))
         found += _changes(split, before, after)
     return found
 
 
-def _content(config: Config, name: str, manifest: Manifest, split: str) -> dict[str, tuple[bytes, bytes]]:
+def _content(store: Store, manifest: Manifest, split: str) -> dict[str, tuple[bytes, bytes]]:
     """Sample id -> sha256 of image and label."""
-    if split not in manifest.splits:
-        return {}
-    store = open_store(override(config, {"data.name": name}).data_url, config.storage)
     number = manifest.num_images(split)
-    entries = Index(store, manifest.splits[split].index, number).entries(range(number))
+    entries = Index(store, manifest.splits[split].index, number).entries(range(number)) if number else []
     return {entry.sample_id: (entry.image_sha256, entry.label_sha256) for entry in entries}
 
 
@@ -84,12 +86,13 @@ def _some(names: Sequence[str]) -> str:
 
 def steps(tracking: Tracking, one: Progress, other: Progress) -> list[str]:
     """From which step on the losses of the two runs differ, by their points in MLflow."""
-    uri, runs = tracking_uri(tracking), [str(each.get("run_id", "")) for each in (one, other)]
+    runs = [str(each.get("run_id", "")) for each in (one, other)]
     if not all(runs):
         return [UNKNOWN]
     if runs[0] == runs[1]:
         return [f"the same run, steps {one['step']} and {other['step']}"]
     try:
+        uri = tracking_uri(tracking)
         with reached(uri, "the losses could not be read"):
             before, after = (dict(history(uri, run, "train/loss")) for run in runs)
     except TrackingError as error:

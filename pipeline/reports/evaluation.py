@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config.config import Config
+from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import data_set
 from pipeline.errors import TrackingError
 from pipeline.evaluation import charts, panels
@@ -56,7 +58,9 @@ def write_report(config: Config, evaluation: Evaluation) -> Report:
         PAGE: _page(key, config, evaluation, worst, pictures),
         RECORD: (json.dumps(record, indent=1) + "\n").encode(),
     }
-    if not store.exists(RECORD):  # the last that is written
+    if store.exists(RECORD):  # the last that is written
+        files = {name: store.read(name) for name in files}
+    else:
         for name, data in files.items():
             store.write(name, data)
     return Report(store.url(PAGE), _recorded(config, evaluation, key, files))
@@ -116,6 +120,7 @@ def _recorded(config: Config, evaluation: Evaluation, key: str, files: dict[str,
         data_set(config, evaluation.manifest),
         note,
         files,
+        is_of_model=_as_validated(evaluation),
     )
     try:
         return page(tracking_uri(config.tracking), evaluations.log_evaluation(config.tracking, entry))
@@ -124,10 +129,28 @@ def _recorded(config: Config, evaluation: Evaluation, key: str, files: dict[str,
         return None
 
 
+def _as_validated(evaluation: Evaluation) -> bool:
+    """Whether the images were predicted as in the validation of the training, by whose scores models are compared."""
+    ours, theirs = evaluation.score.protocol, evaluation.checkpoint.progress.get("protocol", {})
+    same = all(ours.get(name) == theirs.get(name) for name in ("image_scale", "window", "stride", "scales", "flip"))
+    return same and ours["recurrence"] == ours["trained_recurrence"]
+
+
+def _again(config: Config, evaluation: Evaluation) -> str:
+    """The command that gives these figures again."""
+    given, usual = config.record()["evaluate"], Evaluate().model_dump(mode="json")
+    changed = {
+        name: json.dumps(given[name]) for name in PARAMS if given[name] != usual[name] and name not in ("checkpoint", "split")
+    }
+    settings = {"checkpoint": evaluation.checkpoint.url, "split": given["split"], **changed}
+    return " ".join(
+        ["python -m jobs.evaluate CONFIG.yaml", *(shlex.quote(f"evaluate.{name}={text}") for name, text in settings.items())]
+    )
+
+
 def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int], pictures: Mapping[str, bytes]) -> bytes:
     score, checkpoint, images = evaluation.score, evaluation.checkpoint, evaluation.images
     rows = [(each.sample_id, f"{each.wrong:.2%}", figure(each.miou)) for each in (images[number] for number in worst)]
-    again = f"evaluate.checkpoint={checkpoint.url} evaluate.split={score.protocol['split']}"
     parts = [
         paragraph(f"Checkpoint {checkpoint.url}, step {checkpoint.step}, sha256 {checkpoint.sha256[:16]}"),
         figures(score),
@@ -135,7 +158,7 @@ def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int]
         section("The worst images", table(("image", "wrong", "mIoU"), rows),
                 paragraph(f"All {len(images)} are in {IMAGES}, with the IoU of each class.")),
         section("Protocol", code(json.dumps(score.protocol, indent=1))),
-        section("Again", code(f"python -m jobs.evaluate CONFIG.yaml {again}")),
+        section("Again", code(_again(config, evaluation))),
     ]  # fmt: skip
     return document(key, headline(score, config.data.name), parts)
 

@@ -1,16 +1,20 @@
 """The page of a training: score, pictures, settings and the next commands, in the run's folder and in MLflow."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from pipeline.config.config import Config
+from pipeline.config.config import Config, without_password
 from pipeline.evaluation.metrics import Score
 from pipeline.reports.page import code, document, figures, headline, paragraph, picture, section, table
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
+from pipeline.tracking.delivery import refusal
+
+logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 TITLES = {
@@ -34,6 +38,7 @@ def write_page(config: Config, folder: Store, pictures: str, score: Score, recor
     parts = [
         paragraph(f"CCNet with {config.model.backbone}, R = {config.model.recurrence}: the best checkpoint, of {step}."),
         figures(score),
+        paragraph("The pictures below are of the newest validation, whichever step is the best."),
         *(picture(TITLES[name], png) for name, png in _pictures(folder, pictures).items()),
         section("Where it is", table(("", ""), [
             ("model", recorded["model_url"]), ("checkpoint", recorded["checkpoint_url"]), ("MLflow run", run_id),
@@ -48,8 +53,13 @@ def write_page(config: Config, folder: Store, pictures: str, score: Score, recor
 
 
 def log_page(uri: str, run_id: str, page: bytes) -> None:
-    """Stores the page in the MLflow run."""
-    runs.log_text(uri, run_id, PAGE, page.decode())
+    """Stores the page in the MLflow run. A server or proxy that does not take it, as too large, is a warning."""
+    try:
+        runs.log_text(uri, run_id, PAGE, page.decode())
+    except Exception as error:
+        if (reason := refusal(error)) is None:
+            raise
+        logger.warning("MLflow refuses the page of the run, which is in the run's folder: %s", reason)
 
 
 def _pictures(folder: Store, pictures: str) -> dict[str, bytes]:
@@ -73,5 +83,8 @@ def _commands(config: Config, recorded: Mapping[str, Any]) -> list[str]:
 
 
 def _changed(config: Config) -> str:
-    """YAML of what the user set; a configuration with these lines is the same one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json(exclude_defaults=True)), sort_keys=False, allow_unicode=True)
+    """YAML of what the user set; a configuration with these lines is the same one, but for the password of a database."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
+    if config.tracking.uri:
+        tree["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -36,6 +36,8 @@ class Entry(NamedTuple):
     note: str
     """Markdown."""
     files: Mapping[str, bytes]
+    is_of_model: bool
+    """Whether the model gets these scores, by which MLflow compares models: only if the inference was that of the validation."""
 
 
 def log_evaluation(tracking: Tracking, entry: Entry) -> str:
@@ -55,12 +57,13 @@ def log_evaluation(tracking: Tracking, entry: Entry) -> str:
         model_id = None
         if trained_by and trained_by.data.tags.get(CHECKPOINT_SHA256) == entry.checkpoint_sha256:
             model_id = trained_by.data.tags.get(MODEL_ID)
+        scored_id = model_id if entry.is_of_model else None
         log_data(client, run_id, entry.data, "evaluation")
         if model_id:
             client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
         now = run.info.start_time  # the same at each repetition
         points = [
-            Metric(key, value, now, entry.step, model_id, entry.data.name, entry.data.digest, run_id)
+            Metric(key, value, now, entry.step, scored_id, entry.data.name, entry.data.digest, run_id)
             for key, value in entry.metrics.items()
         ]
         for start in range(0, len(points), 1000):  # the server's limit for one request

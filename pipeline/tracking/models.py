@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import TrackingError
+from pipeline.errors import PipelineError, TrackingError
 from pipeline.tracking.client import connect, first_line
 from pipeline.tracking.registry import CHECKPOINT_SHA256
 from pipeline.tracking.runs import LONGEST_TAG, NOTE
@@ -44,11 +44,11 @@ def log_model(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], 
     `write` gets a folder, which it creates and fills, and the model's id. A model whose storing was interrupted is stored again.
     Raises TrackingError if the server, its artifact store or a proxy does not take it.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         return _stored(uri, run_id, entry, write)
-    except (MlflowException, OSError) as error:
+    except PipelineError:
+        raise
+    except Exception as error:  # of MLflow, and of any client of any artifact store
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this machine
             raise
         raise TrackingError(f"MLflow did not take a copy of the model ({first_line(error, uri)})") from error
@@ -58,7 +58,8 @@ def _stored(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], No
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = connect(uri)
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
     model = _found(client, experiment, run_id, entry)
     if model is None:
         model = client.create_logged_model(
@@ -76,8 +77,9 @@ def _stored(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], No
             write(folder, model_id)
             with _patient():
                 client.log_model_artifacts(model_id, str(folder))
+        if model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else [])}:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, entry.step)])
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, entry.step)])
     _link_scores(client, run_id, model_id, entry)
     return model_id
 

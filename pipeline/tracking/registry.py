@@ -130,7 +130,11 @@ def register(
             raise
     tags = _checkpoint_tags(checkpoint_url, sha256, miou, protocol, flaw, model_url, model_id)
     versions = client.search_model_versions(f"run_id = '{run_id}'")  # not by name, which may have any quotes
-    version = next((v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256), None)
+    # A version without files cannot get them later: once MLflow has them, another version of the same checkpoint takes its place.
+    version = next(
+        (v for v in versions if v.name == name and v.tags.get(CHECKPOINT_SHA256) == sha256
+         and (v.tags.get(MODEL_ID) or not model_id)), None
+    )  # fmt: skip
     if version is None:
         source = _source(client, uri, run_id, checkpoint_url, model_id)
         tags |= {VERDICT: PENDING}
@@ -166,6 +170,9 @@ def _promote(client: "MlflowClient", name: str, number: str) -> str:
     holder, own = _holder(client, name), versions[number]
     if flaw := _flaw(own):
         return flaw
+    if holder and holder.tags.get(CHECKPOINT_SHA256) == own.tags[CHECKPOINT_SHA256] and MODEL_ID not in holder.tags:
+        _give_alias(client, name, own, None)  # the same checkpoint, now with files
+        return PROMOTED
     if holder and PROTOCOL in holder.tags and not same_protocol(holder, own):
         return f"its mIoU has another protocol than that of version {holder.version}, which has the alias"
     rivals = [

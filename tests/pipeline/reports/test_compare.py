@@ -11,7 +11,7 @@ from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.errors import ConfigError
 from pipeline.reports import differences
-from pipeline.reports.compare import Interval, compare
+from pipeline.reports.compare import Comparison, Interval, compare, write_page
 from pipeline.tracking import runs
 from pipeline.tracking.client import connect
 from tests.support import untrained
@@ -50,9 +50,18 @@ def test_planted_differences_are_found(config: Config, tmp_path: Path) -> None:
     gaps = [abs(other - one) for _, one, other in found.images]
     assert gaps == sorted(gaps, reverse=True)
     assert len(gaps) == 10
-    page = Path(found.report_url).read_text()
-    assert all(text in page for text in ("seed was 0 and is 7", "1 added: val-new", found.images[0][0], "data:image/png"))
-    assert json.loads(Path(found.report_url).with_name("comparison.json").read_text())["settings"] == found.settings
+    assert [each.images for each in found.classes] == occurring(found)
+    page = Path(write_page(config, found))
+    for text in ("seed was 0 and is 7", "1 added: val-new", found.images[0][0], "data:image/png", first.caveat, second.caveat):
+        assert text in page.read_text(), text
+    record = json.loads(page.with_name("comparison.json").read_text(), parse_constant=pytest.fail)
+    assert record["settings"] == found.settings
+
+
+def occurring(found: Comparison) -> list[int]:
+    """Images with each class, by the IoU of each image, which is a number where the class occurs."""
+    both = [[one.class_iou, other.class_iou] for one, other in zip(found.first.images, found.second.images, strict=True)]
+    return [sum(any(iou[k] == iou[k] for iou in pair) for pair in both) for k in range(len(found.classes))]
 
 
 def test_a_relabelled_image_is_told_from_another_one(config: Config, tmp_path: Path) -> None:
@@ -66,24 +75,31 @@ def test_a_relabelled_image_is_told_from_another_one(config: Config, tmp_path: P
     assert again.data[1:] == ["the images cannot be compared: relabelled was prepared again since"]
 
 
-def test_the_same_checkpoint_differs_in_nothing(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_checkpoint_differs_in_nothing(config: Config, tmp_path: Path) -> None:
     url = untrained.store_checkpoint(override(config, {"name": "same"}), scratch(tmp_path, "b"), run_id="f" * 32)
     found = compare(override(config, {"evaluate.other": url}))
     assert (found.settings, found.data) == ([], [])
     assert (found.miou.low, found.miou.high, found.miou.verdict) == (0.0, 0.0, "equal")
     assert {each.verdict for each in found.classes} <= {"equal", ""}
     assert {other - one for _, one, other in found.images} == {0.0}
-    before = Path(found.report_url).stat().st_mtime_ns
-    assert compare(override(config, {"evaluate.other": url})).report_url == found.report_url
-    assert Path(found.report_url).stat().st_mtime_ns == before, "the same comparison writes nothing"
+    page = Path(write_page(config, found))
+    before = page.stat().st_mtime_ns
+    assert write_page(config, compare(override(config, {"evaluate.other": url}))) == str(page)
+    assert page.stat().st_mtime_ns == before, "the same comparison writes nothing"
     assert re.search(r"^mIoU +0\.\d{4}  0\.\d{4} +\+0\.0000  \+0\.0000 to \+0\.0000 +equal$", found.text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "may be chance"), (0.0, 0.0, "equal")]
+    ("low", "high", "verdict"), [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "not certain"), (0.0, 0.0, "equal")]
 )
 def test_a_difference_counts_if_other_images_would_show_it(low: float, high: float, verdict: str) -> None:
-    assert Interval("road", 0.5, 0.6, low, high).verdict == verdict
+    assert Interval("road", 10, 0.5, 0.6, low, high).verdict == verdict
+
+
+def test_a_class_in_few_images_is_not_judged() -> None:
+    """Of one image all resamples are equal: the interval is a point, and says nothing."""
+    assert Interval("road", 1, 0.5, 0.6, 0.1, 0.1).verdict == "only 1 image"
+    assert Interval("road", 9, 0.5, 0.6, 0.1, 0.2).verdict == "only 9 images"
 
 
 def test_without_a_second_checkpoint_it_is_asked_for(config: Config) -> None:

@@ -75,6 +75,7 @@ def test_a_report_is_written_once_and_without_mlflow_too(
     assert f"mIoU {evaluation.score.miou:.4f} on 10 images of val of" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace(str(config.storage.path), ""), "the page needs nothing else"
+    assert f"evaluate.checkpoint={evaluation.checkpoint.url} evaluate.split=val</pre>" in page
     worst = max(evaluation.images, key=lambda image: image.wrong)
     assert page.index("The worst images") < page.index(f"<td>{worst.sample_id}</td>")
     (folder / "report.html").write_text("mine")
@@ -122,6 +123,11 @@ def test_mlflow_has_the_evaluation_below_its_training_once(
     assert (data.dataset.name, data.tags[0].value) == (config.data.name, "evaluation")
     assert [each.model_id for each in run.inputs.model_inputs] == [model.model_id]
     assert {metric.key for metric in client.get_logged_model(model.model_id).metrics} >= {"val/miou", "val/boundary_miou"}
+    flipped = evaluate(override(config, {"evaluate.flip": True}))
+    write_report(override(made, {"evaluate.flip": True}), flipped._replace(checkpoint=known.checkpoint))
+    scores = [metric.value for metric in client.get_logged_model(model.model_id).metrics if metric.key == "val/miou"]
+    assert scores == [evaluation.score.miou], "models are compared by the inference of the validation"
+    assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{training}'")) == 2
     files = {each.path for each in client.list_artifacts(run.info.run_id)}
     assert files == {"evaluation.json", "images.csv", "report.html"}
 

@@ -40,6 +40,13 @@ def test_the_page_has_score_pictures_settings_and_commands(tmp_path: Path) -> No
     assert "momentum" not in page, "only what was set"
 
 
+def test_the_page_does_not_hold_the_password_of_the_database(tmp_path: Path) -> None:
+    config = parse(CONFIG | {"tracking": {"uri": "postgresql://me:secret@host/runs"}})
+    page = write_page(config, Store(str(tmp_path)), "pictures", SCORE, RECORDED, "f" * 32).decode()
+    assert "postgresql://" in page
+    assert "secret" not in page
+
+
 @pytest.mark.parametrize("names", [("<script>alert(1)</script>", "a"), ("a\udcff", "b")])
 def test_a_name_of_any_kind_is_shown_as_text(tmp_path: Path, names: tuple[str, str]) -> None:
     page = write_page(parse(CONFIG), Store(str(tmp_path)), "pictures", SCORE._replace(class_names=names), RECORDED, "0" * 32)

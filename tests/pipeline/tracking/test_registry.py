@@ -33,6 +33,18 @@ def test_a_model_of_any_name_is_registered_and_found(mlflow_server: MlflowServer
     assert registry.find_checkpoint(uri, f"models:/{name}@champion").sha256 == "2", "the first one of the same mIoU"
 
 
+def test_the_same_checkpoint_with_files_takes_the_place_of_the_one_without(mlflow_server: MlflowServer) -> None:
+    models = Registry(mlflow_server.uri, "files")
+    assert models.add(0.5) == "1"
+    experiment = models.client.get_run(models.run_id).info.experiment_id
+    model = models.client.create_logged_model(experiment, name="files", source_run_id=models.run_id)
+    models.client.finalize_logged_model(model.model_id, "READY")
+    facts = {"checkpoint_url": "s3://ccnet/0.5", "sha256": "0.5{}", "miou": 0.5, "protocol": PROTOCOL, "model_id": model.model_id}
+    assert [registry.register(models.uri, models.run_id, "files", **facts) for _ in range(2)] == ["2", "2"]
+    assert models.holder() == "2"
+    assert models.add(0.5) == "2", "without files, what is there is enough"
+
+
 class Registry:
     """A registered model, to which versions are added by score."""
 

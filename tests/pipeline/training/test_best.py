@@ -50,4 +50,7 @@ def test_mlflow_gets_no_copy_if_it_is_not_to_have_one_or_does_not_take_it(
     recorded = record_best(run, best, score, folder)
     assert mlflow.pyfunc.load_model(f"{artifacts}/models/{recorded['model_id']}/artifacts")
     assert f'load_model("models:/{recorded["model_id"]}")' in description(run, best, score, recorded)
+    assert client.get_model_version("roads", "2").tags["ccnet.model_id"] == recorded["model_id"], "version 1 has no files"
+    assert record_best(run, best, score, folder) == recorded
+    assert len(client.search_model_versions("name = 'roads'")) == 2
     assert [model.model_id for model in client.search_logged_models([experiment])] == [recorded["model_id"]]
