@@ -107,10 +107,7 @@ def compare(config: Config) -> Comparison:
         differences.steps(config.tracking, *made),
         Interval("mIoU", len(first.images), first.score.miou, second.score.miou, low, high),
         [Interval(*each, *between) for *each, between in zip(names, images, *ious, bounds, strict=True)],
-        [
-            (first.images[n].sample_id, first.images[n].wrong, second.images[n].wrong)
-            for n in _by_difference(first, second)[:MOST]
-        ],
+        [(first.images[n].sample_id, first.images[n].wrong, second.images[n].wrong) for n in order[:MOST]],
     )
 
 

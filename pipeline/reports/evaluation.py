@@ -139,13 +139,10 @@ def _as_validated(evaluation: Evaluation) -> bool:
 def _again(config: Config, evaluation: Evaluation) -> str:
     """The command that gives these figures again."""
     given, usual = config.record()["evaluate"], Evaluate().model_dump(mode="json")
-    changed = {
-        name: json.dumps(given[name]) for name in PARAMS if given[name] != usual[name] and name not in ("checkpoint", "split")
-    }
-    settings = {"checkpoint": evaluation.checkpoint.url, "split": given["split"], **changed}
-    return " ".join(
-        ["python -m jobs.evaluate CONFIG.yaml", *(shlex.quote(f"evaluate.{name}={text}") for name, text in settings.items())]
-    )
+    settings = {"checkpoint": evaluation.checkpoint.url, "split": given["split"]}
+    settings |= {name: json.dumps(given[name]) for name in PARAMS if name not in settings and given[name] != usual[name]}
+    words = [shlex.quote(f"evaluate.{name}={text}") for name, text in settings.items()]
+    return " ".join(["python -m jobs.evaluate CONFIG.yaml", *words])
 
 
 def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int], pictures: Mapping[str, bytes]) -> bytes:
