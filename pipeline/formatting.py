@@ -49,6 +49,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int 
     )
 
 
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same in Markdown, whose cells a page can wrap."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 def name_fault(name: str, longest: int) -> str | None:
     """Why a name cannot stand in a table, a picture or a listing, with the fix; None if it can."""
     if len(name) > longest:

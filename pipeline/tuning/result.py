@@ -116,6 +116,11 @@ def confirmed(trials: list[Trial]) -> list[Confirmed]:
 
 def trials_table(trials: list[Trial]) -> str:
     """One line per trial."""
+    return table(*trial_rows(trials))
+
+
+def trial_rows(trials: list[Trial]) -> tuple[list[str], list[list[str]]]:
+    """(headings, a row of cells for each trial)."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.overrides))
     rows = [
         [
@@ -135,7 +140,7 @@ def trials_table(trials: list[Trial]) -> str:
     if any(trial.score for trial in trials):
         head += ["interval", "attention off", "gamma"]
         rows = [[*row, *_evaluated(trial.score)] for row, trial in zip(rows, trials, strict=True)]
-    return table(head, rows)
+    return head, rows
 
 
 def best_for_cost(trials: list[Trial]) -> list[Trial]:

@@ -18,7 +18,7 @@ from pipeline.evaluation.charts import search_curves, search_settings
 from pipeline.evaluation.figures import Image
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.interruptions import StopFlag
-from pipeline.formatting import percent
+from pipeline.formatting import markdown_table, percent
 from pipeline.storage.store import open_store
 from pipeline.tracking import registry, runs
 from pipeline.training.best import best_of, deliver_best, record_best
@@ -30,7 +30,7 @@ from pipeline.tuning.forecast import Forecast, measured
 from pipeline.tuning.journal import Journal, Trial
 from pipeline.tuning.points import export_study, importances, num_points
 from pipeline.tuning.progress import Progress, open_journal, plan_of
-from pipeline.tuning.result import Cost, SearchResult, ranked, reproduced, summary, trials_table
+from pipeline.tuning.result import Cost, SearchResult, ranked, reproduced, summary, trial_rows, trials_table
 from pipeline.tuning.trials import trial_config, trial_store
 
 logger = logging.getLogger(__name__)
@@ -163,9 +163,12 @@ def _show(progress: Progress) -> None:
         winner = override(trial_config(config, best.overrides), {"tune.space": {}})
         runs.log_text(uri, parent.run_id, "winner.yaml", dump_yaml(winner.record()))
         note += "\n`winner.yaml` among the artifacts trains the best: `ccnet train winner.yaml`"
+    # Lines that a page can wrap: wide ones push what is beside them out of it.
+    note += "".join(f"\n- {line}" for line in summary(trials, plan.steps, _importances(progress)).splitlines())
+    what, settings = reproduced(best, config.train.threads).split("\n", 1)
+    note += f"\n\n{what}: `{settings}`\n"
     # The table last: MLflow limits the length of a description, and trials.txt has it whole.
-    note += f"\n\n```\n{summary(trials, plan.steps, _importances(progress))}\n\n{reproduced(best, config.train.threads)}\n```\n"
-    note += f"\n```\n{trials_table(trials)}\n```\n"
+    note += f"\n{markdown_table(*trial_rows(trials))}\n"
     facts = {f"best.{key}": json.dumps(value) for key, value in best.overrides.items()} if best.miou is not None else {}
     runs.describe(uri, parent.run_id, note, figures, step=len(ended), facts=facts)
     runs.log_text(uri, parent.run_id, "trials.txt", trials_table(trials))
