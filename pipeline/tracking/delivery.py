@@ -12,6 +12,8 @@ from pipeline.tracking.client import deleted
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SYSTEM = "system/"
+"""Begins the names of a node's load, whose steps are times."""
 BATCH = 1000
 """Largest number of points in one request: the server's limit."""
 REFUSALS = {400, 413, 414, 422}
@@ -99,10 +101,14 @@ def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, ste
 
 
 def copy_points(client: "MlflowClient", source: str, run_id: str, last_step: int) -> int:
-    """Copies the metric points of a run, also a deleted one, up to a step; returns their number. Repeating changes nothing."""
+    """Copies the metric points of a run, also a deleted one, up to a step; returns their number. Repeating changes nothing.
+
+    The load of its nodes is copied whole.
+    """
     number = 0
     for key in client.get_run(source).data.metrics:
-        history = [point for point in client.get_metric_history(source, key) if point.step <= last_step]
+        whole = key.startswith(SYSTEM)
+        history = [point for point in client.get_metric_history(source, key) if whole or point.step <= last_step]
         points = [Point(point.key, point.value, point.timestamp, point.step) for point in history]
         for start in range(0, len(points), BATCH):
             send_points(client, run_id, points[start : start + BATCH])

@@ -11,6 +11,7 @@ import psutil
 import ray.train
 import torch
 
+from pipeline.tracking.delivery import SYSTEM
 from pipeline.tracking.metric_log import MetricLog
 from pipeline.training.metric_logs import open_log
 from pipeline.training.run import Run
@@ -46,7 +47,7 @@ class SystemMetrics:
     def __init__(self, log: MetricLog, node: int | None = None, every_s: float = EVERY_S) -> None:
         """`node`: number of this node among several; None for the only one."""
         self._log, self._every_s, self._end = log, every_s, threading.Event()
-        self._prefix = "system/" if node is None else f"system/{node}/"
+        self._prefix = SYSTEM if node is None else f"{SYSTEM}{node}/"
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
 
     def __enter__(self) -> Self:

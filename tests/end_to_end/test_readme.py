@@ -119,7 +119,7 @@ def test_its_lines_train_show_and_use_a_model(stack: dict[str, str], shell: Path
         export[1].replace("CONFIG.yaml", "jobs/configs/camvid.yaml $SETTINGS"),
     ]
     typed("\n".join(of_use), shell)
-    with_ccnet, with_onnx = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    with_ccnet, _, with_onnx = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     python = (
         with_ccnet.replace("outputs/models/mine-0123abcd", model[1])
         + "\nfirst = mask\n"

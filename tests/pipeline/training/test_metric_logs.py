@@ -135,6 +135,7 @@ def test_a_run_that_was_deleted_in_mlflow_is_recorded_again_and_nothing_waits(
     prepare(config)
     first = train(config)
     client = MlflowClient(first.tracking_uri)
+    client.log_metric(first.run_id, "system/cpu_utilization_percentage", 50.0, step=2_000_000_000)  # its step is a time
     metrics = client.get_run(first.run_id).data.metrics
     assert metrics["val/miou"] == first.score.miou
     assert not list(tmp_path.glob("ccnet-metrics-*/*"))
