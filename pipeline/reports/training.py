@@ -78,7 +78,7 @@ def _commands(config: Config, recorded: Mapping[str, Any]) -> list[str]:
     return [
         f"mask = ccnet.load({model!r}).predict('image.jpg')",
         f"python -m jobs.predict {model} IMAGES... --out FOLDER",
-        f"python -m jobs.evaluate CONFIG.yaml evaluate.checkpoint={model} evaluate.window=769 evaluate.flip=true",
+        f"python -m jobs.evaluate CONFIG.yaml evaluate.checkpoint={model} evaluate.flip=true",
     ]
 
 
