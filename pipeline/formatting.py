@@ -49,6 +49,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int 
     )
 
 
+def or_none(value: float) -> float | None:
+    """The number, or None for NaN, which JSON does not know."""
+    return None if value != value else value
+
+
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same in Markdown, whose cells a page can wrap."""
     lines = [headings, ["---"] * len(headings), *rows]

@@ -65,7 +65,7 @@ class Model:
 
     def _inputs(self, image: Image) -> tuple[torch.Tensor, tuple[int, int], dict[str, object]]:
         """uint8[1, 3, h, w] as the network sees it, the size (H, W) of the result, and how it is predicted."""
-        pixels = image if isinstance(image, np.ndarray) else _decoded(image) if isinstance(image, bytes) else _read(Path(image))
+        pixels = image if isinstance(image, np.ndarray) else _read(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"an image is uint8[H, W, 3] in RGB, found {pixels.dtype}{list(pixels.shape)}")
         inference = self.record.inference
@@ -100,14 +100,11 @@ def weights_of(record: ModelRecord, data: bytes, place: str) -> dict[str, torch.
     return safetensors.torch.load(data)
 
 
-def _read(path: Path) -> UInt8:
+def _read(image: str | Path | bytes) -> UInt8:
+    if isinstance(image, bytes):
+        return codec.checked_upright(image)
     try:
-        return _decoded(path.read_bytes())
+        return codec.checked_upright(Path(image).read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path}: {reason}") from error
-
-
-def _decoded(data: bytes) -> UInt8:
-    codec.check_image(data)
-    return codec.decode_upright(data)
+        raise ValueError(f"{image}: {reason}") from error

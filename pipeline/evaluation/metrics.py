@@ -179,13 +179,13 @@ class Score(NamedTuple):
         pixels = torch.tensor(self.counts).sum(1)
         columns = (self.matrix.iou(), self.matrix.class_accuracy(), self.boundary.iou())
         rows = [
-            [name, *(_figure(float(column[k])) for column in columns), f"{float(pixels[k] / max(1, int(pixels.sum()))):.1%}"]
+            [name, *(figure(float(column[k])) for column in columns), f"{float(pixels[k] / max(1, int(pixels.sum()))):.1%}"]
             for k, name in enumerate(self.class_names)
         ]
         summary = self.summary()
         width = max(len(name) for name in (*self.class_names, *(name for name, _, _ in summary)))
         classes = table(("class", "IoU", "accuracy", "boundary IoU", "pixels"), rows, width=width)
-        return "\n".join([classes, *(f"{name:<{width}}  {_figure(value):>6}  {note}".rstrip() for name, value, note in summary)])
+        return "\n".join([classes, *(f"{name:<{width}}  {figure(value):>6}  {note}".rstrip() for name, value, note in summary)])
 
     def summary(self) -> list[tuple[str, float, str]]:
         """(name, value, note) of each figure over all classes."""
@@ -227,5 +227,6 @@ def _matrix(counts: torch.Tensor) -> ConfusionMatrix:
     return matrix
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """`0.7134`, or `absent` for what could not be computed."""
     return f"{value:.4f}" if value == value else "absent"

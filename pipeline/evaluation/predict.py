@@ -59,7 +59,7 @@ def predict(config: Config) -> Predicted:
 
     A file of `predict.images` is predicted upright, as viewers show it and as training saw its images; a sample of a split as it
     is stored, like its label. Only an unchanged result of the same image is replaced, and one that the same weights made in the
-    same way is kept: the same call again goes on where one was interrupted. On a cluster it runs in `train.workers` Ray tasks.
+    same way is kept: the same call again resumes one that was interrupted. On a cluster it runs in `train.workers` Ray tasks.
 
     Raises ConfigError when there is no image or results would lie among images, CheckpointError when there is no network.
     """
@@ -93,7 +93,7 @@ def predict_files(model: Model, addresses: Sequence[str], output: str) -> Iterat
             try:
                 assert part.source is not None
                 data = part.source.read(each.key)
-                yield _result(store, each, data, _upright, model.predict, model.colors, key)
+                yield _result(store, each, data, codec.checked_upright, model.predict, model.colors, key)
             except Exception as error:
                 yield _fault(each, error)
 
@@ -116,7 +116,7 @@ def _predict_share(
     """For each image the addresses of its results, or what is wrong with it. Raises StorageError if a store is gone."""
     net = placed(net, device)
     images = [inputs.images[number] for number in numbers]
-    decode = _upright if inputs.source else codec.decode_image
+    decode = codec.checked_upright if inputs.source else codec.decode_image
 
     def mask_of(image: codec.UInt8) -> codec.UInt8:
         with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
@@ -166,11 +166,6 @@ def _read(config: Config, manifest: Manifest, source: Store | None, images: Sequ
         return
     for row in open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images]):
         yield row if isinstance(row, SampleError) else row.image
-
-
-def _upright(data: bytes) -> codec.UInt8:
-    codec.check_image(data)
-    return codec.decode_upright(data)
 
 
 def _fault(image: Input, error: Exception) -> str:

@@ -11,8 +11,9 @@ from pipeline.config.load import override
 from pipeline.errors import ConfigError
 from pipeline.evaluation import panels
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.metrics import counted
+from pipeline.evaluation.metrics import counted, figure
 from pipeline.evaluation.protocol import INTERVAL
+from pipeline.formatting import or_none
 from pipeline.formatting import table as text_table
 from pipeline.images.codec import encode_png
 from pipeline.reports import differences, page
@@ -67,8 +68,8 @@ class Comparison(NamedTuple):
     """From which step on their trainings differ."""
     miou: Interval
     classes: list[Interval]
-    images: list[tuple[str, float, float]]
-    """(id, wrong by the first, wrong by the second): the images that differ most."""
+    order: list[int]
+    """Numbers of the images, that with the largest difference of wrong pixels first."""
 
     def text(self) -> str:
         """Ready to print."""
@@ -80,8 +81,14 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
     def image_rows(self) -> list[tuple[str, ...]]:
-        """A row of text for each of `images`."""
+        """A row of text for each of the images that differ most."""
         return [(name, f"{one:.2%}", f"{other:.2%}", f"{other - one:+.2%}") for name, one, other in self.images]
+
+    @property
+    def images(self) -> list[tuple[str, float, float]]:
+        """(id, share wrong by the first, by the second) of the images that differ most."""
+        pairs = [(self.first.images[number], self.second.images[number]) for number in self.order[:MOST]]
+        return [(one.sample_id, one.wrong, other.wrong) for one, other in pairs]
 
 
 def compare(config: Config) -> Comparison:
@@ -98,7 +105,7 @@ def compare(config: Config) -> Comparison:
     names, ious = first.score.class_names, (each.score.matrix.iou().tolist() for each in (first, second))
     made = first.checkpoint.progress, second.checkpoint.progress
     images = ((first.pixels[1] + second.pixels[1]) > 0).sum(0).tolist()
-    order = _by_difference(first, second)
+    gaps = [abs(one.wrong - other.wrong) for one, other in zip(first.images, second.images, strict=True)]
     return Comparison(
         first,
         second,
@@ -107,21 +114,15 @@ def compare(config: Config) -> Comparison:
         differences.steps(config.tracking, *made),
         Interval("mIoU", len(first.images), first.score.miou, second.score.miou, low, high),
         [Interval(*each, *between) for *each, between in zip(names, images, *ious, bounds, strict=True)],
-        [(first.images[n].sample_id, first.images[n].wrong, second.images[n].wrong) for n in order[:MOST]],
+        sorted(range(len(gaps)), key=lambda number: -gaps[number]),
     )
-
-
-def _by_difference(first: Evaluation, second: Evaluation) -> list[int]:
-    """Numbers of the images, that with the largest difference of wrong pixels first."""
-    gaps = [abs(one.wrong - other.wrong) for one, other in zip(first.images, second.images, strict=True)]
-    return sorted(range(len(gaps)), key=lambda number: -gaps[number])
 
 
 def _row(each: Interval) -> tuple[str, ...]:
     known = not math.isnan(each.low)
     interval = f"{each.low:+.4f} to {each.high:+.4f}" if known else ""
     difference = "" if math.isnan(each.difference) else f"{each.difference:+.4f}"
-    return each.name, page.figure(each.first), page.figure(each.second), difference, interval, each.verdict
+    return each.name, figure(each.first), figure(each.second), difference, interval, each.verdict
 
 
 def write_page(config: Config, found: Comparison) -> str:
@@ -152,7 +153,7 @@ def _record(found: Comparison) -> dict[str, Any]:
 
 
 def _as_json(each: Interval) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in each._asdict().items()}
+    return {name: or_none(value) for name, value in each._asdict().items()}
 
 
 def _described(evaluation: Evaluation) -> str:
@@ -162,8 +163,7 @@ def _described(evaluation: Evaluation) -> str:
 
 def _page(config: Config, key: str, found: Comparison) -> bytes:
     rows = [_row(each) for each in (found.miou, *found.classes)]
-    nets, order = (found.first.net, found.second.net), _by_difference(found.first, found.second)
-    shown = order[: config.evaluate.panel_images]
+    nets, shown = (found.first.net, found.second.net), found.order[: config.evaluate.panel_images]
     picture = encode_png(panels.of_pairs(config, found.first.manifest, nets, shown))
     lists = [
         page.section(title, page.code("\n".join(lines) or "no difference"))

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config.config import Config
@@ -15,8 +15,10 @@ from pipeline.data.manifest import data_set
 from pipeline.errors import TrackingError
 from pipeline.evaluation import charts, panels
 from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.metrics import figure
+from pipeline.formatting import or_none
 from pipeline.images.codec import encode_png
-from pipeline.reports.page import code, document, figure, figures, headline, paragraph, picture, section, table
+from pipeline.reports.page import code, document, figures, headline, paragraph, picture, section, table
 from pipeline.storage.store import open_store
 from pipeline.tracking import evaluations
 from pipeline.tracking.client import tracking_uri
@@ -50,17 +52,15 @@ def write_report(config: Config, evaluation: Evaluation) -> Report:
     content = _content(config, evaluation)
     key = f"{config.name}-evaluation-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
     store = open_store(f"{config.storage.path}/evaluations/{key}", config.storage)
-    worst = sorted(range(len(evaluation.images)), key=lambda number: -evaluation.images[number].wrong)[:WORST]
-    pictures = _pictures(config, evaluation, worst[: config.evaluate.panel_images])
-    record = {"format": FORMAT, "version": VERSION, "key": key, **content, "made_by": environment()}
-    files = {
-        IMAGES: _table(evaluation),
-        PAGE: _page(key, config, evaluation, worst, pictures),
-        RECORD: (json.dumps(record, indent=1) + "\n").encode(),
-    }
     if store.exists(RECORD):  # the last that is written
-        files = {name: store.read(name) for name in files}
+        files = {name: store.read(name) for name in (IMAGES, PAGE, RECORD)}
     else:
+        record = {"format": FORMAT, "version": VERSION, "key": key, **content, "made_by": environment()}
+        files = {
+            IMAGES: _table(evaluation),
+            PAGE: _page(key, config, evaluation),
+            RECORD: (json.dumps(record, indent=1) + "\n").encode(),
+        }
         for name, data in files.items():
             store.write(name, data)
     return Report(store.url(PAGE), _recorded(config, evaluation, key, files))
@@ -76,7 +76,7 @@ def _content(config: Config, evaluation: Evaluation) -> dict[str, Any]:
         "miou": score.miou,
         "interval": [low, high],
         "caveat": score.caveat,
-        "class_iou": dict(zip(score.class_names, [_or_none(iou) for iou in score.matrix.iou().tolist()], strict=True)),
+        "class_iou": dict(zip(score.class_names, [or_none(iou) for iou in score.matrix.iou().tolist()], strict=True)),
         "score": score._asdict(),
     }
 
@@ -145,8 +145,10 @@ def _again(config: Config, evaluation: Evaluation) -> str:
     return " ".join(["python -m jobs.evaluate CONFIG.yaml", *words])
 
 
-def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int], pictures: Mapping[str, bytes]) -> bytes:
+def _page(key: str, config: Config, evaluation: Evaluation) -> bytes:
     score, checkpoint, images = evaluation.score, evaluation.checkpoint, evaluation.images
+    worst = sorted(range(len(images)), key=lambda number: -images[number].wrong)[:WORST]
+    pictures = _pictures(config, evaluation, worst[: config.evaluate.panel_images])
     rows = [(each.sample_id, f"{each.wrong:.2%}", figure(each.miou)) for each in (images[number] for number in worst)]
     parts = [
         paragraph(f"Checkpoint {checkpoint.url}, step {checkpoint.step}, sha256 {checkpoint.sha256[:16]}"),
@@ -158,7 +160,3 @@ def _page(key: str, config: Config, evaluation: Evaluation, worst: Sequence[int]
         section("Again", code(_again(config, evaluation))),
     ]  # fmt: skip
     return document(key, headline(score, config.data.name), parts)
-
-
-def _or_none(value: float) -> float | None:
-    return None if value != value else value

@@ -1,4 +1,4 @@
-"""The parts of an HTML page. Texts are escaped; pictures are in the file; there are no scripts and no addresses."""
+"""The parts of an HTML page. Texts are escaped; pictures are in the file; it has no scripts and loads nothing."""
 
 import base64
 import html
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.evaluation.metrics import Score, counted
+from pipeline.evaluation.metrics import Score, counted, figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1200px; margin: 2em auto; padding: 0 1em }
@@ -26,19 +26,22 @@ def document(title: str, headline: str, parts: Sequence[str]) -> bytes:
 
 
 def paragraph(text: str) -> str:
+    """A text as a paragraph."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def section(title: str, *parts: str) -> str:
+    """Parts in HTML under a heading."""
     return "\n".join([f"<h2>{html.escape(title)}</h2>", *parts])
 
 
 def code(text: str) -> str:
+    """Lines in a fixed-width font, as they are."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def picture(title: str, png: bytes) -> str:
-    """A picture under its title."""
+    """A picture, the bytes of a PNG file, under its title."""
     data = base64.b64encode(png).decode()
     return section(title, f"<img alt='{html.escape(title, quote=True)}' src='data:image/png;base64,{data}'>")
 
@@ -58,11 +61,6 @@ def _bar(cell: str) -> str:
     except ValueError:
         return ""
     return f' style="background: linear-gradient(90deg, #c9ddf0 {share:.1f}%, transparent {share:.1f}%); min-width: 9em"'
-
-
-def figure(value: float) -> str:
-    """`0.7134`, or `absent` for what could not be computed."""
-    return "absent" if value != value else f"{value:.4f}"
 
 
 def headline(score: Score, data: str) -> str:

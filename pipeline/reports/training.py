@@ -5,9 +5,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from pipeline.config.config import Config, without_password
+from pipeline.config.settings_yaml import dump_yaml
 from pipeline.evaluation.metrics import Score
 from pipeline.reports.page import code, document, figures, headline, paragraph, picture, section, table
 from pipeline.storage.store import Store
@@ -87,4 +86,4 @@ def _changed(config: Config) -> str:
     tree = config.model_dump(mode="json", exclude_defaults=True)
     if config.tracking.uri:
         tree["tracking"]["uri"] = without_password(config.tracking.uri)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return dump_yaml(tree)

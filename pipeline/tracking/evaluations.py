@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.config.base import Tracking
 from pipeline.tracking.client import connect, reached, tracking_uri
 from pipeline.tracking.datasets import DataSet, log_data
+from pipeline.tracking.delivery import BATCH
 from pipeline.tracking.provenance import source
 from pipeline.tracking.registry import CHECKPOINT_SHA256, CHECKPOINT_URL, MODEL_ID
 from pipeline.tracking.runs import RUN_KEY, describe, experiment_id
@@ -66,8 +67,8 @@ def log_evaluation(tracking: Tracking, entry: Entry) -> str:
             Metric(key, value, now, entry.step, scored_id, entry.data.name, entry.data.digest, run_id)
             for key, value in entry.metrics.items()
         ]
-        for start in range(0, len(points), 1000):  # the server's limit for one request
-            client.log_batch(run_id, metrics=points[start : start + 1000])
+        for start in range(0, len(points), BATCH):
+            client.log_batch(run_id, metrics=points[start : start + BATCH])
         client.log_batch(run_id, params=[Param(key, value) for key, value in entry.params.items() if key not in run.data.params])
         with tempfile.TemporaryDirectory() as folder:
             for name, data in entry.files.items():

@@ -15,7 +15,7 @@ from pipeline.tracking.runs import LONGEST_TAG, NOTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 TYPE = "semantic segmentation"
 UPLOAD_S = 600
@@ -80,7 +80,7 @@ def _stored(uri: str, run_id: str, entry: Entry, write: Callable[[Path, str], No
         if model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else [])}:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, entry.step)])
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    _link_scores(client, run_id, model_id, entry)
+    _link_scores(client, run, model_id, entry)
     return model_id
 
 
@@ -101,12 +101,12 @@ def _found(client: "MlflowClient", experiment: str, run_id: str, entry: Entry) -
     return next((model for model in made if model.tags.get(CHECKPOINT_SHA256) == entry.checkpoint_sha256), None)
 
 
-def _link_scores(client: "MlflowClient", run_id: str, model_id: str, entry: Entry) -> None:
+def _link_scores(client: "MlflowClient", run: "Run", model_id: str, entry: Entry) -> None:
     """Gives the model the points that its run has of these scores. Repeating it changes nothing."""
     from mlflow.entities import Metric
 
-    inputs = client.get_run(run_id).inputs
-    data = inputs.dataset_inputs[0].dataset if inputs and inputs.dataset_inputs else None
+    run_id: str = run.info.run_id
+    data = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     name, digest = (data.name, data.digest) if data else (None, None)
     points = []
     for key in entry.scores:

@@ -12,6 +12,7 @@ from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError, TrackingError
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
+from pipeline.formatting import or_none
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry
 from pipeline.training.run import Run
@@ -47,7 +48,7 @@ def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str 
         "inference": {"scale": config.evaluate.scale, **inference_settings(config.evaluate)},
         "score": {
             "miou": score.miou,
-            "class_iou": [None if iou != iou else iou for iou in score.matrix.iou().tolist()],
+            "class_iou": [or_none(iou) for iou in score.matrix.iou().tolist()],
             "step": best.step,
             "split": score.protocol["split"],
             "num_images": score.num_images,
@@ -110,7 +111,10 @@ def description(run: Run, best: checkpoint.Checkpoint, score: Score, recorded: M
     """
     config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
     with_mlflow = (
-        f"""# or, where only MLflow is installed; the masks are PNG files
+        f"""
+# or, where this project is not installed; the masks are PNG files
+from pathlib import Path
+import mlflow.pyfunc
 masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"image": Path("image.jpg").read_bytes()}})["mask"]
 """
         if recorded["model_id"]

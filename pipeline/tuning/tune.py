@@ -77,7 +77,7 @@ def _search(parent: Run, key: str) -> SearchResult:
     reason = STOPPED if signals else (progress.exhausted() or "" if progress.next_stage(()) else "")
     if trials and all(trial.state in ("failed", "refused") for trial in trials):
         raise RunFailed(f"all {len(trials)} trials failed; the first: {min(trials).reason}")
-    # A search that was interrupted goes on later, and has no time for a copy now.
+    # A search that was interrupted is resumed later, and has no time for a copy now.
     recording = override(parent.config, {"tracking.log_model": parent.config.tracking.log_model and not signals})
     found = _register_best(parent._replace(config=recording), key, trials)
     if found is None:

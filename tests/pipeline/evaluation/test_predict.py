@@ -160,7 +160,7 @@ def test_a_seal_is_of_one_image_and_of_one_file(made_of: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_prediction_that_was_killed_goes_on(config: Config, tmp_path: Path) -> None:
+def test_a_prediction_that_was_killed_resumes(config: Config, tmp_path: Path) -> None:
     number = 60
     images = folder(tmp_path / "in", **{f"{n:03d}.jpg": JPEG for n in range(number)})
     made = asked(config, images, tmp_path / "out", **{"train.workers": 0})
