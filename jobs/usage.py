@@ -24,7 +24,7 @@ SECTIONS = {
     "benchmark": (TOP, "storage", "data", "model", "train", "loss", "benchmark"),
 }
 """Verb that a cluster can run -> sections that it reads."""
-VERBS = ("start", *SECTIONS, "config", "submit")
+VERBS = ("start", *SECTIONS, "serve", "config", "submit")
 """All verbs, in the order in which a newcomer meets them."""
 
 

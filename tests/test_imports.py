@@ -18,7 +18,7 @@ ROWS = (
     {"data", "checkpoints", "fault_tolerance"},
     {"loading", "model", "delivery"},
     {"evaluation", "preflight", "benchmark"},
-    {"reports"},
+    {"reports", "serving"},
     {"training"},
     {"tuning", "start"},
     {"jobs"},
@@ -35,6 +35,8 @@ DOORS = {
     "matplotlib": {"evaluation"},
     "ray.data": {"data", "loading"},
     "ray.tune": {"tuning"},
+    "ray.serve": {"serving"},
+    "fastapi": {"serving"},
     "optuna": {"tuning"},
 }
 """Package -> the wings that may import it."""
@@ -51,6 +53,7 @@ VERBS = {
     "predict": "evaluation",
     "export": "evaluation",
     "benchmark": "benchmark",
+    "serve": "serving",
 }
 """jobs/VERB.py calls pipeline/WING/VERB.py."""
 SECTIONS = {"faults": "train", "stop": "train", "loss": "model", "storage": "base", "tracking": "base", "predict": "evaluate",

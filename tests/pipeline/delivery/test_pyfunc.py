@@ -1,24 +1,18 @@
 """A delivered model as an MLflow model: loaded without this project, by MLflow's server, and after its folder is gone."""
 
 import base64
-import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import cv2
 import mlflow.pyfunc
 import numpy as np
 import pytest
@@ -27,11 +21,11 @@ from mlflow.exceptions import MlflowException
 import ccnet
 from infra.processes import free_port
 from pipeline.delivery import pyfunc
-from tests.support.delivered import NOISE, delivered
+from tests.support.delivered import delivered
+from tests.support.image_files import decoded, hostile, picture, turned
 
 MISSING = {"ray", "s3fs", "jaxtyping", "optuna", "aiobotocore", "botocore"}
 """Packages of this project that are not among the requirements of the model, nor needed by them."""
-HEADER = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
@@ -44,54 +38,6 @@ def packed(folder: Path) -> Path:
     path = folder.parent / "mlflow-model"
     pyfunc.save(path, "m-0", files={each.name: each.read_bytes() for each in folder.iterdir()}, run_id="f" * 32)
     return path
-
-
-def picture(kind: str = ".png") -> bytes:
-    return bytes(cv2.imencode(kind, cv2.cvtColor(NOISE, cv2.COLOR_RGB2BGR))[1])
-
-
-def turned(pixels: Any = NOISE) -> bytes:
-    """A JPEG whose tag turns it by a quarter."""
-    from PIL import Image
-
-    exif, file = Image.Exif(), io.BytesIO()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
-    return file.getvalue()
-
-
-def huge(width: int, height: int) -> bytes:
-    """A valid PNG of one bit a pixel, all black: some KB that decode to `width * height` pixels."""
-    rows = zlib.compress(bytes((width // 8 + 1) * height))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return HEADER + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-@cache
-def hostile() -> dict[str, bytes]:
-    png, jpeg = picture(), picture(".jpg")
-    return {
-        "empty": b"",
-        "text": b"GET / HTTP/1.1",
-        "zeros": bytes(4096),
-        "signature": HEADER,
-        "cut PNG": png[: len(png) // 2],
-        "cut JPEG": jpeg[: len(jpeg) // 2],
-        "damaged PNG": png[:200] + b"\xff" * 40 + png[240:],
-        "PDF": b"%PDF-1.7\n" + bytes(100),
-        "ZIP": b"PK\x03\x04" + bytes(100),
-        "no width": HEADER + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 0, 4, 8, 2, 0, 0, 0, 0),
-        "huge": huge(20_000, 20_000),
-        "huge header": HEADER + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0, 0),
-    }
-
-
-def decoded(png: bytes) -> Any:
-    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def test_it_loads_where_only_its_requirements_are_and_gives_the_same_masks(folder: Path, packed: Path, tmp_path: Path) -> None:
