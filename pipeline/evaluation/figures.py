@@ -27,6 +27,8 @@ WRONG, GREY = (230, 30, 40), (150, 150, 150)
 TILE, MAX_TILE = 300, 640
 """Width of a panel's pictures in pixels: smaller ones are enlarged at least to TILE, larger ones reduced below MAX_TILE."""
 GAP, DPI = 12, 100
+BLOCK = 2**18
+"""Pixels that are blended at once."""
 LONGEST_NAME, MOST_IDS = 40, 12
 """Characters of a class's name in a picture; ids of classes in a caption."""
 TITLES = ("image", "truth", "prediction", "error")
@@ -46,9 +48,13 @@ def colorize(label: Image, colors: ArrayLike) -> Image:
 
 def overlay(image: Image, label: Image, colors: ArrayLike, alpha: float = 0.5) -> Image:
     """uint8[H, W, 3]: the image with the classes' colours over it, opacity `alpha`; ignored pixels keep the image."""
-    blend = (1 - alpha) * image + alpha * colorize(label, colors)
-    blend[label == IGNORE] = image[label == IGNORE]
-    return blend.round().astype(np.uint8)
+    done = image.copy()
+    rows = max(1, BLOCK // image.shape[1])
+    for start in range(0, len(image), rows):  # a large image in float64 would take 16 times its memory
+        part, classes = done[start : start + rows], label[start : start + rows]
+        blend = (1 - alpha) * part + alpha * colorize(classes, colors)
+        part[classes != IGNORE] = blend.round().astype(np.uint8)[classes != IGNORE]
+    return done
 
 
 def error_map(image: Image, truth: Image, prediction: Image) -> Image:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pipeline.config.base import Tracking
 from pipeline.delivery.predictor import load
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.formatting import resources
 from pipeline.serving import guard
 from pipeline.tracking.client import tracking_uri
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 TOKEN = "CCNET_SERVE_TOKEN"
 """Environment variable of the token that clients must send."""
 APPLICATION, CONTROLLER = "ccnet", "SERVE_CONTROLLER_ACTOR"
-LOOK_S = 2.0
+LOOK_S, SAY_S = 2.0, 10.0
+"""Seconds between two looks at the service, and between two lines of one that waits for its CPUs or GPUs."""
 TIMEOUT_S = 60.0
 """Longest time from a request to its answer, the wait among it."""
 
@@ -71,21 +73,17 @@ def serving(options: Options) -> Iterator[str]:
             "pipeline.serving.service:application and args {model: ...} in the file of `serve deploy`"
         )
 
-    gpus = connect.gpus_for(options.replicas)
-    cpus = 1 if gpus else max(1, int(min(_cpus_of_nodes()) // options.replicas))
-    actor = {"num_gpus": int(gpus), "num_cpus": cpus, "runtime_env": {"env_vars": doors}}
+    cpus, gpus = _share(options.replicas)
+    actor = {"num_gpus": gpus, "num_cpus": cpus, "runtime_env": {"env_vars": doors}}
     address = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     application = Segmentation.options(num_replicas=options.replicas, ray_actor_options=actor).bind(  # type: ignore[attr-defined]
         address, options.max_pixels, tracking_uri(Tracking())
     )
     serve.start(http_options={"host": options.host, "port": options.port, "request_timeout_s": TIMEOUT_S})
     try:
-        try:
-            serve.run(application, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise ClusterError(f"the service did not start: {_status(serve)}") from error
-        device = "a GPU" if gpus else f"{cpus} CPU{'s' if cpus > 1 else ''}"
-        logger.info("%d replica%s with %s each", options.replicas, "s" if options.replicas > 1 else "", device)
+        serve.run_many([serve.RunTarget(application, APPLICATION)], wait_for_applications_running=False)
+        _wait_until_running(serve, f"{options.replicas} x {resources(cpus, gpus)}")
+        logger.info("%d replica%s with %s", options.replicas, "s" if options.replicas > 1 else "", resources(cpus, gpus))
         yield f"http://{options.host}:{options.port}"
     finally:
         if ray.is_initialized():
@@ -95,11 +93,9 @@ def serving(options: Options) -> Iterator[str]:
 
 
 def wait() -> None:
-    """Returns when the service is stopped from outside. Raises ClusterError when it has failed."""
+    """Returns when the service is stopped from outside, as by `serve shutdown`. Serve itself replaces replicas that fail."""
     serve = _ray_serve()
-    while APPLICATION in (found := serve.status().applications):
-        if found[APPLICATION].status == "DEPLOY_FAILED":
-            raise ClusterError(f"the service has failed: {_status(serve)}")
+    while APPLICATION in serve.status().applications:
         time.sleep(LOOK_S)
 
 
@@ -140,15 +136,29 @@ def _ray_serve() -> Any:
     return serve
 
 
-def _cpus_of_nodes() -> list[float]:
+def _share(replicas: int) -> tuple[int, int]:
+    """CPUs and GPUs of a replica. Raises ConfigError if some replicas would have a GPU and others none."""
     import ray
 
-    return [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")] or [1.0]
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if gpus >= replicas:
+        return 1, 1
+    if gpus:
+        raise ConfigError([f"--replicas {replicas}: the cluster has {gpus:g} GPUs: ask for as many at most"])
+    nodes = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return max(1, int(min(nodes, default=1) // replicas)), 0
 
 
-def _status(serve: Any) -> str:
-    found = serve.status().applications.get(APPLICATION)
-    if found is None:
-        return "no status"
-    messages = [found.message, *(each.message for each in found.deployments.values())]
-    return " ".join(" ".join(text.split()) for text in messages if text)
+def _wait_until_running(serve: Any, wanted: str) -> None:
+    """Waits for the replicas, and says who holds the CPUs and GPUs that they need. Raises ClusterError if they fail."""
+    from pipeline.cluster.holders import holders
+
+    said = time.monotonic()
+    while (found := serve.status().applications[APPLICATION]).status != "RUNNING":
+        if found.status == "DEPLOY_FAILED":
+            reasons = [found.message, *(each.message for each in found.deployments.values())]
+            raise ClusterError(f"the service did not start: {' '.join(' '.join(reasons).split())}")
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            logger.info("waiting for %s; held: %s", wanted, "; ".join(map(str, holders())) or "nothing that is known")
+        time.sleep(0.2)

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from ray import serve
 from ray.serve import metrics
 
+from ccnet.inference import ScoresNotFinite
+from pipeline.delivery.predictor import Model
 from pipeline.evaluation.figures import overlay
 from pipeline.fault_tolerance.failures import is_out_of_memory
 from pipeline.formatting import show_own_lines
@@ -104,33 +107,44 @@ class Segmentation:
         """
         data = await request.body()
         model = self._current.model  # the same for the whole request
-        try:
-            image = await asyncio.to_thread(self._decoded, data)
-            mask = await asyncio.get_running_loop().run_in_executor(self._network, self._timed, model, image)
-        except ValueError as error:
-            raise Refused(400, str(error)) from error
-        except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
-                raise
-            raise Refused(413, f"{image.shape[1]} x {image.shape[0]} pixels do not fit into memory: cut it into tiles") from error
-        picture = overlay(image, mask, model.colors) if result == "overlay" else mask
-        png = await asyncio.to_thread(codec.encode_png, picture)
+        image = await asyncio.to_thread(self._decoded, data)
+        mask = await asyncio.get_running_loop().run_in_executor(self._network, self._mask, model, image)
+        png = await asyncio.to_thread(
+            lambda: codec.encode_png(overlay(image, mask, model.colors) if result == "overlay" else mask)
+        )
         return Response(png, media_type="image/png", headers={"X-Weights-SHA256": model.record.sha256})
 
     def _decoded(self, data: bytes) -> codec.UInt8:
-        """uint8[H, W, 3] upright. Raises ValueError for what is no image, Refused for one of too many pixels."""
-        header = read_header(data)  # before it is decoded: a small file can hold a picture that fills the memory
-        if header.width * header.height > self._max_pixels:
-            size = f"{header.width} x {header.height} pixels"
-            raise Refused(413, f"{size}: at most {self._max_pixels} are predicted: cut the image into tiles")
-        return codec.checked_upright(data)
+        """uint8[H, W, 3] upright. Raises Refused."""
+        try:
+            header = read_header(data)  # before it is decoded: a small file can hold a picture that fills the memory
+            if header.width * header.height > self._max_pixels:
+                size = f"{header.width} x {header.height} pixels"
+                raise Refused(413, f"{size}: at most {self._max_pixels} are predicted: cut the image into tiles")
+            return codec.checked_upright(data)
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
 
-    def _timed(self, model: Any, image: codec.UInt8) -> codec.UInt8:
+    def _mask(self, model: Model, image: codec.UInt8) -> codec.UInt8:
+        """uint8[H, W] classes. Raises Refused for an image that does not fit into memory, or has no finite scores."""
         started = time.monotonic()
-        mask: codec.UInt8 = model.predict(image)
+        try:
+            mask = model.predict(image)
+        except ScoresNotFinite as error:
+            raise Refused(500, str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+                raise
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            raise Refused(413, f"{size} do not fit into memory: cut the image into tiles") from error
         self._seconds.observe(time.monotonic() - started)
         self._pixels.inc(mask.size)
         return mask
+
+
+def _encoded(image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, int, int]] | None) -> bytes:
+    """PNG of the mask, or with colours of the image under them."""
+    return codec.encode_png(mask if colors is None else overlay(image, mask, colors))
 
 
 def application(options: dict[str, Any]) -> serve.Application:

@@ -184,7 +184,7 @@ def test_the_largest_image_is_answered(service: Service) -> None:
 
 
 def test_when_too_many_wait_the_rest_is_told_so(service: Service) -> None:
-    image = cv2.imencode(".png", cv2.resize(NOISE, (1000, 1000)))[1].tobytes()
+    image = cv2.imencode(".png", cv2.resize(NOISE, (500, 500)))[1].tobytes()
     with ThreadPoolExecutor(64) as clients:
         answers = list(clients.map(lambda _: service.ask("/predict", image)[0], range(64)))
     assert {*answers} == {200, 503}
