@@ -109,9 +109,8 @@ class Segmentation:
         model = self._current.model  # the same for the whole request
         image = await asyncio.to_thread(self._decoded, data)
         mask = await asyncio.get_running_loop().run_in_executor(self._network, self._mask, model, image)
-        png = await asyncio.to_thread(
-            lambda: codec.encode_png(overlay(image, mask, model.colors) if result == "overlay" else mask)
-        )
+        colors = model.colors if result == "overlay" else None
+        png = await asyncio.to_thread(_encoded, image, mask, colors)
         return Response(png, media_type="image/png", headers={"X-Weights-SHA256": model.record.sha256})
 
     def _decoded(self, data: bytes) -> codec.UInt8:
