@@ -46,6 +46,7 @@ VERBS = {
     "plan": "preflight",
     "train": "training",
     "tune": "tuning",
+    "sync": "training",
     "evaluate": "evaluation",
     "compare": "reports",
     "predict": "evaluation",
