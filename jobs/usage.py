@@ -17,6 +17,7 @@ SECTIONS = {
     "plan": TRAIN,
     "train": TRAIN,
     "tune": (*TRAIN, "tune"),
+    "sync": TRAIN,
     "evaluate": (*RUN, "evaluate"),
     "compare": (*RUN, "evaluate"),
     "predict": (*RUN, "evaluate", "predict"),

@@ -48,6 +48,7 @@ VERBS = {
     "plan": "preflight",
     "train": "training",
     "tune": "tuning",
+    "sync": "training",
     "evaluate": "evaluation",
     "compare": "reports",
     "predict": "evaluation",

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -87,17 +87,28 @@ def send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) ->
     client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
-def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, step: int) -> None:
-    """Sends a picture as `<name>/step_000100.png`, and as `<name>.png`, the latest. Sending it again replaces it.
+def send_picture(client: "MlflowClient", run_id: str, name: str, png: bytes, step: int | None = None) -> None:
+    """Sends a picture as `<name>/step_000100.png`, if its step is given, and as `<name>.png`, the latest.
+
+    Sending it again replaces it.
 
     MlflowClient.log_image is not used: its file names have a random part, so a picture that is sent again would appear twice,
     and MLflow's page of charts covers such pictures with the text of a run's many parameters.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for path in (Path(name, f"step_{step:06d}.png"), Path(f"{name}.png")):
+        of_step = [] if step is None else [Path(name, f"step_{step:06d}.png")]
+        for path in (*of_step, Path(f"{name}.png")):
             file = Path(folder, path.name)
             file.write_bytes(png)
             client.log_artifact(run_id, str(file), str(path.parent) if path.parent != Path() else None)
+
+
+def missing_pictures(client: "MlflowClient", run_id: str, names: Iterable[str]) -> list[str]:
+    """Those of the names of which the server does not show the latest picture."""
+    names = list(names)
+    folders = {str(Path(name).parent) for name in names}
+    shown = {file.path for folder in folders for file in client.list_artifacts(run_id, None if folder == "." else folder)}
+    return [name for name in names if f"{name}.png" not in shown]
 
 
 def copy_points(client: "MlflowClient", source: str, run_id: str, last_step: int) -> int:

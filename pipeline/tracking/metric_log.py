@@ -12,7 +12,8 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from pipeline.tracking.delivery import (
     send_points,
 )
 from pipeline.tracking.keys import legal_key
-from pipeline.tracking.spool import INSERT, STATES, Row, close_spool, open_spool, pack, unpack
+from pipeline.tracking.spool import INSERT, STATES, Row, close_spool, open_spool, pack
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,12 +47,29 @@ LONGEST_PICTURE_NAME = 60
 """Characters of a picture's name, which becomes a file name of at most 255 bytes on the server."""
 
 
+@dataclass
+class Delivered:
+    """What became of the records of a log."""
+
+    points: int = 0
+    """Metric points that were sent."""
+    pictures: int = 0
+    there: int = 0
+    """Metric points that the server had before."""
+    num_refused: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """Metric or picture -> why MLflow refuses it."""
+    left: int = 0
+    """Points and pictures that are not sent yet."""
+
+
 class MetricLog:
     """The metrics of one run. `.metrics` takes microseconds, `.picture` milliseconds; records outlive the server and the process.
 
     folder: where records wait, in one database per run; by default a folder of this user in the temporary one, or memory where
-    none can be made. keep: stores packed records, `unsent` or `refused`, when the log is closed, and returns their address. The
-    next start of the run adds the unsent ones to its log (`.add`). Without `keep` they stay in the folder, as after a crash.
+    none can be made. keep: stores packed records, `unsent`, `refused` or `sent`, when the log is closed, and returns their
+    address. The next start of the run adds them to its log (`.add`), which sends those that the server does not have. Without
+    `keep` they stay in the folder, as after a crash, and those that are sent are dropped. delivered: what became of all of them.
     copy: gets name and bytes of each picture that MLflow has taken, the oldest first; it must not wait for anything.
     """
 
@@ -68,8 +86,9 @@ class MetricLog:
         self._records, self._access = self._spool.records, threading.Lock()
         self._unwritten: list[Row] = []
         self._client: MlflowClient | None = None
-        self._steps: defaultdict[str, set[int]] = defaultdict(set)
-        self._refused: set[str] = set()
+        self._steps: defaultdict[str, set[int]] | None = None  # by metric, as the server has them
+        self.delivered = Delivered()
+        self.moved = True  # whether `keep` took all that it was given
         self._tried = 0  # id of the picture that was tried last
         self._closing, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metric-log", daemon=True)
@@ -84,9 +103,9 @@ class MetricLog:
         """Records a picture, uint8[H, W, 3] RGB."""
         self._write([(_now(), int(step), legal_key(name, LONGEST_PICTURE_NAME), None, encode_png(image))])
 
-    def add(self, kept: bytes) -> None:
-        """Records what another process passed to its `keep`. Raises TrackingError if these are other bytes."""
-        self._write(unpack(kept))
+    def add(self, rows: Iterable[Row]) -> None:
+        """Records what another process passed to its `keep`, unpacked."""
+        self._write(list(rows))
 
     def close(self, timeout_s: float = 30.0) -> int:
         """Sends the remaining records for at most `timeout_s` seconds. Returns the number of unsent ones, which wait elsewhere.
@@ -98,16 +117,16 @@ class MetricLog:
         self._stop.set()
         self._write([])
         with self._access:
-            unsent = self._hand_over("unsent", "are not sent to MLflow yet", self._unwritten)
+            self.delivered.left = self._hand_over("unsent", "are not sent to MLflow yet", self._unwritten)
             self._hand_over("refused", "were refused by MLflow", [])
+            if self._keep:
+                self._move("sent", self._of_kind("sent", "AND picture IS NULL"), [])
             close_spool(self._spool)
-        return unsent
+        return self.delivered.left
 
     def _hand_over(self, kind: str, state: str, unwritten: list[Row]) -> int:
         """Passes the records of one kind to `keep`, and says where they are; returns their number."""
-        found = self._records.execute(
-            "SELECT id, time, step, key, value, picture FROM record WHERE sent = ?", (STATES[kind],)
-        ).fetchall()
+        found = self._of_kind(kind)
         number = len(found) + len(unwritten)
         if not number:
             return 0
@@ -115,15 +134,28 @@ class MetricLog:
         place = f"are kept in {self._spool.file} on {socket.gethostname()}{again}" if self._spool.file else "are lost"
         if self._spool.file and unwritten:
             place += f"; {len(unwritten)} of them are lost"
-        if self._keep:
-            try:
-                place = f"are kept in {self._keep(kind, pack([*(row[1:] for row in found), *unwritten]))}{again}"
-                with self._records:
-                    self._records.executemany("DELETE FROM record WHERE id = ?", [row[:1] for row in found])
-            except Exception as error:  # the end of training must not fail with its store or its disk
-                log.warning("metrics of run %s could not be moved to the run's folder: %s", self._run_id, error)
+        if address := self._move(kind, found, unwritten):
+            place = f"are kept in {address}{again}"
         log.warning("%d metric points and pictures of run %s %s and %s", number, self._run_id, state, place)
         return number
+
+    def _of_kind(self, kind: str, which: str = "") -> list[Any]:
+        statement = f"SELECT id, time, step, key, value, picture FROM record WHERE sent = ? {which} ORDER BY id"
+        return self._records.execute(statement, (STATES[kind],)).fetchall()
+
+    def _move(self, kind: str, found: list[Any], unwritten: list[Row]) -> str | None:
+        """Passes records to `keep` and drops them here; returns their address, None if that was not possible."""
+        if not self._keep or not (found or unwritten):
+            return None
+        try:
+            address = self._keep(kind, pack([*(row[1:] for row in found), *unwritten]))
+            with self._records:
+                self._records.executemany("DELETE FROM record WHERE id = ?", [row[:1] for row in found])
+            return address
+        except Exception as error:  # the end of training must not fail with its store or its disk
+            log.warning("metrics of run %s could not be moved to the run's folder: %s", self._run_id, error)
+            self.moved = False
+            return None
 
     def _write(self, rows: list[Row]) -> None:
         """Adds rows without waiting for MLflow. If the disk is full, they stay in memory until the next call."""
@@ -169,12 +201,16 @@ class MetricLog:
         ids = {Point(key, math.nan if value is None else value, at, step): number for number, key, value, at, step in rows}
         named = list(ids)
         refused: set[int] = set()
+        if self._steps is None:
+            self._steps = defaultdict(set, logged_steps(client, self._run_id))
         if fresh := [point for point in named if point.step not in self._steps[point.key]]:
             for point, reason in refused_items(fresh, partial(self._deliver, client)):
                 refused.add(ids[point])
                 self._set_aside(f"metric {point.key}", reason)
         for point in fresh:
             self._steps[point.key].add(point.step)
+        self.delivered.points += len(fresh) - len(refused)
+        self.delivered.there += len(named) - len(fresh)
         self._mark([row[0] for row in rows], refused)
         return True
 
@@ -195,6 +231,7 @@ class MetricLog:
         for number, name, _, png in rows:
             if self._copy and number not in refused:
                 self._copy(name, png)
+        self.delivered.pictures += len(rows) - len(refused)
         self._mark([row[0] for row in rows], refused)
         return True
 
@@ -202,7 +239,6 @@ class MetricLog:
         if self._client is None:
             client = connect(self._uri)
             check_active(client, self._run_id)
-            self._steps.update(logged_steps(client, self._run_id))
             self._client = client
         return self._client
 
@@ -221,8 +257,9 @@ class MetricLog:
 
     def _set_aside(self, what: str, reason: str) -> None:
         """Says once for each metric or picture that MLflow refuses it."""
-        if what not in self._refused:
-            self._refused.add(what)
+        self.delivered.num_refused += 1
+        if what not in self.delivered.refused:
+            self.delivered.refused[what] = reason
             log.warning("MLflow refuses the %s of run %s, which is set aside; the rest is sent: %s", what, self._run_id, reason)
 
     def _query(self, statement: str, *values: int) -> list[Any]:

@@ -90,15 +90,27 @@ def open_mlflow_run(
 
 def _reopened_or_new(client: "MlflowClient", settings: Config, key: str, run_name: str | None) -> "Run":
     experiment = experiment_id(client, settings.tracking.experiment, tracking_uri(settings.tracking))
-    # The tag's name needs back quotes because it has dots. If two drivers ever raced, the oldest run wins.
-    found = client.search_runs([experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"])
-    if not found:
+    run = _of_key(client, experiment, key)
+    if run is None:
         return client.create_run(experiment, tags={RUN_KEY: key}, run_name=run_name or key)
-    run = found[0]
     client.update_run(run.info.run_id, status="RUNNING")
     if STOP_REASON in run.data.tags:  # of an earlier attempt
         client.delete_tag(run.info.run_id, STOP_REASON)
     return run
+
+
+def find_run(settings: Config) -> "Run | None":
+    """The MLflow run of this configuration; None if there is none. Raises TrackingError. Nothing is changed."""
+    with reached(uri := tracking_uri(settings.tracking), "the run could not be looked up"):
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(settings.tracking.experiment)
+        return _of_key(client, experiment.experiment_id, settings.run_key) if experiment else None
+
+
+def _of_key(client: "MlflowClient", experiment: str, key: str) -> "Run | None":
+    # The tag's name needs back quotes because it has dots. If two drivers ever raced, the oldest run wins.
+    found = client.search_runs([experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"])
+    return found[0] if found else None
 
 
 def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
@@ -164,7 +176,7 @@ def take_over(uri: str, earlier: str, run_id: str, step: int) -> None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             logger.warning(
-                "MLflow has no run %s any more, which recorded the first %d steps: run %s has only what is recorded from now on",
+                "MLflow has no run %s any more, which recorded the first %d steps: run %s gets the points of the run's folder",
                 earlier, step, run_id,
             )  # fmt: skip
             return
@@ -189,12 +201,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], stop_reason: str | None = None) -> None:
     """Ends a run, also one that a killed driver left RUNNING (open_mlflow_run reopens it instead).
 
-    `stop_reason`: why the run ended before its last step, stored as a tag.
+    `stop_reason`: why the run ended before its last step, stored as a tag. Raises TrackingError if the server then shows another
+    status.
     """
     client = connect(uri)
     if stop_reason:
         client.set_tag(run_id, STOP_REASON, stop_reason)
     client.set_terminated(run_id, status)
+    if (shown := client.get_run(run_id).info.status) != status:
+        raise TrackingError(
+            f"MLflow run {run_id} is still {shown}, although the server confirmed {status}: it does not store what it takes; "
+            "look at its database, then run the same command again"
+        )
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -57,8 +57,8 @@ def open_spool(run_id: str, folder: str | Path | None) -> Spool:
     try:
         place = Path(folder) if folder else own_folder()
         place.mkdir(parents=True, exist_ok=True)
-        remove_sent(place)
         file = place / f"{run_id}.db"
+        remove_sent(place, but=file)
         lock = _lock(file)
         try:
             return Spool(_database(file), file, lock)
@@ -85,9 +85,14 @@ def close_spool(spool: Spool) -> None:
         spool.lock.close()
 
 
-def remove_sent(folder: Path) -> None:
-    """Removes the files that killed processes left, if everything in them is sent. Others wait for their run's next start."""
+def remove_sent(folder: Path, but: Path | None = None) -> None:
+    """Removes the files that killed processes left, if everything in them is sent. Others wait for their run's next start.
+
+    `but` stays: the run that is starting adds its points to those that it has sent.
+    """
     for file in folder.glob("*.db"):
+        if file == but:
+            continue
         with suppress(OSError, sqlite3.Error), _lock(file, wait=False) as lock:
             if not _alone(lock):
                 continue

@@ -1,4 +1,4 @@
-"""A run's best checkpoint: found, delivered as a model folder, recorded in MLflow."""
+"""What a complete training leaves: its best checkpoint as a model folder, and all of it in MLflow."""
 
 import logging
 from collections.abc import Mapping
@@ -10,14 +10,51 @@ from pipeline.checkpoints import checkpoint
 from pipeline.delivery import pyfunc
 from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError, TrackingError
+from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.formatting import or_none
+from pipeline.reports.training import log_page, write_page
 from pipeline.storage.store import open_store
-from pipeline.tracking import models, registry
+from pipeline.tracking import models, registry, runs
+from pipeline.tracking.client import reached
+from pipeline.training.metric_logs import PICTURES, confirm, open_log, send_kept
 from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
+
+
+def record_end(run: Run, reason: str | None) -> tuple[checkpoint.Checkpoint, Score, str]:
+    """Delivers and records the best checkpoint of a complete training, and ends its MLflow run once MLflow holds all of it.
+
+    `reason`: why it ended before its last step, if it did. Returns the best checkpoint, its score and the address of the model.
+    Raises TrackingError.
+    """
+    best, score = best_of(run)
+    folder = deliver_best(run, best, score)
+    with reached(run.tracking_uri):
+        left = send_kept(run, {best.step: score.metrics()}).left  # the model's scores are among them
+        recorded = record_best(run, best, score, folder)
+        runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded))
+        if left:
+            raise TrackingError(
+                f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
+                "command again to send them, or python -m jobs.sync with the same configuration"
+            )
+        draw_curve(run)
+        log_page(run.tracking_uri, run.run_id, write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id))
+        confirm(run)
+        runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
+    return best, score, folder.address
+
+
+def draw_curve(run: Run) -> None:
+    """Adds the picture of loss and mIoU over the steps, as MLflow has them, to the run."""
+    loss, miou = (runs.history(run.tracking_uri, run.run_id, key) for key in ("train/loss", "val/miou"))
+    log = open_log(run)
+    if miou:
+        log.picture("learning_curve", miou[-1][0], learning_curve(loss, miou))
+    log.close()
 
 
 def best_of(run: Run) -> tuple[checkpoint.Checkpoint, Score]:

@@ -3,8 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -12,8 +11,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import TrackingError
 from pipeline.storage.store import Store
-from pipeline.tracking.client import first_line
-from pipeline.tracking.metric_log import MetricLog
+from pipeline.tracking.client import connect, first_line, reached
+from pipeline.tracking.delivery import logged_steps, missing_pictures, send_picture
+from pipeline.tracking.metric_log import Delivered, MetricLog
+from pipeline.tracking.spool import Row, unpack
 
 if TYPE_CHECKING:  # the tasks on other nodes do not import all that a run needs
     from pipeline.training.run import Run
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # the tasks on other nodes do not import all that a run needs
 logger = logging.getLogger(__name__)
 
 FOLDER = "metrics"
-"""Below the run's folder: `unsent-<hash>.db` and `refused-<hash>.db`."""
+"""Below the run's folder: `unsent-<hash>.db`, `refused-<hash>.db`, and `sent-<hash>.db`: the points that MLflow has taken."""
 PICTURES = "pictures"
 """Below the run's folder: the newest of each picture."""
 COPIES_S = 10.0
@@ -70,27 +71,31 @@ class Copies:
 
 
 class RunLog(MetricLog):
-    """The metric log of a run, whose folder keeps what MLflow has not taken when it is closed, and the newest pictures."""
+    """The metric log of a run, whose folder keeps its points when it is closed, sent or not, and the newest pictures.
+
+    kept: keys of the records that this log has stored there.
+    """
 
     def __init__(self, uri: str, run_id: str, store: Store) -> None:
-        self._copies = Copies(store)
-        super().__init__(uri, run_id, keep=partial(_keep, store), copy=self._copies.add)
+        self._copies, self._store = Copies(store), store
+        self.kept: set[str] = set()
+        super().__init__(uri, run_id, keep=self._store_records, copy=self._copies.add)
 
     def close(self, timeout_s: float = 30.0) -> int:
         unsent = super().close(timeout_s)
         self._copies.wait(COPIES_S)
         return unsent
 
+    def _store_records(self, kind: str, data: bytes) -> str:
+        key = f"{FOLDER}/{kind}-{hashlib.sha256(data).hexdigest()[:16]}.db"
+        self._store.write(key, data)
+        self.kept.add(key)
+        return self._store.url(key)
 
-def open_log(run: "Run") -> MetricLog:
+
+def open_log(run: "Run") -> RunLog:
     """The metric log of a run."""
     return RunLog(run.tracking_uri, run.run_id, run.checkpoints)
-
-
-def _keep(store: Store, kind: str, data: bytes) -> str:
-    key = f"{FOLDER}/{kind}-{hashlib.sha256(data).hexdigest()[:16]}.db"
-    store.write(key, data)
-    return store.url(key)
 
 
 def send_unsent(run: "Run", scores: Mapping[int, Mapping[str, float]] | None = None) -> int:
@@ -99,27 +104,69 @@ def send_unsent(run: "Run", scores: Mapping[int, Mapping[str, float]] | None = N
     `scores`: metric points by step that MLflow must have at the end; those that it has already are not sent again. Raises
     StorageError if the run's folder cannot be read.
     """
-    _collect(run)
-    store, log, taken = run.checkpoints, open_log(run), []
+    collect(run)
+    return send_kept(run, scores).left
+
+
+def send_kept(
+    run: "Run", scores: Mapping[int, Mapping[str, float]] | None = None, kinds: tuple[str, ...] = ("unsent", "sent")
+) -> Delivered:
+    """Sends what this machine and the run's folder hold of the run and MLflow lacks: also points that it had taken before.
+
+    `kinds`: of the records in the folder. Raises StorageError if it cannot be read.
+    """
+    store, log, taken = run.checkpoints, open_log(run), set()
     try:
-        for key in store.list(FOLDER):
-            if key.startswith(f"{FOLDER}/unsent-"):
-                try:
-                    log.add(store.read(key))
-                    taken.append(key)
-                except TrackingError as error:
-                    logger.warning("%s is damaged and is not sent: %s", store.url(key), error)
+        for key, rows in _records(store, kinds):
+            log.add(rows)
+            taken.add(key)
         for step, points in (scores or {}).items():
             log.metrics(points, step)
     finally:
-        left = log.close()
-    if not left:
-        for key in taken:
+        log.close()
+    if log.kept and log.moved and not log.delivered.left:  # they are in the new records
+        for key in taken - log.kept:
             store.delete(key)
-    return left
+    return log.delivered
 
 
-def _collect(run: "Run") -> None:
+def _records(store: Store, kinds: tuple[str, ...]) -> Iterator[tuple[str, list[Row]]]:
+    for key in store.list(FOLDER):
+        if key.startswith(tuple(f"{FOLDER}/{kind}-" for kind in kinds)):
+            try:
+                yield key, unpack(store.read(key))
+            except TrackingError as error:
+                logger.warning("%s is damaged and is not sent: %s", store.url(key), error)
+
+
+def confirm(run: "Run") -> None:
+    """Asks MLflow for what it has taken of the run, by one request for each metric; sends the newest pictures that it lacks.
+
+    Raises TrackingError if it lacks anything: its answers were no promise.
+    """
+    uri, run_id, store = run.tracking_uri, run.run_id, run.checkpoints
+    with reached(uri, "the end of the run could not be checked"):
+        client = connect(uri)
+        has = {(key, step) for key, steps in logged_steps(client, run_id).items() for step in steps}
+        taken = {(row[2], row[1]) for _, rows in _records(store, ("sent",)) for row in rows}
+        if lacking := sorted(taken - has):
+            key, step = lacking[0]
+            raise TrackingError(
+                f"MLflow run {run_id} lacks {len(lacking)} of {len(taken)} metric points that the server has taken, the first "
+                f"one {key} at step {step}: run the same command again, which sends them; if they are lacking again, the server "
+                "does not store what it takes: look at its database"
+            )
+        copies = [key.removeprefix(f"{PICTURES}/").removesuffix(".png") for key in store.list(PICTURES)]
+        for name in missing_pictures(client, run_id, copies):
+            send_picture(client, run_id, name, store.read(f"{PICTURES}/{name}.png"))
+        if lost := missing_pictures(client, run_id, copies):
+            raise TrackingError(
+                f"MLflow run {run_id} lacks pictures that the server has taken ({', '.join(lost)}): look at its artifact store, "
+                "then run the same command again"
+            )
+
+
+def collect(run: "Run") -> None:
     """Has the records that killed processes left on the other nodes sent, or moved to the run's folder."""
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]

@@ -21,8 +21,7 @@ from pipeline.cluster.fit import fit
 from pipeline.cluster.reserved import NamedResources, free_resources
 from pipeline.cluster.task_errors import task_errors
 from pipeline.config.config import Config
-from pipeline.errors import RunFailed, TrackingError
-from pipeline.evaluation.charts import learning_curve
+from pipeline.errors import RunFailed
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag, first_signal
@@ -30,13 +29,12 @@ from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.formatting import hide_on_screen
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
-from pipeline.reports.training import PAGE, log_page, write_page
+from pipeline.reports.training import PAGE
 from pipeline.tracking import runs
-from pipeline.tracking.client import reached
-from pipeline.training.best import best_of, deliver_best, description, record_best
+from pipeline.training.best import record_end
 from pipeline.training.checkpointing import RunRecord
 from pipeline.training.loop import train_worker
-from pipeline.training.metric_logs import PICTURES, open_log, send_unsent
+from pipeline.training.metric_logs import PICTURES, collect, send_unsent
 from pipeline.training.run import Run, open_run
 from pipeline.training.validation import (
     LESS_MEMORY,
@@ -242,33 +240,12 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
             send_unsent(run)
             raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
-        best, score = best_of(run)
-        folder = deliver_best(run, best, score)
-        with reached(run.tracking_uri):
-            left = send_unsent(run, {best.step: score.metrics()})  # the model's scores are among them
-            recorded = record_best(run, best, score, folder)
-            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded))
-            if left:
-                raise TrackingError(
-                    f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
-                    "command again to send them"
-                )
-            draw_curve(run)
-            log_page(run.tracking_uri, run.run_id, write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id))
-            runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
+        collect(run)
+        best, score, address = record_end(run, reason)
     except BaseException as error:
         end_run(run, error, reason)
         raise
-    return best, score, reason, folder.address
-
-
-def draw_curve(run: Run) -> None:
-    """Adds the picture of loss and mIoU over the steps, as MLflow has them, to the run."""
-    loss, miou = (runs.history(run.tracking_uri, run.run_id, key) for key in ("train/loss", "val/miou"))
-    log = open_log(run)
-    if miou:
-        log.picture("learning_curve", miou[-1][0], learning_curve(loss, miou))
-    log.close()
+    return best, score, reason, address
 
 
 def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:

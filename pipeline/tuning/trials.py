@@ -23,11 +23,11 @@ from pipeline.fault_tolerance.failures import Kind, classify, root_cause
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import registry, runs
 from pipeline.tracking.provenance import environment
-from pipeline.training.best import best_of, checkpoint_summary
+from pipeline.training.best import best_of, checkpoint_summary, draw_curve
 from pipeline.training.checkpointing import RunRecord
-from pipeline.training.metric_logs import send_unsent
+from pipeline.training.metric_logs import confirm, send_unsent
 from pipeline.training.run import Run
-from pipeline.training.train import STOPPED, draw_curve, run_to_end, validate_pending
+from pipeline.training.train import STOPPED, run_to_end, validate_pending
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def _trained(run: Run, show: str, callback: UserCallback) -> dict[str, Any]:
     if left := send_unsent(run, {best.step: score.metrics()}):
         raise TrackingError(f"MLflow has not taken {left} of the metric points and pictures of {show}")
     draw_curve(run)
+    confirm(run)
     return outcome
 
 

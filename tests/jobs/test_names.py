@@ -220,6 +220,7 @@ def test_a_training_touches_exactly_its_own_keys_and_prediction_finds_it(
     assert best is not None
     own = {f"{run}/.validate_storage_marker", f"{run}/checkpoint_manager_snapshot.json", f"{run}/{best}/kept.json"}
     own |= {f"models/{place.config.run_key}/{name}" for name in (CARD, RECORD, WEIGHTS)}
+    own |= {f"{run}/{key}" for key in place.run.list("metrics") if key.startswith("metrics/sent-")}
     own |= {f"{run}/pictures/{name}.png" for name in PICTURES} | {f"{run}/{PAGE}"}
     kept = {4, int(best.removeprefix("step-"))}
     assert made == own | place.keys_of_data() | place.keys_of_results() | keys_of_checkpoints(place.config, *kept)

@@ -1,4 +1,4 @@
-"""A faulty store: an HTTP proxy on loopback before a real S3 server, which injects chosen or seeded random faults.
+"""A faulty store: an HTTP proxy on loopback before a real S3 or MLflow server, which injects chosen or seeded random faults.
 
     with FaultyStore("http://127.0.0.1:9000", seed=1, probability=0.1) as proxy:
         store = open_store("s3://bucket/prefix", Storage(path="unused", endpoint=proxy.endpoint))
@@ -141,7 +141,7 @@ class FaultyStore:
         elif fault == "reset":
             _reset(writer)
         elif fault == "forget":
-            writer.write(_answer_of_nothing(body))
+            writer.write(_answer_of_nothing(body, fields.get("content-type", "")))
             await writer.drain()
         elif fault == "stall":
             await asyncio.sleep(self.stall_s)
@@ -220,8 +220,10 @@ def _spoilt(fault: str | None, head: bytes, body: bytes) -> tuple[bytes, bytes]:
     return head, body
 
 
-def _answer_of_nothing(body: bytes) -> bytes:
-    """S3's answer after it has stored an object."""
+def _answer_of_nothing(body: bytes, kind: str) -> bytes:
+    """S3's answer after it has stored an object; to JSON, that of MLflow."""
+    if "json" in kind:
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
     tag = hashlib.md5(body).hexdigest().encode()
     return b'HTTP/1.1 200 OK\r\nETag: "' + tag + b'"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
 

@@ -212,7 +212,7 @@ def test_a_point_or_picture_that_mlflow_does_not_take_holds_up_nothing_behind_it
     rows: list[spool.Row] = [(1_700_000_000_000 + step, step, "no?", float(step), None) for step in range(3)]
     rows += [(1, 1, "../outside", None, png), (1, 2, "panel", None, png)]
     rows += [(1_700_000_000_000 + step, step, "loss", float(step), None) for step in range(40)]
-    log.add(spool.pack(rows))
+    log.add(rows)
     assert log.close(timeout_s=5) == 1
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(40)]
     assert pictures(uri, run_id, "panel") == ["step_000002.png"]

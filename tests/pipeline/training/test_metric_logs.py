@@ -13,6 +13,7 @@ from pipeline.images.codec import encode_png
 from pipeline.storage.lease import Claim
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
+from pipeline.tracking.spool import unpack
 from pipeline.training import metric_logs
 from pipeline.training.run import Run
 from pipeline.training.train import train
@@ -122,7 +123,9 @@ def test_scores_and_pictures_of_a_validation_on_another_node_arrive(local_ray: N
     assert history(uri, run_id, "val/miou") == {4: 0.4, 8: 0.8, 12: 1.2, 16: 1.6}
     assert len(MlflowClient(uri).get_metric_history(run_id, "val/miou")) == 4
     assert len(MlflowClient(uri).list_artifacts(run_id, "panel")) == 2
-    assert run.checkpoints.list("metrics") == ["metrics/unsent-damaged.db"]
+    sent, damaged = sorted(run.checkpoints.list("metrics"))
+    assert damaged == "metrics/unsent-damaged.db"
+    assert {row[1] for row in unpack(run.checkpoints.read(sent))} == {4, 8, 12, 16}
     assert not list(tmp_path.glob("ccnet-metrics-*/*"))
 
 
