@@ -12,7 +12,8 @@ from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError, TrackingError
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
-from pipeline.formatting import or_none
+from pipeline.fault_tolerance import goodput
+from pipeline.formatting import markdown_table, or_none
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry
 from pipeline.training.run import Run
@@ -104,10 +105,12 @@ def log_model(run: Run, best: checkpoint.Checkpoint, score: Score, folder: Model
         return None
 
 
-def description(run: Run, best: checkpoint.Checkpoint, score: Score, recorded: Mapping[str, Any]) -> str:
+def description(
+    run: Run, best: checkpoint.Checkpoint, score: Score, recorded: Mapping[str, Any], spent: Mapping[str, float]
+) -> str:
     """What the page of a run says about it, in Markdown: how good its best checkpoint is, and how to use it.
 
-    `recorded`: what `record_best` returned.
+    `recorded`: what `record_best` returned. `spent`: the metric points of `Goodput`.
     """
     config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
     with_mlflow = (
@@ -120,6 +123,7 @@ masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"im
         if recorded["model_id"]
         else ""
     )
+    time = f"Goodput {goodput.summary(spent)}.\n\n{markdown_table(goodput.HEADINGS, goodput.rows(spent))}\n\n" if spent else ""
     images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
     return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
 CCNet, {config.model.backbone}, R = {config.model.recurrence}.
@@ -129,7 +133,7 @@ import ccnet
 mask = ccnet.load({recorded["model_url"]!r}).predict("image.jpg")
 {with_mlflow}```
 
-```
+{time}```
 {score.table()}
 ```
 

@@ -25,11 +25,13 @@ from pipeline.errors import RunFailed, TrackingError
 from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
+from pipeline.fault_tolerance.goodput import summary
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag, first_signal
 from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.formatting import hide_on_screen
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
+from pipeline.model.cost import step_cost
 from pipeline.reports.training import PAGE, log_page, write_page
 from pipeline.tracking import runs
 from pipeline.tracking.client import reached
@@ -98,6 +100,8 @@ class Outcome(NamedTuple):
     best: checkpoint.Checkpoint
     score: Score
     seconds: float
+    goodput: str
+    """Where the time of all attempts went, its speed and its cost, in one line; empty if an older version trained it."""
     stop_reason: str | None
     """Why it ended before the last step; None if it did not."""
     model_url: str
@@ -114,7 +118,7 @@ def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
     Returns at once if its end is reached or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
     RunFailed; with `train.workers = 0`, what the training raises.
     """
-    failures, before, limit = 0, -1, run.config.faults.max_failures
+    failures, before, limit, run = 0, -1, run.config.faults.max_failures, run._replace(began=time.time())
     if run.in_process:
         _train_in_process(run, callbacks or [])
         return stop_reason(run)
@@ -223,17 +227,16 @@ def train(config: Config) -> Outcome:
     started = time.monotonic()
     with open_run(config) as run:
         logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
-        best, score, reason, model_url = _train(run)
-    here, seconds = run.checkpoints, time.monotonic() - started
-    return Outcome(run.run_id, run.tracking_uri, best, score, seconds, reason, model_url, here.url(PICTURES), here.url(PAGE))
+        return _train(run, started)
 
 
-def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
-    """(best checkpoint, its score, why the run ended before its last step, the delivered model's folder)."""
+def _train(run: Run, started: float) -> Outcome:
     reason: str | None = None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
-    run = run._replace(stop_flag=flag)
+    # A second or two, before the training: then a fault in it does not end one that is complete.
+    flops = step_cost(run.config, len(run.manifest.class_names), images=1).flops
+    run = run._replace(stop_flag=flag, flops=flops)
     try:
         send_unsent(run)  # of an earlier attempt
         with stopping(flag) as received:
@@ -243,23 +246,29 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
             raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         best, score = best_of(run)
+        newest = checkpoint.newest_progress(run.checkpoints)
+        spent = RunRecord.of(newest).goodput.points(run.config, flops) if newest else {}
         folder = deliver_best(run, best, score)
         with reached(run.tracking_uri):
             left = send_unsent(run, {best.step: score.metrics()})  # the model's scores are among them
             recorded = record_best(run, best, score, folder)
-            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded))
+            runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded, spent))
             if left:
                 raise TrackingError(
                     f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
                     "command again to send them"
                 )
             draw_curve(run)
-            log_page(run.tracking_uri, run.run_id, write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id))
+            page = write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id, spent)
+            log_page(run.tracking_uri, run.run_id, page)
             runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
     except BaseException as error:
         end_run(run, error, reason)
         raise
-    return best, score, reason, folder.address
+    url, seconds = run.checkpoints.url, time.monotonic() - started
+    return Outcome(
+        run.run_id, run.tracking_uri, best, score, seconds, summary(spent), reason, folder.address, url(PICTURES), url(PAGE)
+    )
 
 
 def draw_curve(run: Run) -> None:
