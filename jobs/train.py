@@ -27,6 +27,8 @@ def run(config: "Config") -> int:
     print(f"pictures          {outcome.pictures_url}")
     print(f"report            {outcome.report_url}")
     print(f"time              {outcome.seconds:.0f} s")
+    if outcome.goodput:
+        print(f"goodput           {outcome.goodput}")
     if outcome.stop_reason:
         print(f"stopped early     {outcome.stop_reason}")
     print(f"MLflow run        {page(outcome.tracking_uri, outcome.run_id)}")

@@ -119,7 +119,7 @@ class Stop(Section):
     cost: float | None = Field(None, gt=0)
     """Cost of training after which the run ends in the same way; needs cost_per_worker_hour."""
     cost_per_worker_hour: float | None = Field(None, gt=0)
-    """Price of one training worker for an hour."""
+    """Price of one training worker for an hour; with it, a run says what it cost."""
 
     def impatient(self, since_best: int) -> str | None:
         """The reason to stop, with the fix, once `since_best` validations in a row had no better mIoU; None before."""

@@ -46,6 +46,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.training = False
+        self.attempted: set[float] = set()
 
     def request(self, reason: str) -> None:
         """Makes the workers stop at their next check."""
@@ -63,17 +64,35 @@ class StopFlag:
         """Whether the workers train. If not, they start, load or wait, and there is nothing to save."""
         return self.training
 
+    def attempt(self, began: float) -> bool:
+        """Notes an attempt of the training that began at that time; returns whether an earlier attempt did."""
+        again = began in self.attempted
+        self.attempted.add(began)
+        return again
+
 
 def stop_requested(flag: Any) -> str | None:
     """Why the run should stop. None if no stop was requested, if the run has no stop flag, or if the flag does not answer."""
+    reason: str | None = _answer(flag, "requested")
+    return reason
+
+
+def interrupted(flag: Any, began: float) -> bool:
+    """Whether an attempt of the training that began at that time (Unix seconds) came before this one; each asks once.
+
+    False if the run has no stop flag, or if the flag does not answer.
+    """
+    return bool(_answer(flag, "attempt", began))
+
+
+def _answer(flag: Any, question: str, *words: Any) -> Any:
     if flag is None:
         return None
     try:
-        reason: str | None = ray.get(flag.requested.remote(), timeout=ANSWER_S)
+        return ray.get(getattr(flag, question).remote(*words), timeout=ANSWER_S)
     except ray.exceptions.RayError as error:
         logger.warning("the stop flag does not answer: %s", str(error).splitlines()[0])
         return None
-    return reason
 
 
 def announce(flag: Any, *, training: bool) -> None:

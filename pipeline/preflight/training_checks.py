@@ -117,9 +117,6 @@ def without_effect(config: Config) -> list[Finding]:
     if stop.patience and stop.patience >= validations - 1:  # the first is always the best so far
         what = f"stop.patience = {stop.patience}: no effect, because the run validates only {validations} times"
         found.append(Finding("warning", what, "set it lower, or validate more often: train.validate_every"))
-    if stop.cost_per_worker_hour and stop.cost is None:
-        what = f"stop.cost_per_worker_hour = {stop.cost_per_worker_hour:g}: no effect without stop.cost"
-        found.append(Finding("warning", what, "add stop.cost, or leave it out"))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config.config import Config, without_password
 from pipeline.config.settings_yaml import dump_yaml
 from pipeline.evaluation.metrics import Score
+from pipeline.fault_tolerance import goodput
 from pipeline.reports.page import code, document, figures, headline, paragraph, picture, section, table
 from pipeline.storage.store import Store
 from pipeline.tracking import runs
@@ -28,10 +29,20 @@ TITLES = {
 """Name of a picture -> its title, in the order of the page."""
 
 
-def write_page(config: Config, folder: Store, pictures: str, score: Score, recorded: Mapping[str, Any], run_id: str) -> bytes:
+def write_page(
+    config: Config,
+    folder: Store,
+    pictures: str,
+    score: Score,
+    recorded: Mapping[str, Any],
+    run_id: str,
+    spent: Mapping[str, float],
+) -> bytes:
     """Writes the page of a run into its folder, in which `pictures` is the folder of pictures. Returns the page.
 
-    `recorded`: what MLflow has of the best checkpoint. A page of an earlier attempt is replaced. Raises StorageError.
+    `recorded`: what MLflow has of the best checkpoint. `spent`: the metric points of its `Goodput`.
+
+    A page of an earlier attempt is replaced. Raises StorageError.
     """
     step = f"step {recorded['step']} of {config.train.steps}"
     parts = [
@@ -39,6 +50,7 @@ def write_page(config: Config, folder: Store, pictures: str, score: Score, recor
         figures(score),
         paragraph("The pictures below are of the newest validation, whichever step is the best."),
         *(picture(TITLES[name], png) for name, png in _pictures(folder, pictures).items()),
+        *([section("Where the time went", *_times(spent))] if spent else []),
         section("Where it is", table(("", ""), [
             ("model", recorded["model_url"]), ("checkpoint", recorded["checkpoint_url"]), ("MLflow run", run_id),
         ])),
@@ -59,6 +71,10 @@ def log_page(uri: str, run_id: str, page: bytes) -> None:
         if (reason := refusal(error)) is None:
             raise
         logger.warning("MLflow refuses the page of the run, which is in the run's folder: %s", reason)
+
+
+def _times(spent: Mapping[str, float]) -> tuple[str, str]:
+    return paragraph(f"Goodput {goodput.summary(spent)}."), table(goodput.HEADINGS, goodput.rows(spent))
 
 
 def _pictures(folder: Store, pictures: str) -> dict[str, bytes]:

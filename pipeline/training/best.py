@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.checkpoints import checkpoint
 from pipeline.delivery import pyfunc
@@ -13,39 +13,53 @@ from pipeline.errors import CheckpointError, TrackingError
 from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
-from pipeline.formatting import or_none
+from pipeline.fault_tolerance import goodput
+from pipeline.formatting import markdown_table, or_none
 from pipeline.reports.training import log_page, write_page
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry, runs
 from pipeline.tracking.client import reached
+from pipeline.training.checkpointing import RunRecord
 from pipeline.training.metric_logs import PICTURES, confirm, open_log, send_kept
 from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 
-def record_end(run: Run, reason: str | None) -> tuple[checkpoint.Checkpoint, Score, str]:
+class End(NamedTuple):
+    """What a complete training leaves."""
+
+    best: checkpoint.Checkpoint
+    score: Score
+    model_url: str
+    spent: dict[str, float]
+    """Where its time went: the metric points of its `Goodput`."""
+
+
+def record_end(run: Run, reason: str | None) -> End:
     """Delivers and records the best checkpoint of a complete training, and ends its MLflow run once MLflow holds all of it.
 
-    `reason`: why it ended before its last step, if it did. Returns the best checkpoint, its score and the address of the model.
-    Raises TrackingError.
+    `reason`: why it ended before its last step, if it did. Raises TrackingError.
     """
     best, score = best_of(run)
+    newest = checkpoint.newest_progress(run.checkpoints)
+    spent = RunRecord.of(newest).goodput.points(run.config, run.flops) if newest else {}
     folder = deliver_best(run, best, score)
     with reached(run.tracking_uri):
         left = send_kept(run, {best.step: score.metrics()}).left  # the model's scores are among them
         recorded = record_best(run, best, score, folder)
-        runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded))
+        runs.describe(run.tracking_uri, run.run_id, description(run, best, score, recorded, spent))
         if left:
             raise TrackingError(
                 f"the training is complete, but MLflow has not taken {left} of its metric points and pictures: run the same "
                 "command again to send them, or python -m jobs.sync with the same configuration"
             )
         draw_curve(run)
-        log_page(run.tracking_uri, run.run_id, write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id))
+        page = write_page(run.config, run.checkpoints, PICTURES, score, recorded, run.run_id, spent)
+        log_page(run.tracking_uri, run.run_id, page)
         confirm(run)
         runs.finish_run(run.tracking_uri, run.run_id, "FINISHED", reason)
-    return best, score, folder.address
+    return End(best, score, folder.address, spent)
 
 
 def draw_curve(run: Run) -> None:
@@ -141,10 +155,12 @@ def log_model(run: Run, best: checkpoint.Checkpoint, score: Score, folder: Model
         return None
 
 
-def description(run: Run, best: checkpoint.Checkpoint, score: Score, recorded: Mapping[str, Any]) -> str:
+def description(
+    run: Run, best: checkpoint.Checkpoint, score: Score, recorded: Mapping[str, Any], spent: Mapping[str, float]
+) -> str:
     """What the page of a run says about it, in Markdown: how good its best checkpoint is, and how to use it.
 
-    `recorded`: what `record_best` returned.
+    `recorded`: what `record_best` returned. `spent`: the metric points of `Goodput`.
     """
     config, caveat = run.config, f" ({score.caveat})" if score.caveat else ""
     with_mlflow = (
@@ -157,6 +173,7 @@ masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"im
         if recorded["model_id"]
         else ""
     )
+    time = f"Goodput {goodput.summary(spent)}.\n\n{markdown_table(goodput.HEADINGS, goodput.rows(spent))}\n\n" if spent else ""
     images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
     return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
 CCNet, {config.model.backbone}, R = {config.model.recurrence}.
@@ -166,7 +183,7 @@ import ccnet
 mask = ccnet.load({recorded["model_url"]!r}).predict("image.jpg")
 {with_mlflow}```
 
-```
+{time}```
 {score.table()}
 ```
 

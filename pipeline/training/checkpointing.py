@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation.metrics import Score
 from pipeline.evaluation.protocol import validation_protocol
 from pipeline.fault_tolerance.failures import NotStored, as_worker_fault
+from pipeline.fault_tolerance.goodput import Goodput
 from pipeline.fault_tolerance.interruptions import TimeSpent, longest_wait_s
 from pipeline.model.learner import Learner
 from pipeline.storage import disk
@@ -41,6 +42,8 @@ class RunRecord:
     skipped: int = 0
     """Steps skipped because loss or gradient was not finite."""
     spent: TimeSpent = field(default_factory=TimeSpent)
+    goodput: Goodput = field(default_factory=Goodput)
+    """Where the time went; checkpoints of older versions have none."""
     best: float = -1.0
     """Highest mIoU so far."""
     since_best: int = 0
@@ -52,7 +55,7 @@ class RunRecord:
         miou = checkpoint.miou(progress)
         try:
             kept = progress["record"]
-            record = cls(**kept | {"spent": TimeSpent(**kept["spent"])})
+            record = cls(**kept | {"spent": TimeSpent(**kept["spent"]), "goodput": Goodput(**kept.get("goodput", {}))})
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"checkpoint of step {progress['step']}: its record is of another version of this program ({error}); use that "
@@ -63,7 +66,7 @@ class RunRecord:
         return record
 
     def json(self) -> dict[str, Any]:
-        return vars(self) | {"spent": self.spent._asdict()}
+        return vars(self) | {"spent": self.spent._asdict(), "goodput": self.goodput._asdict()}
 
     def add_score(self, miou: float) -> None:
         """Counts one more validation."""

@@ -23,8 +23,9 @@ from pipeline.config.config import Config
 from pipeline.config.train import Train
 from pipeline.evaluation import charts, figures
 from pipeline.fault_tolerance.failures import NodePreempted, as_worker_fault
+from pipeline.fault_tolerance.goodput import Goodput, Stopwatch
 from pipeline.fault_tolerance.hang import HangDetector
-from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, announce, stop_requested
+from pipeline.fault_tolerance.interruptions import Interruption, InterruptionMonitor, announce, interrupted, stop_requested
 from pipeline.fault_tolerance.step_failures import SkippedSteps, noted_micro_batch, smaller_passes
 from pipeline.formatting import hide_on_screen, show_own_lines
 from pipeline.images.codec import UInt8
@@ -109,18 +110,20 @@ def train_worker(run: Run) -> None:
 
 def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
     run.claim.check()
-    config, train = run.config, run.config.train
+    config, train, watch = run.config, run.config.train, Stopwatch(distributed.world_size())
     if log:
         announce(run.stop_flag, training=False)
     # The last checkpoint may be complete, if the worker died before it could report it.
     if from_rank_zero(run.done, ray.train.torch.get_device()):
         return
-    learner, batches, record = _start(run, log)
+    learner, batches, record = _start(run, log, watch)
     if config.stop.impatient(record.since_best):  # patience ended with the pending validation in `_start`
         return
     interruptions = InterruptionMonitor(config, run.stop_flag, record.spent, distributed.world_size())
     saver = CheckpointSaver(run, learner, log, partial(stop_requested, run.stop_flag))
-    throughput = Throughput(train.steps, train.global_batch)
+    on_gpu = learner.device.type == "cuda"
+    busy = (lambda: not torch.cuda.current_stream(learner.device).query()) if on_gpu else (lambda: False)
+    throughput = Throughput(train.steps, train.global_batch, watch, busy)
     schedule, skipped = Schedule(train, interruptions.check), SkippedSteps(config.faults.max_skipped_steps, record.skipped)
     replaced = 0 if distributed.rank() else record.replaced  # counts are summed over all workers: rank 0 adds the old count
     if log:
@@ -129,12 +132,12 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         if log and batch.step == 0:
             for name, picture in _pictures_of_the_start(run, batch).items():
                 log.picture(name, 0, picture)
+            watch.lap()  # drawing is no part of a step
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
         with smaller_passes(run.checkpoints, config, learner.micro_batch, batch.step):
             result = learner.step(batch.image, batch.label, step=batch.step, rows=batch.rows, learning_rate=learning_rate)
-        throughput.step_done()
         hang.progress()
         skipped.record(batch.step, learning_rate, result)
         replaced += batch.replaced
@@ -143,6 +146,7 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
         if due.log or due.save or due.stop:
             skipped.check()
             record.skipped, record.spent = skipped.total, interruptions.spent
+        throughput.step_done()  # here, because a GPU has done the step only after `skipped.check`
         if due.log or due.save:
             record.replaced = replaced_in_all(config, replaced, learner.device)
         if log and due.log:
@@ -150,9 +154,14 @@ def _train(run: Run, log: MetricLog | None, hang: HangDetector) -> None:
             log.metrics(points | _points(config, result, learning_rate, record), done)
             logger.info("step %d/%d  loss %.4f  %s", done, train.steps, float(result.losses["loss"]), text)
         if due.validate and not config.evaluate.background:
-            score = validate(run, learner.scored, learner.device, done, log, hang.progress)
+            with watch.part("validating"):
+                score = validate(run, learner.scored, learner.device, done, log, hang.progress)
+        if due.log or due.save:
+            record.goodput = watch.total()
+            if log:
+                log.metrics(record.goodput.points(config, run.flops), done)
         if due.save:
-            with hang.paused():  # a slow store is no hang: `storage.patience_s` limits it
+            with watch.part("saving"), hang.paused():  # a slow store is no hang: `storage.patience_s` limits it
                 background = due.validate and config.evaluate.background
                 saver.save(done, record, score=score, validation=background, interrupted=due.stop and due.stop.reason)
         if score:
@@ -192,7 +201,7 @@ def _points(config: Config, result: StepResult, learning_rate: float, record: Ru
     return points | ({"data/replaced_samples": record.replaced} if config.data.max_skipped else {})
 
 
-def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingBatch], RunRecord]:
+def _start(run: Run, log: MetricLog | None, watch: Stopwatch) -> tuple[Learner, Iterator[TrainingBatch], RunRecord]:
     """The learner in its state before the first batch, the batches from there on, and the run's record."""
     config, record, device = run.config, RunRecord(), ray.train.torch.get_device()
     build = partial(Learner, config, len(run.manifest.class_names), device)
@@ -202,19 +211,26 @@ def _start(run: Run, log: MetricLog | None) -> tuple[Learner, Iterator[TrainingB
         learner = build(None if resumes else pretrained_once(config, device))
     first, batches, fed_s = fed.result()
     learner.micro_batch = from_rank_zero(lambda: noted_micro_batch(run.checkpoints), device) or learner.micro_batch
-    if first.step:
-        loading = time.monotonic()
-        found = load_once(run.checkpoints, first.step, device)
+    loading, found = time.monotonic(), load_once(run.checkpoints, first.step, device) if first.step else None
+    if found:
         learner.restore(found)
         record = RunRecord.of(found.progress)
         logger.info("resumed at step %d from %s (loaded in %.1f s)", found.step, found.url, time.monotonic() - loading)
-        due = found.step % config.train.validate_every == 0 and not config.evaluate.background
-        if due and checkpoint.miou(found.progress) is None:
+    if log:
+        watch.resume(record.goodput, _lost_s(run, record.goodput))
+    due = first.step % config.train.validate_every == 0 and not config.evaluate.background
+    if found and due and checkpoint.miou(found.progress) is None:
+        with watch.part("validating"):
             record.add_score(_validate_pending(run, learner, found, log))
     learner.distribute()
     size = distributed.world_size()
     logger.info("%d worker%s, first batch after %.1f s", size, "s" if size > 1 else "", fed_s)
     return learner, chain([first], batches), record
+
+
+def _lost_s(run: Run, kept: Goodput) -> float | None:
+    """Seconds of this command that are in no checkpoint's record, if an attempt was interrupted; None if none was."""
+    return time.time() - max(run.began, kept.until) if interrupted(run.stop_flag, run.began) else None
 
 
 def _first_batch(run: Run) -> tuple[TrainingBatch, Iterator[TrainingBatch], float]:

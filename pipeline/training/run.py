@@ -32,6 +32,10 @@ class Run(NamedTuple):
     """Each training worker holds a GPU; decided when the run starts, so that a lost node does not move the run to CPUs."""
     stop_flag: Any = None
     """Handle of the driver's `StopFlag`; None where nothing can request a stop."""
+    began: float = 0.0
+    """Unix time at which this command, or this stage of a trial, began to train; all its attempts have the same."""
+    flops: int = 0
+    """Floating-point operations of a training image, forward and backward: three forward passes. 0: they are not counted."""
     until: int | None = None
     """Step of a validation at which this attempt ends, as the stage of a trial does; None: it trains to the last step."""
     in_process: bool = False

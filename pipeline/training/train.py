@@ -24,11 +24,13 @@ from pipeline.config.config import Config
 from pipeline.errors import RunFailed
 from pipeline.evaluation.metrics import Score
 from pipeline.fault_tolerance.failures import Kind, classify, root_cause
+from pipeline.fault_tolerance.goodput import summary
 from pipeline.fault_tolerance.interruptions import ANSWER_S, StopFlag, first_signal
 from pipeline.fault_tolerance.policy import RestartPolicy
 from pipeline.formatting import hide_on_screen
 from pipeline.loading.feed import resumed
 from pipeline.loading.ray_dataset import ResumableDataConfig, placeholder
+from pipeline.model.cost import step_cost
 from pipeline.reports.training import PAGE
 from pipeline.tracking import runs
 from pipeline.training.best import record_end
@@ -96,6 +98,8 @@ class Outcome(NamedTuple):
     best: checkpoint.Checkpoint
     score: Score
     seconds: float
+    goodput: str
+    """Where the time of all attempts went, its speed and its cost, in one line; empty if an older version trained it."""
     stop_reason: str | None
     """Why it ended before the last step; None if it did not."""
     model_url: str
@@ -112,7 +116,7 @@ def run_to_end(run: Run, callbacks: list[Any] | None = None) -> str | None:
     Returns at once if its end is reached or a limit of `stop` has ended the run. Restarts a controller that dies. Raises
     RunFailed; with `train.workers = 0`, what the training raises.
     """
-    failures, before, limit = 0, -1, run.config.faults.max_failures
+    failures, before, limit, run = 0, -1, run.config.faults.max_failures, run._replace(began=time.time())
     if run.in_process:
         _train_in_process(run, callbacks or [])
         return stop_reason(run)
@@ -221,17 +225,16 @@ def train(config: Config) -> Outcome:
     started = time.monotonic()
     with open_run(config) as run:
         logger.info("run %s  MLflow run %s", config.run_key, run.run_id)
-        best, score, reason, model_url = _train(run)
-    here, seconds = run.checkpoints, time.monotonic() - started
-    return Outcome(run.run_id, run.tracking_uri, best, score, seconds, reason, model_url, here.url(PICTURES), here.url(PAGE))
+        return _train(run, started)
 
 
-def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
-    """(best checkpoint, its score, why the run ended before its last step, the delivered model's folder)."""
+def _train(run: Run, started: float) -> Outcome:
     reason: str | None = None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = cast(Any, StopFlag).options(scheduling_strategy=here).remote()
-    run = run._replace(stop_flag=flag)
+    # A second or two, before the training: then a fault in it does not end one that is complete.
+    flops = step_cost(run.config, len(run.manifest.class_names), images=1).flops
+    run = run._replace(stop_flag=flag, flops=flops)
     try:
         send_unsent(run)  # of an earlier attempt
         with stopping(flag) as received:
@@ -241,11 +244,22 @@ def _train(run: Run) -> tuple[checkpoint.Checkpoint, Score, str | None, str]:
             raise KeyboardInterrupt() if received == [signal.SIGINT] else SystemExit(143)  # 128 + SIGTERM
         validate_pending(run)
         collect(run)
-        best, score, address = record_end(run, reason)
+        end = record_end(run, reason)
     except BaseException as error:
         end_run(run, error, reason)
         raise
-    return best, score, reason, address
+    return Outcome(
+        run_id=run.run_id,
+        tracking_uri=run.tracking_uri,
+        best=end.best,
+        score=end.score,
+        seconds=time.monotonic() - started,
+        goodput=summary(end.spent),
+        stop_reason=reason,
+        model_url=end.model_url,
+        pictures_url=run.checkpoints.url(PICTURES),
+        report_url=run.checkpoints.url(PAGE),
+    )
 
 
 def end_run(run: Run, error: BaseException, reason: str | None = None) -> None:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 import ccnet
 from pipeline.data.manifest import open_data
+from pipeline.fault_tolerance.goodput import ABOUT, PARTS
 from pipeline.images import codec
 from pipeline.loading.samples import open_samples
 from pipeline.storage.store import open_store
@@ -75,6 +76,9 @@ def test_ray_job_submit_trains_and_ends_with_the_table(trained: str, access: Non
     assert "10 images" in trained
     assert "sha256" in trained
     config = tiny()
+    assert re.search(
+        r"^goodput +\S+ % of .* stepping \(.*\), \S+ images/s, \S+ GFLOP/s, \S+ worker hours$", trained, re.MULTILINE
+    )
     assert re.search(rf"best checkpoint +step \d+  {config.storage.path}/runs/{config.run_key}/step-0000", trained)
 
 
@@ -85,6 +89,11 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
     assert run.data.params["model.recurrence"] == "2"
     assert list(history(client, run, "train/loss")) == list(range(1, STEPS + 1))
     assert list(history(client, run, "val/miou")) == list(history(client, run, "val/gamma")) == [5, 10, 15, 20]
+    for part in PARTS:
+        assert list(history(client, run, f"time/{part}_s")) == list(range(1, STEPS + 1))
+    assert 0 < run.data.metrics["goodput/share"] < 1
+    assert run.data.metrics["speed/gflop_per_stepping_s"] > 0
+    assert f"| {ABOUT['stepping']} | " in run.data.tags["mlflow.note.content"]
     assert any(key.startswith("val/iou/") for key in run.data.metrics)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {

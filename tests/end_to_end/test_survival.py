@@ -28,6 +28,7 @@ from pipeline.config.load import load
 from pipeline.data.prepare import prepare
 from pipeline.fault_tolerance.step_failures import MICRO_BATCH
 from pipeline.storage.store import Store, open_store
+from pipeline.training.checkpointing import RunRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -60,6 +61,17 @@ class Ended(NamedTuple):
     """The lines of faults.jsonl in MLflow."""
     imports: list[tuple[str, set[str]]]
     """(title, watched modules) of each process that started during the training."""
+    seconds: float
+    """What the command took."""
+
+    def remembered(self) -> RunRecord:
+        """The record in the newest checkpoint. MLflow has the same of where the time went."""
+        newest = checkpoint.newest_progress(self.store)
+        assert newest is not None
+        found = RunRecord.of(newest)
+        points = found.goodput.points(self.config)
+        assert {key: self.record.data.metrics[key] for key in points} == pytest.approx(points)
+        return found
 
     def weights(self) -> str:
         """sha256 of the network and its average after the last step."""
@@ -100,7 +112,7 @@ class Place:
 
     def train(self, *overrides: str, meanwhile: Callable[[Log], None] = lambda log: None) -> Ended:
         """Runs `python -m jobs.train` in this process; `meanwhile` runs in parallel and can read the log so far."""
-        before, processes = self.logs(), self.imports()
+        before, processes, began = self.logs(), self.imports(), time.monotonic()
 
         def log() -> str:
             return "".join(text[len(before.get(file, "")) :] for file, text in self.logs().items())
@@ -109,13 +121,14 @@ class Place:
         thread.start()
         with contextlib.redirect_stderr(io.StringIO()) as errors:
             code = main(run, [CONFIG, *self.words(*overrides)])
+        seconds = time.monotonic() - began
         thread.join()
         # Ray shows lines of the cluster's processes as `(name pid=1) line`, and its own lines with a date in front.
         messages = [line for line in errors.getvalue().splitlines() if line and not re.match(r"\(|\d{4}-\d\d-\d\d ", line)]
         config = load(CONFIG, self.words(*overrides))
         store = open_store(f"{config.runs_url}/{config.run_key}", config.storage)
         started = [of_process for file, of_process in self.imports().items() if file not in processes]
-        return Ended(code, messages, log(), config, store, *self.recorded(config), started)
+        return Ended(code, messages, log(), config, store, *self.recorded(config), started, seconds)
 
     def recorded(self, config: Config) -> tuple[Run, list[dict[str, Any]]]:
         """A configuration's run in MLflow, and its faults."""
@@ -215,6 +228,15 @@ def test_a_worker_that_hangs_is_reported_with_its_stacks_and_the_run_ends_with_t
     assert "in train_step" in place.text(hung.record, name)
     assert [(fault["kind"], fault["did"][:14]) for fault in hung.faults] == [("infrastructure", "retried from t")]
     assert hung.weights() == calm.weights()
+    # Where the time went: the parts add up, and what the interruption cost is in one of them.
+    for ended in (calm, hung):
+        record = ended.remembered()
+        parts = record.goodput
+        assert 3600 * record.spent.hours < parts.total < ended.seconds, "from the first step on, the start, the whole command"
+        assert min(parts.stepping, parts.waiting, parts.validating, parts.starting, parts.other) > 0
+        assert parts.steps == STEPS, "a step that is computed again counts once"
+        assert parts.worker_s == pytest.approx(2 * parts.total)
+        assert parts.lost == 0 if ended is calm else parts.lost > 8, "faults.hang_s at least"
 
 
 def test_short_memory_halves_the_passes_for_good(place: Place, calm: Ended) -> None:

@@ -98,6 +98,7 @@ MUTATIONS = (
         if log and batch.step == 0:
             for name, picture in _pictures_of_the_start(run, batch).items():
                 log.picture(name, 0, picture)
+            watch.lap()  # drawing is no part of a step
         learning_rate = poly_learning_rate(
             train.learning_rate, batch.step, train.steps, train.power, train.warmup_steps, train.min_lr
         )
@@ -107,6 +108,7 @@ MUTATIONS = (
         if log and batch.step == 0:
             for name, picture in _pictures_of_the_start(run, batch).items():
                 log.picture(name, 0, picture)
+            watch.lap()  # drawing is no part of a step
         learning_rate = poly_learning_rate(
             train.learning_rate, taken, train.steps, train.power, train.warmup_steps, train.min_lr
         )

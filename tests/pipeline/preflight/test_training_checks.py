@@ -144,13 +144,6 @@ def test_small_passes_matter_while_the_fewest_workers_have_larger_shares() -> No
     assert training_checks.passes(config(train__workers=[2, 8], train__micro_batch=4)) == []
 
 
-def test_a_price_without_a_budget_is_named() -> None:
-    priced = config(stop__cost_per_worker_hour=2.5)
-    (found,) = training_checks.without_effect(priced)
-    assert found.what == "stop.cost_per_worker_hour = 2.5: no effect without stop.cost"
-    assert training_checks.without_effect(override(priced, {"stop.cost": 10})) == []
-
-
 # The checkpoint to start from
 
 

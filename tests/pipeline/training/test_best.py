@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.load import override
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.fault_tolerance.goodput import ABOUT, Goodput
 from pipeline.storage.lease import Claim
 from pipeline.storage.store import open_store
 from pipeline.tracking import runs
@@ -34,7 +35,9 @@ def test_mlflow_gets_no_copy_if_it_is_not_to_have_one_or_does_not_take_it(
     without = run._replace(config=override(made, {"tracking.log_model": False}))
     recorded = record_best(without, best, score, folder)
     assert (recorded["model_url"], recorded["model_id"]) == (folder.address, None)
-    assert "mlflow.pyfunc" not in description(run, best, score, recorded)
+    text = description(run, best, score, recorded, {})
+    assert "mlflow.pyfunc" not in text
+    assert "Goodput" not in text
     experiment = client.get_run(run_id).info.experiment_id
     assert not client.search_logged_models([experiment])
     assert client.get_model_version("roads", "1").source.startswith("runs:/")
@@ -49,7 +52,11 @@ def test_mlflow_gets_no_copy_if_it_is_not_to_have_one_or_does_not_take_it(
     (artifacts / "models").unlink()
     recorded = record_best(run, best, score, folder)
     assert mlflow.pyfunc.load_model(f"{artifacts}/models/{recorded['model_id']}/artifacts")
-    assert f'load_model("models:/{recorded["model_id"]}")' in description(run, best, score, recorded)
+    assert f'load_model("models:/{recorded["model_id"]}")' in description(run, best, score, recorded, {})
+    spent = Goodput(stepping=90.0, lost=30.0, steps=60, worker_s=240.0).points(made)
+    text = description(run, best, score, recorded, spent)
+    assert "Goodput 75 % of 2 min stepping (lost 25%), " in text
+    assert f"| {ABOUT['lost']} | 25 % | 30 s |" in text
     assert client.get_model_version("roads", "2").tags["ccnet.model_id"] == recorded["model_id"], "version 1 has no files"
     assert record_best(run, best, score, folder) == recorded
     assert len(client.search_model_versions("name = 'roads'")) == 2

@@ -20,6 +20,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.fault_tolerance import interruptions
 from pipeline.fault_tolerance.failures import Fault, Kind, NotStored, WorkerFault, classify
+from pipeline.fault_tolerance.goodput import Goodput
 from pipeline.fault_tolerance.interruptions import longest_wait_s
 from pipeline.storage.lease import LEASE, Claim, Holder, held
 from pipeline.storage.store import Store
@@ -125,3 +126,10 @@ def test_what_killed_workers_of_this_host_left_is_removed_and_nothing_else(
 def test_the_record_of_another_version_is_an_error_with_the_way_out(progress: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"step 40: its record is of another version .*name=\.\.\."):
         RunRecord.of(progress | {"step": 40})
+
+
+def test_a_checkpoint_keeps_where_the_time_went_and_one_of_an_older_version_has_none() -> None:
+    record = RunRecord(skipped=1, goodput=Goodput(stepping=60.0, lost=4.5, steps=30, worker_s=129.0, until=1.8e9))
+    assert RunRecord.of({"step": 4, "record": json.loads(json.dumps(record.json()))}) == record
+    older = {key: value for key, value in record.json().items() if key != "goodput"}
+    assert RunRecord.of({"step": 4, "record": older}) == RunRecord(skipped=1)
