@@ -193,6 +193,17 @@ def test_evaluating_counts_each_image_once_and_records_the_protocol(config: Conf
 
 
 @pytest.mark.slow
+def test_any_number_of_workers_counts_the_same(config: Config, local_ray: None) -> None:
+    made = override(config, {"train.cpus_per_worker": 0.25, "evaluate.attention_off": False})
+    found = [evaluate.evaluate(override(made, {"train.workers": number})) for number in (1, 2, 3)]
+    assert {len(each.images) for each in found} == {NUM_IMAGES}
+    for each in found[1:]:
+        assert each.score == found[0].score
+        assert torch.equal(each.pixels, found[0].pixels)
+        assert each.images == found[0].images
+
+
+@pytest.mark.slow
 def test_predicting_uses_the_configured_inference(config: Config, manifest: Manifest, local_ray: None, tmp_path: Path) -> None:
     made = override(config, {"predict.output": str(tmp_path), "predict.limit": 2, **OPTIONS})
     assert len(predict(made).done) == 2
