@@ -57,17 +57,18 @@ class Goodput(NamedTuple):
     def points(self, config: Config, flops: int = 0) -> dict[str, float]:
         """Metric points; none if nothing was counted, as by an older version.
 
+        Their groups, `wall/` in seconds and `work/`, follow `train/` and `val/` in MLflow's pages, which are sorted by name.
         `flops`: floating-point operations of a training image, which are those of three forward passes; 0 if not counted.
         """
         if not self.total:
             return {}
         rate = self.steps * config.train.global_batch / max(self.stepping, 1e-9)
-        points = {f"time/{part}_s": seconds for part, seconds in zip(PARTS, self, strict=False)}
-        points |= {"goodput/share": self.stepping / self.total, "speed/images_per_stepping_s": rate}
-        points |= {"speed/gflop_per_stepping_s": rate * flops / 1e9} if flops else {}
-        points |= {"cost/worker_hours": self.worker_s / 3600}
+        points = {f"wall/{part}_s": seconds for part, seconds in zip(PARTS, self, strict=False)}
+        points |= {"work/goodput": self.stepping / self.total, "work/images_per_stepping_s": rate}
+        points |= {"work/gflop_per_stepping_s": rate * flops / 1e9} if flops else {}
+        points |= {"work/worker_hours": self.worker_s / 3600}
         price = config.stop.cost_per_worker_hour
-        return points | ({"cost/total": self.worker_s / 3600 * price} if price else {})
+        return points | ({"work/cost": self.worker_s / 3600 * price} if price else {})
 
 
 class Stopwatch:
@@ -111,7 +112,7 @@ class Stopwatch:
 
 def rows(points: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """(part, share, time) for each part of the metric points; none if there are none."""
-    seconds = {part: points[f"time/{part}_s"] for part in PARTS} if points else {}
+    seconds = {part: points[f"wall/{part}_s"] for part in PARTS} if points else {}
     return [(ABOUT[part], percent(each / sum(seconds.values())), duration(each)) for part, each in seconds.items()]
 
 
@@ -119,16 +120,16 @@ def summary(points: Mapping[str, float]) -> str:
     """The metric points in a line of text; empty if there are none."""
     if not points:
         return ""
-    seconds = {part: points[f"time/{part}_s"] for part in PARTS}
+    seconds = {part: points[f"wall/{part}_s"] for part in PARTS}
     total = sum(seconds.values())
     rest = [f"{part} {each / total:.0%}" for part, each in seconds.items() if part != "stepping" and each / total >= 0.005]
     words = [
-        f"{percent(points['goodput/share'])} of {duration(total)} stepping" + (f" ({', '.join(rest)})" if rest else ""),
-        f"{points['speed/images_per_stepping_s']:.3g} images/s",
+        f"{percent(points['work/goodput'])} of {duration(total)} stepping" + (f" ({', '.join(rest)})" if rest else ""),
+        f"{points['work/images_per_stepping_s']:.3g} images/s",
     ]
-    if gflops := points.get("speed/gflop_per_stepping_s"):
+    if gflops := points.get("work/gflop_per_stepping_s"):
         words.append(f"{gflops:.3g} GFLOP/s")
-    words.append(f"{points['cost/worker_hours']:.3g} worker hours")
-    if cost := points.get("cost/total"):
+    words.append(f"{points['work/worker_hours']:.3g} worker hours")
+    if cost := points.get("work/cost"):
         words.append(f"cost {cost:.3g}")
     return ", ".join(words)

@@ -17,17 +17,17 @@ CONFIG = parse(
 SPENT = Goodput(stepping=60.0, waiting=10.0, validating=20.0, starting=10.0, steps=30, worker_s=200.0)
 
 
-def test_the_points_have_seconds_shares_speed_and_cost_each_in_a_group() -> None:
+def test_the_points_keep_seconds_apart_from_shares_speed_and_cost() -> None:
     points = SPENT.points(CONFIG, flops=2 * 10**9)
-    assert {key for key in points if key.startswith("time/")} == {f"time/{part}_s" for part in PARTS}
-    assert points["goodput/share"] == 0.6
-    assert points["speed/images_per_stepping_s"] == 30 * 8 / 60
-    assert points["speed/gflop_per_stepping_s"] == 8.0
-    assert points["cost/worker_hours"] == 200 / 3600
-    assert "cost/total" not in points
-    assert "speed/gflop_per_stepping_s" not in SPENT.points(CONFIG)
+    assert {key for key in points if key.startswith("wall/")} == {f"wall/{part}_s" for part in PARTS}
+    assert points["work/goodput"] == 0.6
+    assert points["work/images_per_stepping_s"] == 30 * 8 / 60
+    assert points["work/gflop_per_stepping_s"] == 8.0
+    assert points["work/worker_hours"] == 200 / 3600
+    assert "work/cost" not in points
+    assert "work/gflop_per_stepping_s" not in SPENT.points(CONFIG)
     priced = override(CONFIG, {"stop.cost_per_worker_hour": 36})
-    assert SPENT.points(priced)["cost/total"] == pytest.approx(2.0)
+    assert SPENT.points(priced)["work/cost"] == pytest.approx(2.0)
 
 
 def test_the_texts_say_where_the_time_went() -> None:
