@@ -5,9 +5,11 @@ What is wrong with one image is that image's fault: it is named at the end, and 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -17,6 +19,7 @@ from pipeline.cluster.tasks import map_images
 from pipeline.config.config import Config
 from pipeline.config.load import storage_at
 from pipeline.data.manifest import Manifest, open_data
+from pipeline.data.shards import Row
 from pipeline.delivery.predictor import Model
 from pipeline.errors import SampleError, StorageError
 from pipeline.evaluation import figures
@@ -28,11 +31,15 @@ from pipeline.fault_tolerance.failures import OutOfMemory
 from pipeline.images import codec, resize
 from pipeline.loading.samples import open_samples
 from pipeline.storage.probe import check
-from pipeline.storage.retry import Failed, outcome
+from pipeline.storage.retry import Failed
 from pipeline.storage.store import Store, open_store
 
 REVISION = 1
 """Raise it with a change of decoding, inference or drawing that gives other results: those of before are then made again."""
+THREADS = 4
+"""Threads that read, decode, draw and write beside the network. As many images wait on either side of it."""
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Prediction(NamedTuple):
@@ -54,6 +61,40 @@ class Predicted(NamedTuple):
     """A sentence for each image that was not predicted; it names the image."""
 
 
+class _Job(NamedTuple):
+    """How images are predicted, and where their results go."""
+
+    model: str
+    """Equal for two calls that make the same results of an image."""
+    decode: Callable[[bytes], codec.UInt8]
+    colors: Sequence[tuple[int, int, int]]
+    output: Store
+    there: frozenset[str]
+    """Keys of results that were there when the call began."""
+
+
+class _File(NamedTuple):
+    """An image to predict."""
+
+    image: Input
+    read: Callable[[], bytes]
+
+
+class _Opened(NamedTuple):
+    """An image whose file was read."""
+
+    image: Input
+    made_of: str
+    """What its results are made of: a hash."""
+    before: Mapping[str, bytes]
+    """The files under the keys of its results."""
+    pixels: codec.UInt8
+    mask: codec.UInt8 | None = None
+
+
+P = TypeVar("P", _File, _Opened)
+
+
 def predict(config: Config) -> Predicted:
     """Predicts `predict.images`, or `evaluate.split` if that is not set, with the inference of `config.evaluate`.
 
@@ -70,8 +111,10 @@ def predict(config: Config) -> Predicted:
     net, found = load_network(config, manifest)
     check(output, "predict.output" if config.predict.output else "storage.path")
     inference = {"scale": config.evaluate.scale, **inference_settings(config.evaluate), "recurrence": net.head.recurrence}
+    decode = codec.checked_upright if inputs.source else codec.decode_image
     model = _model_key(found.sha256, inference, manifest.colors)
-    work = partial(_predict_share, net, config, manifest, output, inputs, model)
+    job = _Job(model, decode, manifest.colors, output, _there(output, inputs.images))
+    work = partial(_predict_share, net, config, manifest, inputs, job)
     results = list(map_images(work, len(inputs.images), config))
     done = sorted(result for result in results if isinstance(result, Prediction))
     return Predicted(done, sorted([*inputs.faults, *(result for result in results if isinstance(result, str))]))
@@ -87,36 +130,29 @@ def predict_files(model: Model, addresses: Sequence[str], output: str) -> Iterat
     parts = find_files([storage_at(address).path for address in addresses], storage, store)
     check(store, "--out")
     key = _model_key(model.record.sha256, model.record.inference, model.colors)
+    there = _there(store, [each for part in parts for each in part.images])
+    job = _Job(key, codec.checked_upright, model.colors, store, there)
     for part in parts:
         yield from part.faults
-        for each in part.images:
-            try:
-                assert part.source is not None
-                data = part.source.read(each.key)
-                yield _result(store, each, data, codec.checked_upright, model.predict, model.colors, key)
-            except Exception as error:
-                yield _fault(each, error)
+        assert part.source is not None
+        yield from _results(job, _from_store(part.source, part.images), model.predict)
 
 
 def _model_key(weights_sha256: str, inference: Mapping[str, Any], colors: Sequence[tuple[int, int, int]]) -> str:
-    """Equal for two calls that make the same results of an image."""
     return json.dumps([REVISION, weights_sha256, inference, colors], sort_keys=True)
 
 
+def _there(output: Store, images: Sequence[Input]) -> frozenset[str]:
+    """The keys of results that are there. One listing, because asking for each key doubles the requests to a bucket."""
+    return frozenset(output.list()) & {key for each in images for key in (each.mask, each.overlay)}
+
+
 def _predict_share(
-    net: CCNet,
-    config: Config,
-    manifest: Manifest,
-    output: Store,
-    inputs: Inputs,
-    model: str,
-    numbers: list[int],
-    device: torch.device,
+    net: CCNet, config: Config, manifest: Manifest, inputs: Inputs, job: _Job, numbers: list[int], device: torch.device
 ) -> Iterator[Prediction | str]:
     """For each image the addresses of its results, or what is wrong with it. Raises StorageError if a store is gone."""
     net = placed(net, device)
     images = [inputs.images[number] for number in numbers]
-    decode = codec.checked_upright if inputs.source else codec.decode_image
 
     def mask_of(image: codec.UInt8) -> codec.UInt8:
         with fits_into_memory(f"an image of {image.shape[1]} x {image.shape[0]} pixels", config.evaluate):
@@ -124,48 +160,77 @@ def _predict_share(
             mask: codec.UInt8 = predict_image(net, scaled, image.shape[:2], device, config.evaluate)[0].cpu().numpy()
         return mask
 
-    for each, data in zip(images, _read(config, manifest, inputs.source, images), strict=True):
-        try:
-            if isinstance(data, Exception):
-                raise data
-            result: Prediction | str = _result(output, each, data, decode, mask_of, manifest.colors, model)
-        except Exception as error:
-            if isinstance(error.__cause__, Failed) and not error.__cause__.final:  # the store is gone, for all images
-                raise
-            result = _fault(each, error)
-        yield result
+    source = inputs.source
+    files = _from_store(source, images) if source else _from_split(config, manifest, images)
+    return _results(job, files, mask_of)
 
 
-def _result(
-    output: Store,
-    each: Input,
-    data: bytes,
-    decode: Callable[[bytes], codec.UInt8],
-    mask_of: Callable[[codec.UInt8], codec.UInt8],
-    colors: Sequence[tuple[int, int, int]],
-    model: str,
-) -> Prediction:
-    """Writes the results of an image, whose file is `data`, unless they are there."""
-    made_of = hashlib.sha256(model.encode() + b"\0" + data).hexdigest()
+def _from_store(source: Store, images: Sequence[Input]) -> Iterator[_File]:
+    return (_File(each, partial(source.read, each.key)) for each in images)
+
+
+def _from_split(config: Config, manifest: Manifest, images: Sequence[Input]) -> Iterator[_File]:
+    rows = open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images])
+    return (_File(each, partial(_image_of, row)) for each, row in zip(images, rows, strict=True))
+
+
+def _image_of(row: Row | SampleError) -> bytes:
+    if isinstance(row, SampleError):
+        raise row
+    return row.image
+
+
+def _results(job: _Job, files: Iterable[_File], mask_of: Callable[[codec.UInt8], codec.UInt8]) -> Iterator[Prediction | str]:
+    """The results of each image, in the order of the images: threads read and write while `mask_of` computes in this one."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        opened = _ahead(pool, partial(_step, partial(_open, job)), files)
+        masked = (_step(lambda each: each._replace(mask=mask_of(each.pixels)), found) for found in opened)
+        yield from _ahead(pool, partial(_step, partial(_write, job)), masked)
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[A], R], items: Iterable[A]) -> Iterator[R]:
+    """The call's result for each item, in order. Threads work on the items after the one that the caller has."""
+    waiting = deque[Future[R]]()
+    for item in items:
+        waiting.append(pool.submit(call, item))
+        if len(waiting) > THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _step(call: Callable[[P], R], found: P | Prediction | str) -> R | Prediction | str:
+    """The next step of an image that is not at its end. Raises StorageError if a store is gone, for all images."""
+    if isinstance(found, Prediction | str):
+        return found
+    try:
+        return call(found)
+    except Exception as error:
+        if isinstance(error.__cause__, Failed) and not error.__cause__.final:
+            raise
+        return _fault(found.image, error)
+
+
+def _open(job: _Job, file: _File) -> _Opened | Prediction:
+    """The image with what was made of it before; its results if they are those of this call."""
+    each, data = file.image, file.read()
+    made_of = hashlib.sha256(job.model.encode() + b"\0" + data).hexdigest()
     keys = each.overlay, each.mask
-    urls, there = (output.url(each.mask), output.url(each.overlay)), held(output, keys)
-    if all(key in there and seal_of(there[key], each.address) == made_of for key in keys):
-        return Prediction(*urls, before=True)
-    image = decode(data)
-    mask = mask_of(image)
-    overlay = figures.overlay(image, mask, colors)
-    files = dict(zip(keys, map(codec.encode_png, (overlay, mask)), strict=True))
-    write_results(output, files, there, each.address, made_of)
-    return Prediction(*urls)
+    before = held(job.output, [key for key in keys if key in job.there])
+    if all(key in before and seal_of(before[key], each.address) == made_of for key in keys):
+        return Prediction(job.output.url(each.mask), job.output.url(each.overlay), before=True)
+    return _Opened(each, made_of, before, job.decode(data))
 
 
-def _read(config: Config, manifest: Manifest, source: Store | None, images: Sequence[Input]) -> Iterator[bytes | Exception]:
-    """The file of each image, or what is wrong with it."""
-    if source:
-        yield from (outcome(partial(source.read, each.key)) for each in images)
-        return
-    for row in open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images]):
-        yield row if isinstance(row, SampleError) else row.image
+def _write(job: _Job, opened: _Opened) -> Prediction:
+    each, mask = opened.image, opened.mask
+    assert mask is not None
+    files = {
+        each.overlay: codec.encode_png(figures.overlay(opened.pixels, mask, job.colors)),
+        each.mask: codec.encode_png(mask),
+    }
+    write_results(job.output, files, opened.before, each.address, opened.made_of)
+    return Prediction(job.output.url(each.mask), job.output.url(each.overlay))
 
 
 def _fault(image: Input, error: Exception) -> str:
