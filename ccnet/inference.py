@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import ceil, inf
-from numbers import Integral, Real
+from math import ceil
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ccnet.labels import check_images
 from ccnet.losses import resize_logits
 from ccnet.model import Output
+from ccnet.scheme import Scheme, checked, sized
 from ccnet.shapes import Float, Shaped, UInt8
 
 # Full-resolution scores held at once. All scores of an image of 150 classes at 1024 x 2048 pixels would be 1.3 GB of float32.
@@ -49,19 +49,6 @@ class _Bare:
     def scores(self, x: Tensor) -> Output:
         output = self.module(x)
         return output if isinstance(output, Output) else Output(output, None)
-
-
-class _Scheme(NamedTuple):
-    """The windows, scales and orientations in which to score an image; `window` and `stride` as (height, width).
-
-    `align_corners` is how the net's scores are resized.
-    """
-
-    window: tuple[int, int] | None
-    stride: tuple[int, int]
-    scales: Sequence[float]
-    flip: bool
-    align_corners: bool = True
 
 
 class _View(NamedTuple):
@@ -104,7 +91,7 @@ def predict_logits(
     Images go through the net one at a time, so that no result depends on the rest of its batch. ValueError for a setting out of
     range, an empty batch, or a net in a wrapper. A score that is not finite also spoils the rows and columns around it.
     """
-    return _predict(net, image, _sized(size), _checked(window, stride, scales, flip), lambda block: block)
+    return _predict(net, image, sized(size), checked(window, stride, scales, flip), lambda block: block)
 
 
 def predict_classes(
@@ -123,7 +110,25 @@ def predict_classes(
     view at scale s about s^2 / 64 of the full map, half as much again where windows overlap. ValueError as in `predict_logits`,
     and for more than 256 classes; ScoresNotFinite if a score is NaN or infinite.
     """
-    return _predict(net, image, _sized(size), _checked(window, stride, scales, flip), _classes_of)
+    return _predict(net, image, sized(size), checked(window, stride, scales, flip), _classes_of)
+
+
+def predict_confidence(
+    net: nn.Module,
+    image: Shaped[Tensor, "B 3 h w"],
+    size: tuple[int, int] | None = None,
+    *,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> UInt8[Tensor, "B 2 H W"]:
+    """[:, 0] is what `predict_classes` gives for the same arguments; [:, 1] is the network's confidence in it.
+
+    The confidence is 255 p, rounded. p is the probability of the pixel's class by the soft-max over the classes of
+    `predict_logits`: of the scores after they are averaged over windows, scales and mirrors. At K classes p is at least 1 / K.
+    """
+    return _predict(net, image, sized(size), checked(window, stride, scales, flip), _classes_and_confidence)
 
 
 def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
@@ -138,60 +143,16 @@ def _classes_of(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "rows W"]:
     return classes.to(torch.uint8)
 
 
-def published_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """The published code's stride (height, width): two thirds of the window's height, rounded up; in width at most its width."""
-    # In floating point exactly as published: 33 * (1 - 1/3) is above 22, so the stride is 23.
-    stride = ceil(window[0] * (1 - 1 / 3))
-    return stride, min(stride, window[1])
-
-
-def _checked(
-    window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None, scales: Sequence[float], flip: bool
-) -> _Scheme:
-    listed = isinstance(scales, tuple | list) and len(scales) > 0
-    if not listed or not all(isinstance(scale, Real) and 0 < scale < inf for scale in scales):
-        raise ValueError(f"scales = {scales!r}: must be one or more numbers > 0, in a sequence (try (1.0,))")
-    if window is None:
-        if stride is not None:
-            raise ValueError(f"stride = {stride} without a window: give window too (the published one is 769), or neither")
-        return _Scheme(None, (1, 1), scales, flip)
-    height, width = _pair("window", window, "the published one is 769")
-    if min(height, width) < 1:
-        raise ValueError(f"window = {window}: must be at least 1 (the published one is 769)")
-    if stride is None:
-        stride = published_stride((height, width))
-    down, right = _pair("stride", stride, "by default two thirds of the window")
-    legal = (min(max(down, 1), height), min(max(right, 1), width))
-    if (down, right) != legal:
-        raise ValueError(f"stride = {stride}: must be 1 to {(height, width)}, the window; more skips pixels (try {legal})")
-    return _Scheme((height, width), (down, right), scales, flip)
-
-
-def _sized(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """`size` as given. ValueError unless it is None or (height, width), each at least 1."""
-    legal = isinstance(size, tuple | list) and len(size) == 2 and all(_whole(pixels) and pixels > 0 for pixels in size)
-    if size is not None and not legal:
-        raise ValueError(f"size = {size!r}: must be (height, width) in pixels, or None for the image's own")
-    return size
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _pair(name: str, value: int | tuple[int, int], hint: str) -> tuple[int, int]:
-    """The value as (height, width). ValueError unless it is one integer or two."""
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_whole, pair)):
-        raise ValueError(f"{name} = {value!r}: must be an integer, or two as (height, width) ({hint})")
-    return pair[0], pair[1]
+def _classes_and_confidence(scores: Float[Tensor, "K rows W"]) -> UInt8[Tensor, "2 rows W"]:
+    confidence = (255 * scores.softmax(0).amax(0)).round().to(torch.uint8)
+    return torch.stack([_classes_of(scores), confidence])
 
 
 def _predict(
     net: nn.Module,
     image: Shaped[Tensor, "B 3 h w"],
     size: tuple[int, int] | None,
-    scheme: _Scheme,
+    scheme: Scheme,
     finish: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The scores of each image, computed in blocks of rows; each block goes through `finish`, and the results are joined."""
@@ -211,7 +172,7 @@ def _predict(
         return torch.stack(predictions)
 
 
-def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int, int], scheme: _Scheme) -> list[_View]:
+def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int, int], scheme: Scheme) -> list[_View]:
     """All views of one image: each scale and, with `flip`, its mirror image."""
     x = net.normalise(image)
     scored = []
@@ -228,7 +189,7 @@ def _score_views(net: Scorer, image: Shaped[Tensor, "1 3 h w"], size: tuple[int,
     return scored
 
 
-def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int], scheme: _Scheme) -> _View:
+def _score_view(net: Scorer, x: Float[Tensor, "1 3 h w"], size: tuple[int, int], scheme: Scheme) -> _View:
     """Score one normalised image, whole or in windows."""
     extent = (x.shape[-2], x.shape[-1])
     height, width = scheme.window or extent

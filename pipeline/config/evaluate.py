@@ -40,6 +40,14 @@ class Predict(Section):
     """Predict only the first n images."""
     output: Address | None = None
     """Folder or `s3://` prefix for masks and overlays; by default `<storage.path>/predictions/<run key>`."""
+    masks: Literal["ids", "palette", "cityscapes"] = "ids"
+    """What masks hold: `ids`, the numbers of the classes from 0, grey; `palette`, the same with the class colours as palette, as
+    PASCAL VOC's labels (viewers and OpenCV show colours, Pillow reads numbers); `cityscapes`, the label ids for its server."""
+    overlay: bool = True
+    """Write the image with the class colours over it too; must be false with `cityscapes`, which takes one PNG an image."""
+    confidence: bool = False
+    """Write `NAME_confidence.png` too, 8-bit grey: 255 times the probability of each pixel's class, which is the soft-max of the
+    averaged scores; must be false with `cityscapes`."""
 
 
 class Export(Section):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from ccnet.inference import predict_classes, predict_logits
+from ccnet.inference import predict_classes, predict_confidence, predict_logits
 from ccnet.model import CCNet, build_ccnet
 from pipeline.delivery.address import read_folder
 from pipeline.delivery.record import RECORD, WEIGHTS, ModelRecord
@@ -57,6 +57,15 @@ class Model:
         scores = predict_logits(self.net, scaled, size=size, **options)[0]  # type: ignore[arg-type]
         found: npt.NDArray[np.float32] = scores.float().cpu().numpy()
         return found
+
+    def confidence(self, image: Image) -> tuple[UInt8, UInt8]:
+        """The mask of one image, and uint8[H, W]: 255 times the probability of each pixel's class, rounded.
+
+        The probability is the soft-max of `scores`.
+        """
+        scaled, size, options = self._inputs(image)
+        mask, confidence = predict_confidence(self.net, scaled, size, **options)[0].cpu().numpy()  # type: ignore[arg-type]
+        return mask, confidence
 
     def _classes(self, image: Image) -> UInt8:
         scaled, size, options = self._inputs(image)

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -33,14 +33,21 @@ logger = logging.getLogger(__name__)
 RUN_KEY = f"{NAME}-[0-9a-f]{{8}}"
 
 
-def predict_image(net: CCNet, image: UInt8, size: tuple[int, ...], device: torch.device, options: Evaluate) -> torch.Tensor:
-    """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3].
+def predict_image(
+    net: CCNet,
+    image: UInt8,
+    size: tuple[int, ...],
+    device: torch.device,
+    options: Evaluate,
+    predict: Callable[..., torch.Tensor] = predict_classes,
+) -> torch.Tensor:
+    """Classes uint8[1, H, W] at `size` (height, width) of an image uint8[h, w, 3], or what another function of ccnet gives.
 
     `options` set the window, the scales and the flip. Raises ccnet's ScoresNotFinite.
     """
     window, stride = window_and_stride(options)
     height, width = size
-    return predict_classes(
+    return predict(
         net, as_batch(image, device), (height, width), window=window, stride=stride, scales=options.scales, flip=options.flip
     )
 

@@ -6,7 +6,8 @@ The result of an image is named after the image alone: whatever other images lie
 import logging
 import os
 import posixpath
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,9 @@ from typing import NamedTuple
 from pipeline.config.base import Storage
 from pipeline.config.config import Config
 from pipeline.data.manifest import Manifest
+from pipeline.data.shards import Row
 from pipeline.data.source.listing import is_litter
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.evaluation.inference import known_split
 from pipeline.images.codec import SUFFIXES
 from pipeline.loading.samples import open_samples
@@ -23,6 +25,8 @@ from pipeline.storage.probe import check_readable
 from pipeline.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
+MASK, OVERLAY, CONFIDENCE = ".png", "_overlay.png", "_confidence.png"
+"""Endings of the names of results."""
 
 
 class Input(NamedTuple):
@@ -37,13 +41,12 @@ class Input(NamedTuple):
     name: str
     """Key of its results without their endings."""
 
-    @property
-    def mask(self) -> str:
-        return f"{self.name}.png"
 
-    @property
-    def overlay(self) -> str:
-        return f"{self.name}_overlay.png"
+class File(NamedTuple):
+    """An image with what reads its file."""
+
+    image: Input
+    read: Callable[[], bytes]
 
 
 class Inputs(NamedTuple):
@@ -56,28 +59,29 @@ class Inputs(NamedTuple):
     """Images that are not predicted, because another one has the same result."""
 
 
-def find_inputs(config: Config, manifest: Manifest, output: Store) -> Inputs:
+def find_inputs(config: Config, manifest: Manifest, output: Store, ends: Sequence[str]) -> Inputs:
     """The images of `predict.images`, or of `evaluate.split` if that is not set, up to `predict.limit`. Logs what is left out.
 
-    Raises ConfigError if there is no image, or if results in `output` could replace images or be taken for them.
+    `ends`: the endings of the names of results. Raises ConfigError if there is no image, or if results in `output` could replace
+    images or be taken for them.
     """
     if config.predict.images:
         named = f"predict.images = {config.predict.images}"
         source, found = _of_folder(config.predict.images, config.storage, output, named)
     else:
         source, found = None, _of_split(config, manifest, output)
-    chosen, twins = found[: config.predict.limit], _twins(found)
+    chosen, twins = found[: config.predict.limit], _twins(found, ends)
     if len(chosen) < len(found):
         logger.warning("predict.limit = %d leaves out %d of %d images", len(chosen), len(found) - len(chosen), len(found))
     return Inputs(source, *_apart(chosen, twins))
 
 
-def find_files(addresses: Sequence[str], storage: Storage, output: Store) -> list[Inputs]:
+def find_files(addresses: Sequence[str], storage: Storage, output: Store, ends: Sequence[str]) -> list[Inputs]:
     """The images of files, folders and prefixes, each with its source. Raises ConfigError as `find_inputs` does."""
     parts = [_of_folder(address, storage, output, address) for address in addresses]
     numbers = count()
     found = [(source, [each._replace(number=next(numbers)) for each in images]) for source, images in parts]
-    twins = _twins([each for _, images in found for each in images])
+    twins = _twins([each for _, images in found for each in images], ends)
     return [Inputs(source, *_apart(images, twins)) for source, images in found]
 
 
@@ -111,7 +115,7 @@ def _of_folder(address: str, storage: Storage, output: Store, named: str) -> tup
     if source.root == open_store(address, storage).root:
         _refuse_inside(output, source, "predict.images")
     read, written = ([store.url(key) for key in keys] for store, keys in (
-        (source, [each.key for each in found]), (output, [each.mask for each in found])))  # fmt: skip
+        (source, [each.key for each in found]), (output, [each.name for each in found])))  # fmt: skip
     if (source.is_s3, source.endpoint) == (output.is_s3, output.endpoint) and (both := _folders(read) & _folders(written)):
         raise ConfigError([f"predict.output = {output.root}: results would lie among the images in {min(both)}: {_ELSEWHERE}"])
     return source, found
@@ -140,12 +144,12 @@ def _counted(keys: Iterable[str]) -> str:
     return ", ".join(f"{len(found)} {kind} (first: {found[0]})" for kind, found in kinds.items())
 
 
-def _twins(found: Sequence[Input]) -> dict[int, str]:
+def _twins(found: Sequence[Input], ends: Sequence[str]) -> dict[int, str]:
     """Number of each image that shares a result with another image -> address of the other one."""
     owners: dict[str, list[Input]] = {}
     for each in found:
-        for key in (each.mask, each.overlay):
-            owners.setdefault(key, []).append(each)
+        for end in ends:
+            owners.setdefault(each.name + end, []).append(each)
     return {one.number: other.address for those in owners.values() for one in those for other in those if other is not one}
 
 
@@ -169,3 +173,19 @@ def _folders(addresses: Collection[str]) -> set[str]:
     """The folders of files, links resolved, or the prefixes of objects."""
     folders = {posixpath.dirname(address) for address in addresses}
     return {folder if "://" in folder else os.path.realpath(folder) for folder in folders}
+
+
+def files_of_store(source: Store, images: Sequence[Input]) -> Iterator[File]:
+    return (File(each, partial(source.read, each.key)) for each in images)
+
+
+def files_of_split(config: Config, manifest: Manifest, images: Sequence[Input]) -> Iterator[File]:
+    """Those of `evaluate.split`; reading one that is missing or corrupt raises SampleError."""
+    rows = open_samples(config, manifest, config.evaluate.split).ahead([each.number for each in images])
+    return (File(each, partial(_image_of, row)) for each, row in zip(images, rows, strict=True))
+
+
+def _image_of(row: Row | SampleError) -> bytes:
+    if isinstance(row, SampleError):
+        raise row
+    return row.image

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ccnet.inference import published_stride
+from ccnet.scheme import published_stride
 from pipeline.config.config import Config
 from pipeline.config.evaluate import Evaluate
 from pipeline.data.manifest import Manifest

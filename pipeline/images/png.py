@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.images import tiff
 from pipeline.images.deflate import inflated
@@ -73,8 +73,23 @@ def as_grey(data: bytes) -> bytes:
 
     OpenCV would turn the palette into colours. Only the header, the pixels and the end are kept (sections 5.3 and 11.2).
     """
+    return _with_colour_type(0, data)
+
+
+def with_palette(data: bytes, colors: Sequence[tuple[int, int, int]]) -> bytes:
+    """The 8-bit grey PNG with a palette of up to 256 RGB colours, whose indices are the grey values.
+
+    Pillow reads the indices, OpenCV the colours. Every grey value must have a colour.
+    """
+    return _with_colour_type(3, data, _chunk(b"PLTE", bytes(value for color in colors for value in color)))
+
+
+def _with_colour_type(colour: int, data: bytes, palette: bytes = b"") -> bytes:
     kept = [data[start - 8 : end + 4] for kind, start, end in chunks(data) if kind in ("IDAT", "IEND")]
-    # Only the colour type changes, to 0 (grey); size, depth, compression, filter and interlacing are kept.
-    header = data[12:25] + b"\0" + data[26:29]
-    header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"".join([SIGNATURE, header, *kept])
+    # Only the colour type changes; size, depth, compression, filter and interlacing are kept.
+    header = _chunk(b"IHDR", data[16:25] + bytes([colour]) + data[26:29])
+    return b"".join([SIGNATURE, header, palette, *kept])
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

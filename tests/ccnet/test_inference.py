@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccnet import Output, build_ccnet
-from ccnet.inference import predict_classes, predict_logits, published_stride
+from ccnet.inference import predict_classes, predict_confidence, predict_logits
 from ccnet.losses import resize_logits
+from ccnet.scheme import published_stride
 
 
 class Strided(nn.Module):
@@ -94,6 +95,15 @@ def test_classes_are_the_arg_max_of_the_scores(way):
     torch.manual_seed(0)
     net, image = Strided(), torch.randn(2, 3, 40, 67, dtype=torch.float64)
     assert torch.equal(predict_classes(net, image, **way), naive(net, image, **way).argmax(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_confidence_is_the_probability_of_the_class(way):
+    torch.manual_seed(0)
+    net, image = Strided(), torch.randn(2, 3, 40, 67, dtype=torch.float64)
+    found, probabilities = predict_confidence(net, image, **way), naive(net, image, **way).softmax(1)
+    assert torch.equal(found[:, 0], predict_classes(net, image, **way))
+    assert torch.equal(found[:, 1], (255 * probabilities.amax(1)).round().to(torch.uint8))
 
 
 @pytest.mark.parametrize("block_bytes", [1, 5 * 67 * 8 * 7, 2**24])

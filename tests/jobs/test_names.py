@@ -28,6 +28,7 @@ from pipeline.data.prepare import _written
 from pipeline.data.source.record import record_key
 from pipeline.delivery.record import CARD, RECORD, WEIGHTS
 from pipeline.evaluation.metrics import Score
+from pipeline.evaluation.results import LIST
 from pipeline.images.codec import encode_png
 from pipeline.loading.samples import open_samples
 from pipeline.reports.training import PAGE
@@ -132,7 +133,8 @@ class Place:
 
     def keys_of_results(self) -> set[str]:
         ends = (".png", "_overlay.png")
-        return {f"predictions/{self.config.run_key}/{stem}{end}" for stem in self.stems for end in ends}
+        names = {LIST, *(f"{stem}{end}" for stem in self.stems for end in ends)}
+        return {f"predictions/{self.config.run_key}/{name}" for name in names}
 
 
 def keys_of_checkpoints(config: Config, *steps: int) -> set[str]:

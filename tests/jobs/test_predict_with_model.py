@@ -1,5 +1,7 @@
 """`jobs.predict MODEL IMAGES...`: a delivered model, without configuration, data set or cluster."""
 
+import json
+import re
 from pathlib import Path
 
 import cv2
@@ -8,6 +10,7 @@ import pytest
 
 import ccnet
 from jobs.predict import command
+from pipeline.evaluation.results import LIST
 from pipeline.images import codec
 from tests.support.delivered import NOISE, delivered
 
@@ -28,14 +31,29 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_masks_and_overlays_are_those_of_the_model(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["model", str(images), "--out", "results"]) == 0
     out = tmp_path / "results"
-    assert (
-        capsys.readouterr().out
-        == f"{out}/a.png  {out}/a_overlay.png\n{out}/in/b.png  {out}/in/b_overlay.png\n2 images predicted\n"
-    )
+    *addresses, last = capsys.readouterr().out.splitlines()
+    assert addresses == [f"{out}/a.png  {out}/a_overlay.png", f"{out}/in/b.png  {out}/in/b_overlay.png"]
+    assert re.fullmatch(r"2 images predicted in \d+ s \([\d.e+]+ images/s\)", last)
+    assert command(["model", str(images), "--out", "results"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 images predicted, 2 of them by an earlier call"
     expected = ccnet.load("model", device="cpu").predict([images / "a.jpg", images / "in/b.png"])
     for mask, name in zip(expected, ("a.png", "in/b.png"), strict=True):
         np.testing.assert_array_equal(codec.decode_label((out / name).read_bytes()), mask)
     assert codec.decode_image((out / "a_overlay.png").read_bytes()).shape == NOISE.shape
+
+
+def test_the_forms_are_those_of_the_settings(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["model", str(images / "a.jpg"), "--masks", "palette", "--no-overlay", "--confidence"]) == 0
+    out = tmp_path / "predictions"
+    assert capsys.readouterr().out.startswith(f"{out}/a.png  {out}/a_confidence.png\n")
+    scores = ccnet.load("model", device="cpu").scores(images / "a.jpg")
+    mask, confidence = (codec.decode_label((out / name).read_bytes()) for name in ("a.png", "a_confidence.png"))
+    np.testing.assert_array_equal(mask, scores.argmax(0))
+    probabilities = np.exp(scores - scores.max(0))
+    assert np.abs(confidence - 255 * (probabilities / probabilities.sum(0)).max(0)).max() < 0.51
+    head, line = map(json.loads, (out / LIST).read_text().splitlines())
+    assert (head["model"]["sha256"], head["model"]["step"], head["masks"]) == ("a" * 64, 40, "palette")
+    assert (line["mask"], line["overlay"], line["confidence"]) == ("a.png", None, "a_confidence.png")
 
 
 def test_files_and_folders_together_go_to_predictions_and_again_replace_only_their_own(images: Path, tmp_path: Path) -> None:
@@ -70,6 +88,7 @@ def test_two_images_of_one_name_are_named_and_neither_is_predicted(images: Path,
         (["model", "model"], 1, "no image found; files left out: "),
         (["model", "pictures", "--out", "pictures"], 1, "results would lie in predict.images"),
         (["model", "s4://bucket"], 1, "s4://bucket: must be s3://BUCKET/PREFIX or a folder"),
+        (["model", "pictures", "--masks", "cityscapes"], 1, "needs the 19 classes of Cityscapes, found 3: road, car, sign/"),
         (["model"], 2, "the following arguments are required: IMAGES"),
         (["model", "pictures", "--to", "x"], 2, "unrecognized arguments: --to"),
     ],

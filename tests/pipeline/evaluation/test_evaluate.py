@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tests.support.mlflow_server import MlflowServer
 from tests.support.untrained import NUM_IMAGES, SIZE
 
 CPU = torch.device("cpu")
+LIST_S = tasks.SECONDS_BETWEEN_LISTS
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +243,30 @@ def test_an_exception_of_a_task_arrives_as_it_was_raised(config: Config, local_r
         list(tasks.map_images(broken, 5, config))
     assert type(caught.value) is type(error)
     assert str(caught.value) == str(error)  # for Ray's own exception it is the traceback
+
+
+@pytest.mark.slow
+def test_a_task_whose_process_died_computes_only_what_had_not_arrived(config: Config, local_ray: None, tmp_path: Path) -> None:
+    arrived, died = tmp_path / "arrived", tmp_path / "died"
+
+    def killed_once(numbers: list[int], device: torch.device) -> Iterator[tuple[int, int]]:
+        since = time.monotonic()
+        for number in numbers:
+            while not died.exists() and not (arrived.exists() if number else time.monotonic() > since + LIST_S):
+                time.sleep(0.01)
+            if number == 3 and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number, len(numbers)
+
+    found = []
+    for result in tasks.map_images(killed_once, 5, override(config, {"train.workers": 1, "train.cpus_per_worker": 0.25})):
+        found.append(result)
+        arrived.touch()
+    assert [number for number, _ in found] == [0, 1, 2, 3, 4]
+    assert died.exists()
+    assert found[0][1] == 5
+    assert found[-1][1] < 5, "the first result had arrived"
 
 
 @pytest.mark.slow

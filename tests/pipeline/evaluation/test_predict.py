@@ -21,7 +21,7 @@ from pipeline.config.load import override
 from pipeline.data import synthetic
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluation.predict import Predicted, predict
-from pipeline.evaluation.results import seal_of, sealed
+from pipeline.evaluation.results import LIST, seal_of, sealed
 from pipeline.images import codec
 from tests.support import untrained
 
@@ -54,7 +54,9 @@ def names(done: Predicted) -> list[str]:
 
 
 def held(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    """The files in a folder but the list of predictions."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != LIST)
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize("output", ["images", "images/masks", "link", "link/masks", "images/../images"])
@@ -106,7 +108,7 @@ def test_a_bad_image_is_named_and_the_others_are_predicted(
     assert verb.run(asked(config, images, tmp_path / "out")) == 1
     printed = capsys.readouterr()
     assert list(held(tmp_path / "out")) == ["a.png", "a_overlay.png", "z.png", "z_overlay.png"]
-    assert printed.out.splitlines()[-1] == "2 images predicted"
+    assert re.fullmatch(r"2 images predicted in \d+ s \([\d.e+]+ images/s\)", printed.out.splitlines()[-1])
     cut, empty, last = printed.err.splitlines()[-3:]
     assert cut.startswith(f"{images}/cut.png: truncated PNG")
     assert empty == f"{images}/empty.jpg: empty file: copy it again"
@@ -172,12 +174,14 @@ def test_a_prediction_that_was_killed_resumes(config: Config, tmp_path: Path) ->
             assert first.poll() is None
             time.sleep(0.01)
         first.kill()
+    assert not (tmp_path / "out" / LIST).exists()
     done = len(list((tmp_path / "out").glob("*_overlay.png")))
     again = predict(made)
     assert len(again.done) == number
     assert done - 1 <= sum(each.before for each in again.done) < number
     results = held(tmp_path / "out")
     assert set(results) == {f"{n:03d}{end}" for n in range(number) for end in (".png", "_overlay.png")}, "no other file is left"
+    assert len((tmp_path / "out" / LIST).read_text().splitlines()) == 1 + number
     assert len({codec.decode_label(results[f"{n:03d}.png"]).tobytes() for n in range(number)}) == 1
 
 
