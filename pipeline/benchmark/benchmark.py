@@ -39,10 +39,6 @@ def _measurement(name: str) -> Measurement:
         from pipeline.benchmark.network import measure_network
 
         return Measurement(measure_network, tables.network_table)
-    if name == "predict":
-        from pipeline.benchmark.predictions import measure_predictions
-
-        return Measurement(measure_predictions, tables.predict_table)
     from pipeline.benchmark.launchers import measure_launchers
 
     return Measurement(measure_launchers, tables.launchers_tables)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pipeline.benchmark.launchers import LauncherFigure
     from pipeline.benchmark.network import NetworkFigure
     from pipeline.benchmark.operator import OperatorFigure
-    from pipeline.benchmark.predictions import PredictFigure
 
 FEEDS = ("bare loop", "torch DataLoader")
 
@@ -96,21 +95,6 @@ def _launchers_table(figures: "list[LauncherFigure]") -> str:
         (
             f.launcher, f"{1e3 * f.step_s:.1f}", f"{1e3 * f.lowest_s:.1f}-{1e3 * f.highest_s:.1f}", f"{f.ratio:.3f}",
             f"{1e3 * f.alone_s:.1f}", f"{f.alone_s / alone_s:.3f}", f"{f.whole_s:.1f}",
-        )
-        for f in figures
-    ]  # fmt: skip
-    return _titled(title, headings, rows)
-
-
-def predict_table(figures: "list[PredictFigure]") -> str:
-    """The table of both ways to predict."""
-    first = figures[0]
-    title = f"{first.images} images on {first.workers} workers, {first.rounds} rounds"
-    headings = ("stage", "images/s", "spread", "x bare", "with start", "x bare")
-    rows = [
-        (
-            f.stage, f"{f.images_per_s:.1f}", f"{f.lowest:.1f} to {f.highest:.1f}", f"{f.ratio:.2f}", f"{f.with_start:.1f}",
-            f"{f.with_start_ratio:.2f}",
         )
         for f in figures
     ]  # fmt: skip

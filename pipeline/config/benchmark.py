@@ -23,10 +23,9 @@ class Pictures(Section):
 
 
 class Benchmark(Section):
-    of: tuple[Literal["images", "operator", "network", "launchers", "predict"], ...] = ("images",)
+    of: tuple[Literal["images", "operator", "network", "launchers"], ...] = ("images",)
     """What is measured: the way of an image from the storage to the batch; the criss-cross operator, compared with other
-    implementations; the training step, compared with the published one; Ray Train, compared with torchrun; `predict`, by the best
-    checkpoint of the configuration's run, compared with a loop without Ray."""
+    implementations; the training step, compared with the published one; Ray Train, compared with torchrun."""
     rounds: int = Field(3, ge=1)
     """Rounds. Each round runs each stage once; the report gives medians over the rounds."""
     images: int = Field(256, ge=1)

@@ -1,4 +1,4 @@
-"""The benchmarks of the training step, of the launchers and of `predict`: both sides are measured and do the same work."""
+"""The benchmarks of the training step and of the launchers: both sides are measured and do the same work."""
 
 import json
 import multiprocessing
@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from jobs import benchmark as job
-from pipeline.benchmark.benchmark import benchmark
 from pipeline.benchmark.device import gflop
 from pipeline.benchmark.launchers import measure_launchers
 from pipeline.benchmark.network import NetworkFigure, assert_same_loss
 from pipeline.benchmark.tables import launchers_tables
 from pipeline.config.config import Config
-from pipeline.config.load import load, override
-from tests.support import untrained
+from pipeline.config.load import load
 
 # Ray's settings objects raise Ray's own deprecation warnings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", r"ignore::FutureWarning:ray\.")
@@ -61,15 +59,3 @@ def test_both_launchers_run_the_loop_in_turns_and_alone(tmp_path):
     assert figures[1].ratio == 1
     assert "x torchrun" in launchers_tables(figures)
     assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow
-def test_predict_and_a_bare_loop_take_turns(tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    made = untrained.make(tmp_path / "storage", tmp_path)
-    of_predict = {"benchmark.of": ["predict"], "benchmark.rounds": 1, "benchmark.images": 8, "train.workers": 1}
-    *lines, last = benchmark(override(made, of_predict))
-    bare, ours = map(json.loads, lines)
-    assert (bare["stage"], ours["stage"], bare["ratio"]) == ("bare loop", "predict", 1)
-    assert ours["ratio"] == pytest.approx(ours["images_per_s"] / bare["images_per_s"], rel=1e-3), "one round: its own ratio"
-    assert "8 images on 1 workers, 1 rounds" in last
