@@ -113,7 +113,7 @@ class Stopwatch:
 def rows(points: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """(part, share, time) for each part of the metric points; none if there are none."""
     seconds = {part: points[f"wall/{part}_s"] for part in PARTS} if points else {}
-    return [(ABOUT[part], percent(each / sum(seconds.values())), duration(each)) for part, each in seconds.items()]
+    return [(ABOUT[part], f"{100 * each / sum(seconds.values()):.1f} %", duration(each)) for part, each in seconds.items()]
 
 
 def summary(points: Mapping[str, float]) -> str:

@@ -35,7 +35,7 @@ def test_the_texts_say_where_the_time_went() -> None:
     assert summary(SPENT.points(priced, 2 * 10**9)) == (
         "60 % of 2 min stepping (waiting 10%, validating 20%, starting 10%), 4 images/s, 8 GFLOP/s, 0.0556 worker hours, cost 2"
     )
-    assert rows(SPENT.points(CONFIG))[:2] == [(ABOUT["stepping"], "60 %", "60 s"), (ABOUT["waiting"], "10 %", "10 s")]
+    assert rows(SPENT.points(CONFIG))[:2] == [(ABOUT["stepping"], "60.0 %", "60 s"), (ABOUT["waiting"], "10.0 %", "10 s")]
 
 
 def test_a_run_that_an_older_version_trained_has_no_points() -> None:
