@@ -8,26 +8,31 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 
-def replace_file(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes, *, durable: bool = True) -> None:
     """Writes a file, and its folders if they are missing, so that readers see the old or the new content and never a part.
 
-    It is on the disk when this returns, also if the machine loses power then: a manifest must not outlive what it lists.
+    If `durable`, it is on the disk when this returns, also if the machine loses power then: a manifest must not outlive what it
+    lists. Otherwise only a part of it may be there after a loss of power.
     """
     scratch = Path(path).parent / f".{uuid.uuid4().hex}.tmp"  # not longer than the longest name that the file may have
     made = _make_folders(scratch.parent)
     try:
         with scratch.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(scratch, path)
-    finally:
+    except BaseException:
         scratch.unlink(missing_ok=True)
-    for folder in [scratch.parent, *(each.parent for each in made)]:
-        _sync_folder(folder)
+        raise
+    if durable:
+        for folder in [scratch.parent, *(each.parent for each in made)]:
+            _sync_folder(folder)
 
 
 def is_scratch(name: str) -> bool:
@@ -37,7 +42,7 @@ def is_scratch(name: str) -> bool:
 
 def _make_folders(folder: Path) -> list[Path]:
     """Makes a folder and those above it that are missing; returns them, the lowest first."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = [*takewhile(lambda each: not each.exists(), (folder, *folder.parents))]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 

@@ -105,9 +105,14 @@ class Store:
         due = min(held, end) - start
         return ShortBody(f"received {len(part)} of {due} bytes") if len(part) < due else bytes(part)
 
-    def write(self, key: str, data: bytes) -> None:
-        """Writes the whole value or nothing: readers never see a part of it."""
-        self._request(key, lambda fs, path: fs.pipe_file(path, data) if self.is_s3 else replace_file(path, data))
+    def write(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Writes the whole value or nothing: readers never see a part of it, nor after a loss of power if `durable`."""
+        self._request(key, lambda fs, path: fs.pipe_file(path, data) if self.is_s3 else replace_file(path, data, durable=durable))
+
+    def settle(self) -> None:
+        """Returns when what this machine has written to a folder is on the disk. A bucket keeps what it has accepted."""
+        if not self.is_s3:
+            os.sync()
 
     def size(self, key: str) -> int:
         """Bytes of a key as the store reports them, 0 for a key that does not exist."""

@@ -23,7 +23,8 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluation.predict import Predicted, predict
 from pipeline.evaluation.results import LIST, seal_of, sealed
 from pipeline.images import codec
-from tests.support import untrained
+from pipeline.storage.local import is_scratch
+from tests.support import predict_speed, untrained
 
 ROOT = Path(__file__).parents[3]
 IMAGE = synthetic.sample(0, 0, 40)[0][:, :24]
@@ -148,6 +149,16 @@ def test_a_rerun_computes_only_what_is_missing_or_made_of_something_else(config:
     assert not any(each.before for each in other.done), "another R is another result"
 
 
+@pytest.mark.parametrize("left", [0, 30, -1], ids=["nothing", "its beginning", "all but a byte"])
+def test_what_a_loss_of_power_left_of_a_result_is_replaced(config: Config, tmp_path: Path, left: int) -> None:
+    images, output = folder(tmp_path / "in", a__jpg=JPEG, b__jpg=JPEG), tmp_path / "out"
+    predict(asked(config, images, output))
+    whole = held(output)
+    (output / "a.png").write_bytes(whole["a.png"][:left])
+    assert [each.before for each in predict(asked(config, images, output)).done] == [False, True]
+    assert held(output) == whole
+
+
 @pytest.mark.parametrize("made_of", ["", "0" * 64])
 def test_a_seal_is_of_one_image_and_of_one_file(made_of: str) -> None:
     whole = sealed(PNG, "a.jpg", made_of)
@@ -180,7 +191,8 @@ def test_a_prediction_that_was_killed_resumes(config: Config, tmp_path: Path) ->
     assert len(again.done) == number
     assert done - 1 <= sum(each.before for each in again.done) < number
     results = held(tmp_path / "out")
-    assert set(results) == {f"{n:03d}{end}" for n in range(number) for end in (".png", "_overlay.png")}, "no other file is left"
+    expected = {f"{n:03d}{end}" for n in range(number) for end in (".png", "_overlay.png")}
+    assert {name for name in results if not is_scratch(name)} == expected
     assert len((tmp_path / "out" / LIST).read_text().splitlines()) == 1 + number
     assert len({codec.decode_label(results[f"{n:03d}.png"]).tobytes() for n in range(number)}) == 1
 
@@ -277,3 +289,10 @@ def test_tasks_name_bad_images_too(config: Config, local_ray: None, tmp_path: Pa
     images = folder(tmp_path / "in", a__jpg=JPEG, m__jpg=b"", z__jpg=JPEG)
     done = predict(asked(config, images, tmp_path / "out", **{"train.workers": 2, "train.cpus_per_worker": 0.5}))
     assert (names(done), done.faults) == (["a.png", "z.png"], [f"{images}/m.jpg: empty file: copy it again"])
+
+
+@pytest.mark.slow
+def test_predict_and_a_bare_loop_are_measured_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(ratio > 0 for ratio in predict_speed.main(8, 1, 1))
+    bare, ours, last = capsys.readouterr().out.splitlines()[-3:]
+    assert (bare[:10], ours[:8], last[:23]) == ("bare loop:", "predict:", "predict over bare loop:")

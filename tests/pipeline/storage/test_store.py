@@ -253,6 +253,9 @@ def test_a_file_and_its_folders_are_on_the_disk_before_the_write_ends(tmp_path: 
     folder = f"{tmp_path}/run/step-000010"
     assert done[0].startswith(f"{folder}/.")
     assert done[1:] == [f"rename to {folder}/model", folder, f"{tmp_path}/run", str(tmp_path)]
+    del done[:]
+    Store(str(tmp_path / "run")).write("mask", b"png", durable=False)
+    assert done == [f"rename to {tmp_path}/run/mask"]
 
 
 def test_a_link_without_target_is_listed(tmp_path: Path) -> None:
