@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -21,6 +22,8 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:  # `make` runs two test processes, one a core
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 jaxtyping.install_import_hook("ccnet", "beartype.beartype")  # must run before ccnet is first imported
 
 import ray  # noqa: E402
