@@ -50,6 +50,14 @@ async def refused(request: Request, error: Refused) -> JSONResponse:
     return JSONResponse({"error": str(error)}, error.status)
 
 
+def _encoded(image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, int, int]] | None) -> bytes:
+    """PNG of the mask, or with colours of the image under them.
+
+    It stands above the class because `serve.ingress` pickles the methods with what is defined by then.
+    """
+    return codec.encode_png(mask if colors is None else overlay(image, mask, colors))
+
+
 @serve.deployment(name="segmentation", max_ongoing_requests=ONGOING, max_queued_requests=QUEUED)
 @serve.ingress(app)
 class Segmentation:
@@ -139,11 +147,6 @@ class Segmentation:
         self._seconds.observe(time.monotonic() - started)
         self._pixels.inc(mask.size)
         return mask
-
-
-def _encoded(image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, int, int]] | None) -> bytes:
-    """PNG of the mask, or with colours of the image under them."""
-    return codec.encode_png(mask if colors is None else overlay(image, mask, colors))
 
 
 def application(options: dict[str, Any]) -> serve.Application:
