@@ -202,7 +202,7 @@ def test_any_number_of_workers_counts_the_same(config: Config, local_ray: None) 
     for each in found[1:]:
         assert each.score == found[0].score
         assert torch.equal(each.pixels, found[0].pixels)
-        assert each.images == found[0].images
+        assert repr(each.images) == repr(found[0].images)  # classes that are absent are NaN, which equals nothing
 
 
 @pytest.mark.slow
