@@ -131,7 +131,7 @@ def _ray_serve() -> Any:
     try:
         from ray import serve
     except ImportError as error:
-        raise ClusterError(f"Ray Serve is not installed ({error}): pip install 'ccnet-pipeline[serve]'") from error
+        raise ClusterError("Ray Serve is not installed: `make install` adds it, or pip install -e '.[serve]'") from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return serve
 
