@@ -6,7 +6,6 @@ import time
 
 from pipeline.config.base import Tracking
 from pipeline.delivery.predictor import Model, load
-from pipeline.errors import PipelineError
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
 
@@ -45,7 +44,7 @@ class CurrentModel:
                     self._version, self.since = version, time.time()
                     logger.info("%s: now %s", self._address, self.model.record.origin["checkpoint"])
                 said = ""
-            except PipelineError as error:  # MLflow is away, or the alias is: the model that is there goes on answering
+            except Exception as error:  # MLflow or the alias is away, a model is damaged: the one that is there still answers
                 if str(error) != said:
                     logger.warning("%s: the model stays as it is: %s", self._address, error)
                 said = str(error)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES, TOKEN_SHA256 = "CCNET_SERVE_MAX_BYTES", "CCNET_SERVE_TOKEN_SHA256"
 """Environment variables of the processes that answer: the largest body, and the hash of the token if one is needed."""
+LARGEST_BODY, LARGEST_IMAGE = 2**25, 2**24
+"""Bytes of a request and pixels of an image (4096 x 4096), where nothing else is set."""
 OPEN = ("/", "/healthz", "/-/healthz")
 """Paths that need no token: the page asks for it, and the health says nothing about the model."""
 DISCARDED = 2**30
@@ -27,7 +29,7 @@ class Guard:
 
     def __init__(self, app: "ASGIApp") -> None:
         self._app = app
-        self._max_bytes = int(os.environ.get(MAX_BYTES, 2**25))
+        self._max_bytes = int(os.environ.get(MAX_BYTES, LARGEST_BODY))
         self._token_sha256 = os.environ.get(TOKEN_SHA256)
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:

@@ -38,8 +38,8 @@ class Options(NamedTuple):
     port: int = 8000
     replicas: int = 1
     """Copies of the model: each has a GPU if there are enough, else its share of the CPUs."""
-    max_bytes: int = 2**25
-    max_pixels: int = 2**24
+    max_bytes: int = guard.LARGEST_BODY
+    max_pixels: int = guard.LARGEST_IMAGE
     open: bool = False
     """Whether other machines may ask without a token."""
 
@@ -72,7 +72,6 @@ def serving(options: Options) -> Iterator[str]:
             "Ray Serve runs on this cluster already: add this service to it, with the import path "
             "pipeline.serving.service:application and args {model: ...} in the file of `serve deploy`"
         )
-
     cpus, gpus = _share(options.replicas)
     actor = {"num_gpus": gpus, "num_cpus": cpus, "runtime_env": {"env_vars": doors}}
     address = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model

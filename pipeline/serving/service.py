@@ -24,11 +24,9 @@ from pipeline.formatting import show_own_lines
 from pipeline.images import codec
 from pipeline.images.files import read_header
 from pipeline.serving.current import CurrentModel
-from pipeline.serving.guard import Guard
+from pipeline.serving.guard import LARGEST_IMAGE, Guard
 from pipeline.serving.page import PAGE, POLICY
 
-MAX_PIXELS = 2**24
-"""4096 x 4096: the largest image that is predicted, if the options say nothing else."""
 ONGOING, QUEUED = 4, 32
 """Requests that a replica holds at once, so that one is decoded while another is predicted; requests that wait for a replica."""
 
@@ -63,7 +61,7 @@ def _encoded(image: codec.UInt8, mask: codec.UInt8, colors: Sequence[tuple[int, 
 class Segmentation:
     """One copy of the model. Images pass it one after another, so no mask depends on what else is asked for meanwhile."""
 
-    def __init__(self, model: str, max_pixels: int = MAX_PIXELS, tracking_uri: str | None = None) -> None:
+    def __init__(self, model: str, max_pixels: int = LARGEST_IMAGE, tracking_uri: str | None = None) -> None:
         if tracking_uri:
             os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri)
         show_own_lines()
