@@ -35,7 +35,8 @@ from tests.support.mlflow_server import MlflowServer  # noqa: E402
 
 ORDER = ("chaos", "own", "local_ray", "stack")
 """The order of tests, by the cluster that they use; `own` is a cluster that a test starts itself. A cluster ends before the next
-one starts, because even an idle one takes a fifth of a core."""
+one starts, because even an idle one takes a fifth of a core. A test that asks for its cluster while it runs names it in its mark:
+`pytest.mark.slow("local_ray")`."""
 
 
 class LocalRay(NamedTuple):
@@ -51,9 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the tests: first those that start nothing, then those of each cluster together."""
 
     def group(item: pytest.Item) -> int:
-        if not item.get_closest_marker("slow"):
+        if not (slow := item.get_closest_marker("slow")):
             return -1
-        used = {*getattr(item, "fixturenames", ()), *(["chaos"] if "tests/chaos" in str(item.path) else [])}
+        used = {*getattr(item, "fixturenames", ()), *slow.args, *(["chaos"] if "tests/chaos" in str(item.path) else [])}
         return max((ORDER.index(name) for name in used if name in ORDER), default=ORDER.index("own"))
 
     items.sort(key=group)
@@ -61,10 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that starts a cluster and is not marked `slow`."""
+    """Fails a test that starts a cluster and is not marked `slow`, and one that ends the cluster of other tests."""
     before = ray.is_initialized()
     yield
     assert before or not ray.is_initialized() or request.node.get_closest_marker("slow"), "started Ray: mark it slow"
+    assert ray.is_initialized() or not before, "ended the cluster of later tests: start a process for it"
 
 
 @pytest.fixture(scope="session")

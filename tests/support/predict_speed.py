@@ -87,8 +87,8 @@ def _bare_share(config: Config, rank: int) -> None:
             Path(str(config.predict.output), file.stem + end).write_bytes(codec.encode_png(picture))
 
 
-def main(num_images: int = 2000, num_rounds: int = 3, num_workers: int = 2) -> list[float]:
-    """Prints each turn and the medians of the ratios, and returns these: at steady state, and with every start."""
+def main(num_images: int = 2000, num_rounds: int = 3, num_workers: int = 2) -> None:
+    """Prints each turn and the medians of the ratios."""
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         for _, (bare, ours) in zip(range(num_rounds), turns(Path(folder), num_images, num_workers), strict=False):
@@ -97,7 +97,6 @@ def main(num_images: int = 2000, num_rounds: int = 3, num_workers: int = 2) -> l
                 print(f"{name}: {rates[0]:.1f} images/s, with every start {rates[1]:.1f}", flush=True)
     medians = [statistics.median(ratio) for ratio in zip(*ratios, strict=True)]
     print(f"predict over bare loop: {medians[0]:.2f}, with every start {medians[1]:.2f}")
-    return medians
 
 
 if __name__ == "__main__":

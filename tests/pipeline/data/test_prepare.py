@@ -115,7 +115,7 @@ def s3(endpoint: str, credentials: None, monkeypatch: pytest.MonkeyPatch) -> str
     return f"s3://{name}/prefix"
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow("local_ray"))])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder, which threads prepare, and a bucket, which Ray Data prepares."""
     if request.param == "folder":
