@@ -27,12 +27,28 @@ def bootstrap_interval(
     result is (NaN, NaN). The interval reflects the choice of images; the training seed is a separate source of variation.
     ValueError for a level outside 0 .. 1 or fewer than one resample.
     """
+    return bootstrap_intervals(intersection, union, num_resamples=num_resamples, level=level, seed=seed)[0]
+
+
+def bootstrap_intervals(
+    intersection: Int64[Tensor, "N K"],
+    union: Int64[Tensor, "N K"],
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """(low, high) of the mIoU, as `bootstrap_interval`, and of the IoU of each class, from the same resamples.
+
+    A resample that lacks a class does not count for it. The interval of a class that occurs in no image is (NaN, NaN).
+    """
     tails = _tails(level, num_resamples)
     if not len(union):
-        return float("nan"), float("nan")
-    mious = [iou.nanmean(dim=1) for (iou,) in _resampled([(intersection, union)], num_resamples, seed)]  # [rows] each
-    low, high = torch.cat(mious).nanquantile(tails).tolist()
-    return low, high
+        return _unknown(union.shape[1])
+    found = []
+    for (iou,) in _resampled([(intersection, union)], num_resamples, seed):  # [rows, K]
+        found.append(torch.cat([iou.nanmean(dim=1, keepdim=True), iou], dim=1))
+    return _bounds(torch.cat(found), tails)
 
 
 def bootstrap_differences(
@@ -51,12 +67,22 @@ def bootstrap_differences(
     """
     tails, num_classes = _tails(level, num_resamples), first[1].shape[1]
     if not len(first[1]):
-        return (float("nan"), float("nan")), [(float("nan"), float("nan"))] * num_classes
+        return _unknown(num_classes)
     found = []
     for before, after in _resampled([first, second], num_resamples, seed):
         found.append(torch.cat([after.nanmean(dim=1, keepdim=True) - before.nanmean(dim=1, keepdim=True), after - before], dim=1))
-    bounds = torch.cat(found).nanquantile(tails, dim=0).T.tolist()  # [1 + K][2]
-    (low, high), *classes = bounds
+    return _bounds(torch.cat(found), tails)
+
+
+def _unknown(num_classes: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    return (float("nan"), float("nan")), [(float("nan"), float("nan"))] * num_classes
+
+
+def _bounds(
+    found: Float64[Tensor, "resamples _"], tails: Float64[Tensor, "2"]
+) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """The quantiles `tails` of the first column, and of each other one."""
+    (low, high), *classes = found.nanquantile(tails, dim=0).T.tolist()
     return (low, high), [(low, high) for low, high in classes]
 
 

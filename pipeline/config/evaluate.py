@@ -28,7 +28,7 @@ class Evaluate(Section):
     attention_off: bool = True
     """Let jobs.evaluate also score the same weights with the attention off (R = 0), which nearly doubles its time."""
     panel_images: int = Field(4, ge=1)
-    """Number of validation images, always the same ones, that MLflow shows."""
+    """Number of validation images that MLflow shows: always the same, which together show every class as large as they can."""
     background: bool = False
     """Validate in a separate Ray task while training continues; needs one more GPU, or the CPUs of one more worker."""
 

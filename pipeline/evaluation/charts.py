@@ -52,6 +52,54 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> Image:
     return drawn(figure)
 
 
+def class_scores(
+    iou: Sequence[float], intervals: Sequence[tuple[float, float] | None], names: Sequence[str], level: float
+) -> Image:
+    """uint8[H, W, 3]: a bar for the IoU of each class that occurs, the best first, with its interval of `level` (0 to 1)."""
+    order = sorted((k for k in range(len(names)) if iou[k] == iou[k]), key=lambda k: -iou[k])
+    labels = [short(names[k]) for k in order]
+    left, top, bar = 46 + 8 * max(map(len, labels), default=0), 40, 24
+    width, height = left + 560, top + max(1, len(order)) * bar + GAP
+    figure = blank_figure(width, height)
+    axes = figure.add_axes((left / width, GAP / height, (width - left - 130) / width, (height - top - GAP) / height))
+    axes.barh(range(len(order)), [iou[k] for k in order], height=0.7, color=SERIES[1])
+    for place, k in enumerate(order):
+        end = iou[k]
+        if bounds := intervals[k]:
+            axes.plot(bounds, (place, place), color=INK, linewidth=1.4, marker="|", markersize=7)
+            end = max(end, bounds[1])
+        axes.text(end, place, f"  {iou[k]:.4f}", va="center", size=9, color=MUTED)
+    axes.set_yticks(range(len(order)), labels, parse_math=False)
+    axes.set_ylim(max(1, len(order)) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    _bare(axes)
+    figure.text(GAP / width, 1 - 24 / height, f"IoU, and its {100 * level:g} % interval over images", size=10, color=INK)
+    return drawn(figure)
+
+
+def reliability(bins: NDArray[np.float64], error: float) -> Image:
+    """uint8[H, W, 3] of float64[3, M], the bins of a `Calibration`: accuracy over confidence, and below the pixels of each."""
+    confidence, accuracy, _ = bins[:, bins[2] > 0]
+    figure = blank_figure(520, 560, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+    above.plot(confidence, accuracy, color=SERIES[0], linewidth=1.8, marker="o", markersize=5)
+    above.fill_between(confidence, confidence, accuracy, color=SERIES[1], alpha=0.5)
+    above.set_title(f"expected calibration error {error:.4f}", size=10, color=INK, loc="left")
+    above.set_ylabel("share of pixels that are right", color=INK)
+    above.set_ylim(0, 1)
+    below.bar((np.arange(bins.shape[1]) + 0.5) / bins.shape[1], bins[2], width=0.9 / bins.shape[1], color=SERIES[1])
+    below.set_xlim(0, 1)
+    below.set_xlabel("confidence of the network in its class (dashed: right as often as it says)", color=INK)
+    below.set_ylabel("share of pixels", color=INK)
+    for axes in (above, below):
+        axes.grid(color="#e4e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        _bare(axes)
+    return drawn(figure)
+
+
 def class_histogram(counts: Mapping[str, tuple[Sequence[int], Sequence[int]]], names: Sequence[str]) -> Image:
     """uint8[H, W, 3]: bars of each class's share of the labelled pixels, one for each split; the most frequent class first.
 

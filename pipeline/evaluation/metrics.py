@@ -6,6 +6,7 @@ import torch
 
 from ccnet import ConfusionMatrix
 from ccnet.boundary_iou import BoundaryIoU
+from ccnet.calibration import BINS, Calibration
 from pipeline.formatting import table
 from pipeline.tracking.keys import class_keys
 
@@ -80,6 +81,10 @@ class Score(NamedTuple):
     """Weight of the attention; None if R = 0, or in a score of an earlier version."""
     attention_off_miou: float | None = None
     """mIoU of the same weights with R = 0; None if it was not measured."""
+    class_intervals: tuple[tuple[float, float] | None, ...] | None = None
+    """As `interval`, of the IoU of each class; None for one that does not occur."""
+    confidences: list[list[int]] | None = None
+    """int64[2, 256], the counts of a `Calibration`; None if it was not measured."""
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -90,6 +95,14 @@ class Score(NamedTuple):
         boundary = BoundaryIoU(len(self.class_names), dilation_ratio=self.protocol["boundary_dilation_ratio"])
         boundary.counts += torch.tensor(self.boundary_counts)
         return boundary
+
+    @property
+    def calibration(self) -> Calibration | None:
+        if self.confidences is None:
+            return None
+        calibration = Calibration()
+        calibration.counts += torch.tensor(self.confidences)
+        return calibration
 
     @property
     def miou(self) -> float:
@@ -171,6 +184,8 @@ class Score(NamedTuple):
         }
         if self.gamma is not None:
             points["val/gamma"] = self.gamma
+        if self.calibration is not None:
+            points["val/calibration_error"] = self.calibration.error()
         points |= {f"val/iou/{key}": iou for key, iou in zip(class_keys(self.class_names), matrix.iou().tolist(), strict=True)}
         return {key: value for key, value in points.items() if value == value}  # NaN: nothing to divide by
 
@@ -200,6 +215,10 @@ class Score(NamedTuple):
             attention.append(("attention off", self.attention_off_miou, "mIoU of the same weights with R = 0"))
         if self.gamma is not None:
             attention.append(("gamma", self.gamma, "weight of the attention; near 0 it changes nothing"))
+        calibrated = []
+        if self.calibration is not None:
+            about = f"mean difference of confidence and accuracy, {BINS} bins (ECE); 0 is best"
+            calibrated.append(("calibration error", self.calibration.error(), about))
         return [
             ("mIoU", self.miou, note),
             *attention,
@@ -208,6 +227,7 @@ class Score(NamedTuple):
             ("mean accuracy", matrix.mean_accuracy(), caveat),
             ("frequency-weighted IoU", matrix.frequency_weighted_iou(), caveat),
             ("boundary mIoU", self.boundary.miou(), _joined(caveat, width)),
+            *calibrated,
             ("majority class", self.majority_miou, "mIoU of always predicting the most frequent class"),
         ]
 

@@ -22,19 +22,22 @@ from pipeline.loading.batches import Sample, evaluation_samples
 
 
 def of_validation(
-    config: Config, manifest: Manifest, net: CCNet, device: torch.device, worst: Sequence[int] = ()
+    config: Config,
+    manifest: Manifest,
+    net: CCNet,
+    device: torch.device,
+    examples: Sequence[int],
+    worst: Sequence[int],
 ) -> dict[str, UInt8]:
     """Pictures by name: `panel` has image, truth, prediction and error; `attention` has the maps of one pixel of each image.
 
-    `worst_images` is a panel of the images numbered `worst`. Recurrence 0 has no attention.
+    They show the images numbered `examples`. `worst_images` is a panel of those numbered `worst`. Recurrence 0 has no attention.
     """
-    num_images = manifest.num_images("val")
-    shown = min(config.evaluate.panel_images, num_images)
-    indices = [i * num_images // shown for i in range(shown)]
-    samples = _read(config, manifest, indices)
-    pictures = {"panel": _panel(samples, manifest, net, device)}
-    if worst:
-        pictures["worst_images"] = _panel(_read(config, manifest, worst), manifest, net, device)
+    samples = _read(config, manifest, examples)
+    pictures = {
+        "panel": _panel(samples, manifest, net, device),
+        "worst_images": _panel(_read(config, manifest, worst), manifest, net, device),
+    }
     attended = _attended(samples, net, device) if net.head.recurrence else []
     if attended:
         note = f"gamma {net.gamma:.4f}"

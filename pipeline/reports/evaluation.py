@@ -50,7 +50,9 @@ def write_report(config: Config, evaluation: Evaluation) -> Report:
     The same evaluation again writes nothing.
     """
     content = _content(config, evaluation)
-    key = f"{config.name}-evaluation-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
+    # Without the confidences: they are rounded, and with another number of threads a few are rounded to the other side.
+    came_out = content | {"score": content["score"] | {"confidences": None}}
+    key = f"{config.name}-evaluation-{hashlib.sha256(json.dumps(came_out, sort_keys=True).encode()).hexdigest()[:8]}"
     store = open_store(f"{config.storage.path}/evaluations/{key}", config.storage)
     if store.exists(RECORD):  # the last that is written
         files = {name: store.read(name) for name in (IMAGES, PAGE, RECORD)}
@@ -97,6 +99,15 @@ def _pictures(config: Config, evaluation: Evaluation, worst: Sequence[int]) -> d
     shown = panels.of_images(config, evaluation.manifest, evaluation.net, worst)
     confusion = charts.confusion_picture(score.matrix.counts.numpy(), score.class_names)
     pictures = {"The images with the largest share of wrong pixels": shown, "Which classes are taken for which": confusion}
+    if score.class_intervals:
+        level = score.protocol["miou_interval"]["level"]
+        pictures["How sure the score of each class is"] = charts.class_scores(
+            score.matrix.iou().tolist(), score.class_intervals, score.class_names, level
+        )
+    if score.calibration:
+        pictures["Whether it is right as often as it says"] = charts.reliability(
+            score.calibration.bins().numpy(), score.calibration.error()
+        )
     return {title: encode_png(each) for title, each in pictures.items()}
 
 

@@ -67,10 +67,18 @@ def headline(score: Score, data: str) -> str:
     """`mIoU 0.7134 on 10 images of val of NAME`, with what speaks against it and its interval."""
     notes = [score.caveat] if score.caveat else []
     if score.interval:
-        low, high = score.interval
-        notes.append(f"{100 * score.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}")
+        notes.append(f"{_level(score)} interval over images {shown_interval(score.interval)}")
     images = f"{counted(score.num_images)} of {score.protocol['split']} of {data}"
     return f"mIoU {score.miou:.4f} on {images}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def shown_interval(bounds: tuple[float, float] | None) -> str:
+    """`0.7012 to 0.7290`; empty for None."""
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+
+
+def _level(score: Score) -> str:
+    return f"{100 * score.protocol['miou_interval']['level']:g} %"
 
 
 def figures(score: Score) -> str:
@@ -78,10 +86,13 @@ def figures(score: Score) -> str:
     pixels = torch.tensor(score.counts).sum(1)
     columns = zip(score.matrix.iou().tolist(), score.matrix.class_accuracy().tolist(), score.boundary.iou().tolist(), strict=True)
     rows = [
-        (name, *map(figure, values), f"{number / max(1, int(pixels.sum())):.2%}")
+        [name, *map(figure, values), f"{number / max(1, int(pixels.sum())):.2%}"]
         for name, values, number in zip(score.class_names, columns, pixels.tolist(), strict=True)
     ]
+    headings = ["class", "IoU", "accuracy", "boundary IoU", "pixels"]
+    if score.class_intervals:
+        headings.append(f"{_level(score)} interval of the IoU")
+        rows = [[*row, shown_interval(bounds)] for row, bounds in zip(rows, score.class_intervals, strict=True)]
     rows.sort(key=lambda row: (row[1] != "absent", row[1]), reverse=True)
     overall = [(name, figure(value), note) for name, value, note in score.summary()]
-    headings = ("class", "IoU", "accuracy", "boundary IoU", "pixels")
     return f"{table(headings, rows)}\n<br>\n{table(('over all classes', '', ''), overall)}"

@@ -57,14 +57,16 @@ def validate(
     samples = _reporting_progress(
         evaluation_samples(run.config, run.manifest, "val", indices, run.config.evaluate.scale), progress
     )
-    counts, wrong = evaluate.evaluate_samples(net, samples, len(run.manifest.class_names), device)
+    num_classes, most = len(run.manifest.class_names), run.config.evaluate.panel_images
+    counts, seen = evaluate.evaluate_samples(net, samples, num_classes, device)
     protocol = validation_protocol(run.config, run.manifest)
-    score = evaluate.reduced_score(counts, len(wrong), run.manifest, "val", protocol, device)._replace(gamma=net.gamma)
-    worst = evaluate.worst_images(wrong, score.num_images, run.config.evaluate.panel_images, device)
+    score = evaluate.reduced_score(counts, len(seen), run.manifest, "val", protocol, device)._replace(gamma=net.gamma)
+    examples = evaluate.example_images(seen, score.num_images, most, num_classes, device)
+    worst = evaluate.worst_images(seen, score.num_images, most, device)
     if log:
         log.metrics(score.metrics(), step)
         log.picture("confusion_matrix", step, charts.confusion_picture(score.matrix.counts.numpy(), score.class_names))
-        for name, picture in panels.of_validation(run.config, run.manifest, net, device, worst).items():
+        for name, picture in panels.of_validation(run.config, run.manifest, net, device, examples, worst).items():
             log.picture(name, step, picture)
         note = f"{score.caveat}, " if score.caveat else ""
         logger.info("step %d/%d  val mIoU %.4f %son %s  (%.1f s)", step, run.config.train.steps, score.miou, note,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ccnet.bootstrap import bootstrap_differences, bootstrap_interval
+from ccnet.bootstrap import bootstrap_differences, bootstrap_interval, bootstrap_intervals
 
 
 def images(seed: int, num_images: int, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,9 +31,16 @@ def test_equals_a_loop_over_the_same_resamples():
     resamples = [torch.randint(7, (7,), generator=generator) for _ in range(300)]
     mious = torch.tensor([miou(intersection[drawn], union[drawn]) for drawn in resamples], dtype=torch.float64)
     expected = mious.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-    assert bootstrap_interval(intersection, union, num_resamples=300, level=0.9, seed=5) == pytest.approx(
-        tuple(expected), abs=1e-12
-    )
+    found, by_class = bootstrap_intervals(intersection, union, num_resamples=300, level=0.9, seed=5)
+    assert found == pytest.approx(tuple(expected), abs=1e-12)
+    assert found == bootstrap_interval(intersection, union, num_resamples=300, level=0.9, seed=5)
+    for k in range(3):
+        ious = torch.tensor(
+            [float(intersection[d, k].sum() / union[d, k].sum().double()) for d in resamples], dtype=torch.float64
+        )
+        bounds = ious.nanquantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+        assert by_class[k] == pytest.approx(tuple(bounds), abs=1e-12)
+    assert all(math.isnan(bound) for bound in by_class[3])
 
 
 def test_one_image_leaves_nothing_to_chance():
@@ -72,7 +79,9 @@ def test_images_without_a_valid_pixel_are_left_out():
 
 def test_without_images_it_is_not_a_number():
     nothing = torch.zeros(0, 3, dtype=torch.int64)
-    assert all(math.isnan(bound) for bound in bootstrap_interval(nothing, nothing))
+    found, by_class = bootstrap_intervals(nothing, nothing)
+    assert all(math.isnan(bound) for bounds in (found, *by_class) for bound in bounds)
+    assert len(by_class) == 3
 
 
 @pytest.mark.parametrize("wrong", [{"level": 1.0}, {"level": 0.0}, {"num_resamples": 0}])

@@ -33,6 +33,24 @@ def test_a_histogram_grows_with_the_classes_and_takes_those_without_a_pixel(num_
 
 
 @pytest.mark.filterwarnings("error")
+def test_the_bars_of_a_score_are_as_long_as_the_iou_the_best_first() -> None:
+    iou, intervals = [0.4, float("nan"), 0.8], [(0.3, 0.5), None, (0.6, 0.9)]
+    picture = charts.class_scores(iou, intervals, ["$a$ 道路", "nowhere", "road"], 0.95)
+    best, other = widths(picture[40:], VAL.astype(np.uint8))
+    assert other / best == pytest.approx(0.5, abs=0.1), "the whisker hides a part of the bar"
+    assert charts.class_scores([float("nan")], [None], ["nowhere"], 0.95).any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_reliability_of_a_network_that_boasts_lies_below_the_diagonal() -> None:
+    bins = np.array([[0.1, np.nan, 0.9], [0.1, np.nan, 0.3], [0.5, 0.0, 0.5]])
+    picture = charts.reliability(bins, 0.3)
+    assert picture.shape == (560, 520, 3)
+    line = np.argwhere((picture[:400] == TRAIN).all(axis=2))
+    assert line[line[:, 1] > 400, 0].min() > 150, "30 % right where it says 90 %"
+
+
+@pytest.mark.filterwarnings("error")
 def test_the_curve_of_one_validation_and_of_many() -> None:
     many = [(step, 2.0 / step) for step in range(1, 200)]
     picture = charts.learning_curve(many, [(step, step / 200) for step in range(20, 200, 20)])

@@ -72,8 +72,8 @@ def test_a_validation_goes_on_with_every_pixel_wrong(config: Config, caplog: pyt
     net, _ = inference.load_network(config, manifest)
     samples = list(evaluation_samples(config, manifest, "val", [0, 3, 7], 1.0))
     with caplog.at_level(logging.WARNING):
-        counts, wrong = evaluate.evaluate_samples(net, samples, len(manifest.class_names), device)
-    assert wrong == {0: 1.0, 3: 1.0, 7: 1.0}
+        counts, seen = evaluate.evaluate_samples(net, samples, len(manifest.class_names), device)
+    assert {number: each.wrong for number, each in seen.items()} == {0: 1.0, 3: 1.0, 7: 1.0}
     assert counts.confusion.counts.sum() == sum(int((sample.label != codec.IGNORE).sum()) for sample in samples)
     assert (counts.confusion.miou(), counts.boundary.miou()) == (0.0, 0.0)
     assert f"count as wrong: 3 (first: sample val-0: {NOT_FINITE}" in caplog.text
@@ -82,6 +82,6 @@ def test_a_validation_goes_on_with_every_pixel_wrong(config: Config, caplog: pyt
 def test_pictures_of_a_validation_show_no_class(config: Config) -> None:
     manifest, device = manifest_of(config), torch.device("cpu")
     net, _ = inference.load_network(config, manifest)
-    pictures = panels.of_validation(override(config, {"evaluate.panel_images": 1}), manifest, net, device)
-    assert list(pictures) == ["panel"]
+    pictures = panels.of_validation(config, manifest, net, device, [0], [3])
+    assert list(pictures) == ["panel", "worst_images"]
     assert np.isfinite(pictures["panel"]).all()

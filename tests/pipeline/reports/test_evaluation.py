@@ -73,7 +73,15 @@ def test_a_report_is_written_once_and_without_mlflow_too(
     assert [float(row["wrong"]) for row in rows] == pytest.approx([image.wrong for image in evaluation.images], abs=1e-6)
     page = (folder / "report.html").read_text()
     assert f"mIoU {evaluation.score.miou:.4f} on 10 images of val of" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4
+    assert evaluation.score.class_intervals is not None
+    best = int(evaluation.score.matrix.iou().nan_to_num(-1.0).argmax())
+    low, high = evaluation.score.class_intervals[best] or (0.0, 0.0)
+    assert "95 % interval of the IoU" in page
+    assert f"<td>{low:.4f} to {high:.4f}</td>" in page
+    assert evaluation.score.calibration is not None
+    assert "<td>calibration error</td><td" in page
+    assert f">{evaluation.score.calibration.error():.4f}</td>" in page
     assert "http" not in page.replace(str(config.storage.path), ""), "the page needs nothing else"
     assert f"evaluate.checkpoint={evaluation.checkpoint.url} evaluate.split=val</pre>" in page
     worst = max(evaluation.images, key=lambda image: image.wrong)
