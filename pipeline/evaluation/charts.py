@@ -91,7 +91,7 @@ def reliability(bins: NDArray[np.float64], error: float) -> Image:
     above.set_ylim(0, 1)
     below.bar((np.arange(bins.shape[1]) + 0.5) / bins.shape[1], bins[2], width=0.9 / bins.shape[1], color=SERIES[1])
     below.set_xlim(0, 1)
-    below.set_xlabel("confidence of the network in its class (dashed: right as often as it says)", color=INK)
+    below.set_xlabel("confidence (dashed: right as often as it says)", color=INK)
     below.set_ylabel("share of pixels", color=INK)
     for axes in (above, below):
         axes.grid(color="#e4e7eb", linewidth=0.8)

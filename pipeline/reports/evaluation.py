@@ -101,7 +101,7 @@ def _pictures(config: Config, evaluation: Evaluation, worst: Sequence[int]) -> d
     pictures = {"The images with the largest share of wrong pixels": shown, "Which classes are taken for which": confusion}
     if score.class_intervals:
         level = score.protocol["miou_interval"]["level"]
-        pictures["How sure the score of each class is"] = charts.class_scores(
+        pictures["How sure the IoU of each class is"] = charts.class_scores(
             score.matrix.iou().tolist(), score.class_intervals, score.class_names, level
         )
     if score.calibration:
