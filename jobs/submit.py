@@ -1,31 +1,37 @@
 """`python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]`: runs a verb on a cluster, through Ray's job API.
 
-This folder is sent as the job's working directory, without what .gitignore names. The log is streamed, and the exit code is the
-job's. Ctrl-C stops the job.
+It sends the code of this folder and the configuration. The log is streamed, over interrupted connections too, and the exit code
+is the job's (3: not known). Ctrl-C stops the job. `list`, `status JOB`, `logs JOB` and `stop JOB` instead of a verb show and stop
+jobs. The cluster is `--address http://HOST:8265`, else RAY_API_SERVER_ADDRESS, else the stack of this folder.
 """
 
-import asyncio
+import argparse
 import difflib
 import logging
 import os
 import shlex
 import sys
-import time
+import tempfile
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.stack_env import environment
 from jobs.usage import SECTIONS
+from pipeline.errors import ClusterError, ConfigError
 from pipeline.tracking.provenance import COMMIT, USER, describe_commit, user
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from pipeline.cluster.job_server import JobServer
+    from pipeline.config.config import Config
 
 VERBS = tuple(SECTIONS)
-USAGE = "usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach]"
-EXCLUDES = ["/.stack", "/outputs", "/.venv-s3"]
-"""Folders that are never sent, even if .gitignore does not name them; Ray itself excludes .git and .venv."""
+USAGE = """usage: python -m jobs.submit VERB CONFIG.yaml [dotted.key=value ...] [--detach] [--address URL]
+       python -m jobs.submit list | status JOB | logs JOB | stop JOB [--address URL]"""
+ADDRESS = "RAY_API_SERVER_ADDRESS"
+ALONE = ("prepare", "train", "tune")
+"""Verbs of which one at a time may work on the same data, run or search."""
 
 
 class SubmitError(ValueError):
@@ -47,9 +53,18 @@ def entrypoint(verb: str, config: str, overrides: list[str]) -> str:
     return shlex.join(["python", "-m", f"jobs.{verb}", path.resolve().relative_to(here.resolve()).as_posix(), *overrides])
 
 
-def connect() -> "JobSubmissionClient":
-    """A client of RAY_API_SERVER_ADDRESS, else of the stack in this folder. Raises SubmitError if neither is available."""
-    if "RAY_API_SERVER_ADDRESS" not in os.environ:
+def job_name(verb: str, config: "Config") -> str:
+    """What the jobs of the same work are called: the run key, or the key of the search."""
+    key = config.search_key if verb == "tune" else config.run_key
+    return key if verb in ("train", "tune") else f"{key}-{verb}"
+
+
+def connect(address: str | None) -> "JobServer":
+    """The job server of `address`, of the environment, or of the stack in this folder; prints which. Raises SubmitError."""
+    why = "--address"
+    if address is None and ADDRESS in os.environ:
+        address, why = os.environ[ADDRESS], ADDRESS
+    if address is None:
         try:
             os.environ.update(environment())
         except FileNotFoundError:
@@ -57,68 +72,85 @@ def connect() -> "JobSubmissionClient":
                 "no cluster to submit to: start one here with `python -m infra.stack up`, "
                 "or set RAY_API_SERVER_ADDRESS=http://HOST:8265 of a running one"
             ) from None
-    # Imported only now: Ray reads RAY_AUTH_MODE at its first import.
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+        address, why = os.environ[ADDRESS], "the stack of this folder"
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from pipeline.cluster.job_server import JobServer  # only now: Ray reads RAY_AUTH_MODE at its first import
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise Ray logs a line for each file that is not sent
-    address = os.environ["RAY_API_SERVER_ADDRESS"]
-    try:
-        return JobSubmissionClient(address)
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SubmitError(
-            f"{address} (RAY_API_SERVER_ADDRESS) accepts no jobs: {reason}\n"
-            "if it is the local stack, `python -m infra.stack up` starts it; if it requires a token, set RAY_AUTH_TOKEN_PATH"
-        ) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise Ray says how it packs the files
+    server = JobServer(address)
+    print(f"cluster {address} ({why})", flush=True)
+    return server
 
 
-def submit(client: "JobSubmissionClient", command: str, *, working_dir: str = ".") -> str:
-    """Sends the folder and starts the shell command in it; returns the job's id."""
+def submit(server: "JobServer", verb: str, config: str, overrides: list[str]) -> str:
+    """Sends code and configuration and starts the verb; returns the job's id. Raises SubmitError, ClusterError, ConfigError."""
+    from pipeline.cluster.job_files import gather
+    from pipeline.config.load import load
+    from pipeline.formatting import size
+
+    command, made = entrypoint(verb, config, overrides), load(config, overrides)
+    modules = [made.data.augment.partition(":")[0]] if made.data.augment else []
     # The copy has no .git, and the cluster another user: both are passed on for the run in MLflow.
     variables = {COMMIT: describe_commit(), USER: user()}
-    return client.submit_job(
-        entrypoint=command, runtime_env={"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables}
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        sent = gather(Path.cwd(), Path.cwd() / config, modules, Path(folder))
+        job = server.submit(command, job_name(verb, made), folder, variables, alone=verb in ALONE)
+    print(f"sent {sent.num_files} files, {size(sent.num_bytes)}\n{job}: {command}", flush=True)
+    return job
 
 
-def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object] = sys.stdout.write) -> int:
-    """Writes the job's log until the job has ended; returns its exit code.
+def follow(server: "JobServer", job: str) -> int:
+    """Shows the job's log until the job has ended; returns its exit code. Ctrl-C stops the job and returns 130."""
 
-    Ctrl-C stops the job and returns 130. If the connection is lost, writes that and returns 1; the job is not stopped.
-    """
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     try:
-        asyncio.run(_stream(client, job, write))
-        return _exit_code(client, job, write)
+        ended = server.follow(job, write, tell)
     except KeyboardInterrupt:
-        write(f"\nstopping {job}\n")
-        client.stop_job(job)
-        _wait(client, job)
+        tell(f"\nstopping {job}; Ctrl-C again leaves it to itself")
+        server.stop(job)
         return 130
-    except (ConnectionError, RuntimeError) as error:
-        write(f"\nlost the connection to {job}: {error}\nit may still run: ray job status {job}\n")
-        return 1
+    if ended.note:
+        tell(f"{job}: {ended.note}")
+    return ended.code
 
 
-async def _stream(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
-    async for text in client.tail_job_logs(job):
-        write(text)
-        if write == sys.stdout.write:
-            sys.stdout.flush()
+def show_jobs(server: "JobServer") -> int:
+    """Prints a line for each job."""
+    jobs = server.jobs()
+    width = max((len(job.submission_id or "") for job in jobs), default=0)
+    for job in jobs:
+        print(f"{job.submission_id or '':<{width}}  {job.status:<9}  {_since(job.start_time):<19}  {job.entrypoint}")
+    if not jobs:
+        print("no job was submitted to this cluster")
+    return 0
 
 
-def _exit_code(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
-    _wait(client, job)
-    info = client.get_job_info(job)
-    if info.driver_exit_code is not None:
-        return int(info.driver_exit_code)
-    write(f"{job}: {info.status}: {info.message}\n")  # it never ran, or its supervisor died with the node
-    return 1
+def show_status(server: "JobServer", job: str) -> int:
+    """Prints the state of a job."""
+    found = server.details(job)
+    code = "" if found.driver_exit_code is None else f", exit code {found.driver_exit_code}"
+    print(f"{job}: {found.status}{code}, started {_since(found.start_time)}\n{found.entrypoint}\n{found.message or ''}".rstrip())
+    return 0
 
 
-def _wait(client: "JobSubmissionClient", job: str) -> None:
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(0.2)
+def stop(server: "JobServer", job: str) -> int:
+    """Stops a job and waits for its end."""
+    print(f"{job}: {server.stop(job).status}")
+    return 0
+
+
+ABOUT_JOBS: "dict[str, Callable[[JobServer, str], int]]" = {"status": show_status, "logs": follow, "stop": stop}
+
+
+def _since(milliseconds: int | None) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S") if milliseconds else "-"
 
 
 def command(argv: list[str] | None = None) -> int:
@@ -127,23 +159,36 @@ def command(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & {*arguments}:
         print(__doc__)
         return 0
-    detach = "--detach" in arguments
-    words = [word for word in arguments if word != "--detach"]
-    if len(words) < 2 or any(word.startswith("-") for word in words):
-        print(USAGE, file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(usage=USAGE.removeprefix("usage: "), add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="+")
+    parser.add_argument("--detach", action="store_true")
+    parser.add_argument("--address")
     try:
-        command = entrypoint(words[0], words[1], words[2:])
-        client = connect()
-        job = submit(client, command)
-    except SubmitError as error:
+        options = parser.parse_intermixed_args(arguments)
+    except SystemExit:  # it has printed the usage
+        return 2
+    words = options.words
+    try:
+        if words == ["list"]:
+            return show_jobs(connect(options.address))
+        if words[0] in ABOUT_JOBS and len(words) == 2:
+            return ABOUT_JOBS[words[0]](connect(options.address), words[1])
+        if len(words) < 2:
+            print(USAGE, file=sys.stderr)
+            return 2
+        entrypoint(words[0], words[1], words[2:])  # mistakes are answered before a cluster is looked for
+        server = connect(options.address)
+        job = submit(server, words[0], words[1], words[2:])
+    except (SubmitError, ClusterError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{job}: {command}", flush=True)
-    if detach:
-        print(f"follow it:  ray job logs --follow {job}\nstop it:    ray job stop {job}")
+    except ConfigError as error:
+        print("\n".join(error.mistakes), file=sys.stderr)
+        return 2
+    if options.detach:
+        print(f"follow it:  {server.hint('logs', job)}\nstop it:    {server.hint('stop', job)}")
         return 0
-    return follow(client, job)
+    return follow(server, job)
 
 
 if __name__ == "__main__":

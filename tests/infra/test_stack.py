@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from infra import processes
 from infra.processes import Identity
 from infra.services import S3_VENV
 from infra.stack_env import environment
+from pipeline.cluster.job_server import TOKEN_FIX, UNKNOWN
 
 pytestmark = pytest.mark.slow
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -52,10 +54,25 @@ def bucket(stack: dict[str, str]):
 
 JOB = """
 import sys
-from pathlib import Path
-from jobs import submit
-client = submit.connect()
-sys.exit(submit.follow(client, submit.submit(client, sys.argv[1], working_dir=sys.argv[2])))
+from jobs.submit import connect, follow
+server = connect(None)
+from pipeline.cluster import job_server
+job_server.GIVE_UP_S = 5.0
+sys.exit(follow(server, server.submit(sys.argv[1], "test", sys.argv[2], {}, alone=False)))
+"""
+
+TWICE = """
+import sys
+from jobs.submit import connect
+server = connect(None)
+from pipeline.errors import ClusterError
+work = ("python script.py", "once", sys.argv[1], {})
+print(server.submit(*work, alone=True))
+try:
+    server.submit(*work, alone=True)
+except ClusterError as error:
+    print(error)
+print(server.submit(*work, alone=False))
 """
 
 LEAVES_A_PROCESS = """
@@ -110,17 +127,14 @@ def test_objects_survive_a_killed_store_and_only_the_store_restarts(stack: dict[
     assert after["ports"] == before["ports"]
 
 
-def test_a_job_ends_with_its_own_exit_code_and_only_what_git_tracks_is_sent(stack: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_ends_with_its_own_exit_code_and_says_where_it_runs(stack: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os, sys\nprint(sorted(os.listdir('.')), sys.executable, os.environ['AWS_ENDPOINT_URL'])\nsys.exit(7)\n"
     )
-    (tmp_path / ".gitignore").write_text("data/\n")
-    for folder in ("data", ".stack", "outputs", ".venv-s3"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "large").touch()
     result = run("-c", JOB, "python script.py", tmp_path, **stack)
     assert result.returncode == 7, result.stderr
-    assert f"['.gitignore', 'script.py'] {sys.executable}" in result.stdout
+    assert f"['script.py'] {sys.executable}" in result.stdout
+    assert f"cluster {stack['RAY_API_SERVER_ADDRESS']} (RAY_API_SERVER_ADDRESS)\n" in result.stdout
     assert stack["AWS_ENDPOINT_URL"] in result.stdout
 
 
@@ -128,7 +142,7 @@ def test_an_interrupt_stops_the_job(stack: dict[str, str], tmp_path: Path) -> No
     (tmp_path / "script.py").write_text("import time\nprint('running', flush=True)\ntime.sleep(600)\n")
     command = [sys.executable, "-c", JOB, "python script.py", str(tmp_path)]
     with subprocess.Popen(
-        command, env=os.environ | stack, stdout=subprocess.PIPE, text=True,
+        command, env=os.environ | stack, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         # a shell's background jobs ignore SIGINT, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
@@ -140,7 +154,7 @@ def test_an_interrupt_stops_the_job(stack: dict[str, str], tmp_path: Path) -> No
         finally:
             process.kill()
     assert process.returncode == 130
-    assert "stopping raysubmit_" in rest
+    assert re.search(r"^stopping test-\d+; Ctrl-C again leaves it to itself$", rest, re.MULTILINE)
 
 
 def test_a_wrong_token_is_refused(stack: dict[str, str], tmp_path: Path) -> None:
@@ -149,10 +163,38 @@ def test_a_wrong_token_is_refused(stack: dict[str, str], tmp_path: Path) -> None
         urllib.request.urlopen(request)
     wrong = tmp_path / "token"
     wrong.write_text("00")
-    result = run("-m", "jobs.submit", "train", "jobs/configs/demo.yaml", **stack | {"RAY_AUTH_TOKEN_PATH": str(wrong)})
+    refused = {"refuses the token": {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "requires a token": {"RAY_AUTH_MODE": "disabled"}}
+    for reason, variables in refused.items():
+        result = run("-m", "jobs.submit", "train", "jobs/configs/demo.yaml", **stack | variables)
+        assert result.returncode == 2
+        assert result.stderr == f"{stack['RAY_API_SERVER_ADDRESS']}: {reason}: {TOKEN_FIX}\n"
+
+
+def test_a_work_runs_once_at_a_time_and_can_be_followed_and_stopped(stack: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import time\nprint('running', flush=True)\ntime.sleep(600)\n")
+    begun = run("-c", TWICE, tmp_path, **stack)
+    assert begun.returncode == 0, begun.stderr
+    _, first, refused, beside = begun.stdout.splitlines()
+    assert refused == f"{first} runs already: `python -m jobs.submit logs {first}` follows it"
+    assert beside != first
+    listed = run("-m", "jobs.submit", "list", **stack).stdout
+    assert re.search(rf"^{first} +(PENDING|RUNNING) .*python script\.py$", listed, re.MULTILINE)
+    for job in (first, beside):
+        assert run("-m", "jobs.submit", "stop", job, **stack).stdout.endswith(f"{job}: STOPPED\n")
+    assert f"{first}: STOPPED, started 20" in run("-m", "jobs.submit", "status", first, **stack).stdout
+    log = run("-m", "jobs.submit", "logs", first, **stack)
+    assert (log.returncode, "STOPPED" in log.stderr) == (1, True)
+    nobody = run("-m", "jobs.submit", "logs", "nobody-1", **stack)
+    assert nobody.returncode == 2
+    assert f"nobody-1: no such job on {stack['RAY_API_SERVER_ADDRESS']}: `python -m jobs.submit list`" in nobody.stderr
+
+
+@pytest.mark.parametrize("service", ["AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"])
+def test_another_server_at_the_address_is_no_job_server(stack: dict[str, str], service: str) -> None:
+    result = run("-m", "jobs.submit", "list", "--address", stack[service], **stack)
     assert result.returncode == 2
-    assert "accepts no jobs" in result.stderr
-    assert "RAY_AUTH_TOKEN_PATH" in result.stderr
+    assert result.stderr.startswith(f"{stack[service]}: no job server of Ray answers (")
+    assert "Traceback" not in result.stderr
 
 
 def test_down_leaves_no_process_and_keeps_the_data(stack: dict[str, str], tmp_path: Path) -> None:
@@ -166,14 +208,18 @@ def test_down_leaves_no_process_and_keeps_the_data(stack: dict[str, str], tmp_pa
         assert own["AWS_ENDPOINT_URL"] != stack["AWS_ENDPOINT_URL"]  # that port was taken
         bucket(own).put_object(Bucket="ccnet", Key="kept", Body=b"1")
         command = [sys.executable, "-c", JOB, "python script.py", str(work)]
-        with subprocess.Popen(command, env=os.environ | own, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             assert process.stdout is not None
             assert any("go" in line for line in process.stdout)
             before = members(root)
             temporary = state(root)["temporary"]
             assert len(before) > 10
             assert run("-m", "infra.stack", "down", "--root", root).returncode == 0
-            assert "lost the connection to" in process.communicate(timeout=60)[0]
+            assert "connection lost, trying again" in (rest := process.communicate(timeout=90)[0])
+            assert "it may still run: `python -m jobs.submit logs test-1` follows it again" in rest
+        assert process.returncode == UNKNOWN
         assert not any(processes.alive(member) for member in before)
         assert not Path(temporary).exists()
         assert list((root / "s3").rglob("kept*"))

@@ -1,0 +1,225 @@
+"""The job server of a Ray cluster: jobs are submitted, followed over interrupted connections, listed and stopped.
+
+Ray's own client waits for ever for a host that is gone, and its log ends where a proxy closes the connection. Here each request
+has a limit, and the log is read again from where it was.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import aiohttp
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from pipeline.errors import ClusterError
+
+CONNECT_S, ANSWER_S, UPLOAD_S = 10.0, 60.0, 600.0
+"""Seconds until a connection stands, until a request is answered, until the files are sent."""
+HEARTBEAT_S = 10.0
+"""Seconds between two signs of life of a log's connection; without an answer it counts as lost after one and a half."""
+GIVE_UP_S = 600.0
+"""Seconds without an answer of the job server after which a job is not followed any further."""
+PAUSE_S = 2.0
+UNKNOWN = 3
+"""Exit code if the end of a job is not known."""
+TOKEN_FIX = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+MISSING_PACKAGE = re.compile(r"^(?:\(.*\) )?ModuleNotFoundError: No module named '([\w.]+)'", re.MULTILINE)
+
+
+class Ended(NamedTuple):
+    """How a job ended."""
+
+    code: int
+    """Exit code of its command; 1 if it never ran, `UNKNOWN` if that is not known."""
+    note: str = ""
+    """What to tell beside its log."""
+
+
+class JobServer:
+    """A connection to the job server at `address`, as `http://HOST:8265`. Raises ClusterError, which names the fix."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        if not re.match(r"https?://[^/]", address):
+            raise ClusterError(
+                f"{address}: is no address of a job server: write http://HOST:8265, the port of the dashboard (6379 and 10001 "
+                "are other ports of Ray)"
+            )
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client would take another one from there
+        try:
+            self._client = _Client(address)
+        except AuthenticationError as error:
+            raise ClusterError(_about_token(address, str(error))) from error
+        except (ConnectionError, RuntimeError, requests.RequestException, ValueError) as error:
+            raise ClusterError(
+                f"{address}: no job server of Ray answers ({_first_line(error)}): correct the address (http://HOST:8265, the "
+                "port of the dashboard), or start the cluster"
+            ) from error
+        theirs = self._client.get_version_of_ray()
+        if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
+            raise ClusterError(
+                f"{address}: runs Ray {theirs}, and this command Ray {ray.__version__}: build the nodes' image from "
+                "infra/Dockerfile, or install that version there"
+            )
+
+    def jobs(self) -> list[JobDetails]:
+        """The submitted jobs, the newest first."""
+        found = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: -(job.start_time or 0))
+
+    def submit(self, command: str, name: str, folder: str, variables: Mapping[str, str], alone: bool) -> str:
+        """Sends the folder and starts the shell command in it; returns the job's id, `NAME-NUMBER`.
+
+        Raises ClusterError if a job of this name runs and must be `alone`, or the files are not taken.
+        """
+        mine = re.compile(rf"{re.escape(name)}-(\d+)")
+        numbers = {int(found[1]): job for job in self.jobs() if (found := mine.fullmatch(job.submission_id or ""))}
+        running = [job for job in numbers.values() if not job.status.is_terminal()]
+        if running and alone:
+            raise ClusterError(
+                f"{running[0].submission_id} runs already: {self.hint('logs', running[0].submission_id)} follows it"
+            )
+        job = f"{name}-{max(numbers, default=0) + 1}"
+        try:
+            self._client.submit_job(
+                entrypoint=command, submission_id=job, runtime_env={"working_dir": folder, "env_vars": dict(variables)}
+            )
+        except RuntimeError as error:
+            if "already exists" in str(error):  # another one was submitted at the same time
+                raise ClusterError(f"{job} runs already: {self.hint('logs', job)} follows it") from error
+            if "status code 413" in str(error):
+                raise ClusterError(
+                    f"{self.address}: does not take the files (413, too large): raise the limit of the proxy in front of it"
+                ) from error
+            raise ClusterError(f"{self.address}: does not take the job: {_first_line(error)}") from error
+        return job
+
+    def follow(self, job: str, write: Callable[[str], object], tell: Callable[[str], object]) -> Ended:
+        """Writes the job's log until the job has ended; every character once, whatever happens to the connection.
+
+        `tell` receives a line when the connection is lost and when it is back. Raises ClusterError if there is no such job.
+        """
+        seen, lost = _Seen(), _Lost(tell)
+        while True:
+            try:
+                ended = self.details(job)
+                # What comes after a terminal status is the whole log; before, the job may write between log and status.
+                asyncio.run(self._client.read_log(job, seen, write))
+                lost.found()
+                if ended.status.is_terminal():
+                    return _ended(ended, seen.end)
+            except (aiohttp.ClientError, ConnectionError, RuntimeError, TimeoutError, requests.RequestException) as error:
+                if not lost.may_try_again(error):
+                    after = f"no answer for {GIVE_UP_S / 60:g} min; it may still run: {self.hint('logs', job)} follows it again"
+                    return Ended(UNKNOWN, after)
+            time.sleep(PAUSE_S)
+
+    def details(self, job: str) -> JobDetails:
+        """Raises ClusterError if there is no such job."""
+        try:
+            return self._client.get_job_info(job)
+        except RuntimeError as error:
+            if "status code 404" not in str(error):
+                raise
+            raise ClusterError(f"{job}: no such job on {self.address}: {self.hint('list', '')} names them") from error
+
+    def stop(self, job: str) -> JobDetails:
+        """Stops a job and waits until it has ended, which takes as long as its checkpoint. Raises ClusterError."""
+        self.details(job)
+        lost, asked = _Lost(lambda text: None), False
+        while True:
+            try:
+                if not asked:
+                    self._client.stop_job(job)
+                    asked = True
+                if (found := self.details(job)).status.is_terminal():
+                    return found
+                lost.found()
+            except (ConnectionError, RuntimeError, TimeoutError, requests.RequestException) as error:
+                if not lost.may_try_again(error):
+                    raise ClusterError(f"{self.address}: no answer while {job} stops: {_first_line(error)}") from error
+            time.sleep(0.5)
+
+    def hint(self, verb: str, job: str | None) -> str:
+        """The command that does something with a job."""
+        return f"`python -m jobs.submit {verb} {job or ''}".rstrip() + "`"
+
+
+class _Seen:
+    """What was written of a log."""
+
+    def __init__(self) -> None:
+        self.characters, self.end = 0, ""
+
+
+class _Lost:
+    """How long the job server has not answered."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.tell, self.since = tell, 0.0
+
+    def found(self) -> None:
+        if self.since:
+            self.tell("connected again")
+        self.since = 0.0
+
+    def may_try_again(self, error: BaseException) -> bool:
+        if not self.since:
+            self.since = time.monotonic()
+            self.tell(f"connection lost, trying again: {_first_line(error)}")
+        return time.monotonic() < self.since + GIVE_UP_S
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client with a limit for each request."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        answer_s = UPLOAD_S if options.get("data") else ANSWER_S
+        return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, answer_s), **options})
+
+    def get_version_of_ray(self) -> str:
+        return str(self._server_ray_version or ray.__version__)
+
+    async def read_log(self, job: str, seen: _Seen, write: Callable[[str], object]) -> None:
+        """Writes what is new in the log, until the server ends it. Raises ConnectionError if it ends in another way."""
+        address, skip = f"{self._address}/api/jobs/{job}/logs/tail", seen.characters
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        async with (
+            aiohttp.ClientSession(cookies=self._cookies, headers=self._headers, timeout=limit) as session,
+            session.ws_connect(address, ssl=self._ssl_context, heartbeat=HEARTBEAT_S) as socket,
+        ):
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                text, skip = message.data[skip:], max(0, skip - len(message.data))
+                if text:
+                    write(text)
+                    seen.characters += len(text)
+                    seen.end = (seen.end + text)[-20_000:]
+            if socket.close_code != aiohttp.WSCloseCode.OK:
+                raise ConnectionError(f"the log's connection ended ({socket.close_code})")
+
+
+def _ended(job: JobDetails, log: str) -> Ended:
+    if job.driver_exit_code is None:
+        return Ended(1, f"{job.status}: {job.message}")  # it never ran, or its supervisor died with the node
+    code = int(job.driver_exit_code)
+    if code and (missing := MISSING_PACKAGE.findall(log)):
+        return Ended(code, f"the nodes lack the package {missing[-1]}: use the image of infra/Dockerfile there, or install it")
+    return Ended(code)
+
+
+def _about_token(address: str, text: str) -> str:
+    invalid = "invalid" in text.lower()
+    reason = "refuses the token" if invalid else "requires a token"
+    return f"{address}: {reason}: {TOKEN_FIX}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
