@@ -141,7 +141,7 @@ def search_settings(
     of values that are no numbers has one place for each. `notes`: setting -> what is said about it. `rung`: the step of the
     scores.
     """
-    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
@@ -158,7 +158,7 @@ def search_settings(
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 30 * min(values) else (1, 3)))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
         elif all(isinstance(value, int) for value in values):
             whole = MaxNLocator(MOST_TICKS, integer=True)
             axes.xaxis.set_major_locator(whole if len({*values}) > MOST_TICKS else FixedLocator(sorted({*values})))

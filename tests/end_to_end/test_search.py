@@ -148,6 +148,10 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     driver.wait_for("step 1/20")
     driver.process.kill()
     driver.end()
+    synced = command("sync", *SEARCH, "name=killed")
+    assert synced.returncode == 0, synced.stderr
+    assert re.search(r"^trial \d+ .*RUNNING -> KILLED$", synced.stdout, re.MULTILINE), synced.stdout
+    assert re.search(r"^status +RUNNING -> KILLED$", synced.stdout, re.MULTILINE), synced.stdout
 
     driver = Driver(tmp_path, stack, "second")
     driver.wait_for("1 worker, first batch")
