@@ -1,11 +1,12 @@
 """Brings MLflow up to date with a search that nobody runs: points and pictures of all its trials, and every status."""
 
+import logging
 from typing import NamedTuple
 
 from pipeline.config.config import Config
 from pipeline.config.load import override
 from pipeline.data.manifest import read_manifest
-from pipeline.errors import RunFailed, TrackingError
+from pipeline.errors import CheckpointError, RunFailed, TrackingError
 from pipeline.storage import lease
 from pipeline.storage.store import Store, open_store
 from pipeline.tracking import runs
@@ -18,6 +19,8 @@ from pipeline.tuning.journal import SEARCH, Journal
 from pipeline.tuning.progress import Progress, plan_of, statuses
 from pipeline.tuning.report import show
 from pipeline.tuning.trials import trial_config, trial_store
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = "its process has ended before the search was complete; run the same command to resume"
 
@@ -96,7 +99,8 @@ def _settled(progress: Progress, status: str) -> str:
     if complete and status != "FINISHED":
         try:
             record_end(progress)
-        except RunFailed as error:  # all trials failed: so does the search, which is no fault of this command
+        except (RunFailed, CheckpointError) as error:  # no trial has a model: the search has failed, this command has not
+            logger.warning("%s", error)
             progress.show()
             runs.finish_run(parent.tracking_uri, parent.run_id, "FAILED", str(error))
             return "FAILED"

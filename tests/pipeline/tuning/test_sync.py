@@ -128,10 +128,14 @@ def test_a_search_that_is_not_complete_is_not_running_if_nobody_runs_it(mlflow_s
     assert not search.parent.checkpoints.exists("report.html")
 
 
-def test_a_search_of_which_all_trials_failed_has_failed(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+def test_a_search_of_which_all_trials_failed_has_failed(
+    mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     search = Search(tmp_path, mlflow_server.uri, ("failed",))
     assert sync(search.config).whole.status == "FAILED"
-    assert search.ends() == [("FAILED", "all 1 trials failed; the first: no class is left"), ("FAILED", "no class is left")]
+    reason = "all 1 trials failed; the first: no class is left"
+    assert search.ends() == [("FAILED", reason), ("FAILED", "no class is left")]
+    assert reason in caplog.text
 
 
 def test_a_search_that_another_process_runs_is_refused_and_one_that_is_not_there_named(
