@@ -47,6 +47,7 @@ def run(config: "Config") -> int:
     print(f"\n{result.score.table()}")
     print(f"\nmodel             {result.model_url}")
     print(f'use it            ccnet.load({result.model_url!r}).predict("image.jpg")')
+    print(f"report            {result.report_url}")
     print(f"MLflow run        {page(result.tracking_uri, result.run_id)}")
     if result.stopped:
         print(f"ended early       {result.stopped}")

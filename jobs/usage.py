@@ -17,7 +17,7 @@ SECTIONS = {
     "plan": TRAIN,
     "train": TRAIN,
     "tune": (*TRAIN, "tune"),
-    "sync": TRAIN,
+    "sync": (*TRAIN, "tune"),
     "evaluate": (*RUN, "evaluate"),
     "compare": (*RUN, "evaluate"),
     "predict": (*RUN, "evaluate", "predict"),

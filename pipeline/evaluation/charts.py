@@ -12,6 +12,8 @@ SERIES = ("#174a7c", "#8fb8de")
 """Colours of the first and the second series of a chart."""
 LABEL = 0.032
 """Height of a label, in units of the mIoU."""
+MOST_TICKS = 6
+"""Whole numbers below a small chart."""
 Curve = Sequence[tuple[int, float]]
 """(step, value), by step."""
 
@@ -187,7 +189,7 @@ def search_settings(
     of values that are no numbers has one place for each. `notes`: setting -> what is said about it. `rung`: the step of the
     scores.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
@@ -202,11 +204,12 @@ def search_settings(
             axes.set_xlim(-0.5, len(labels) - 0.5)
         elif name in log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 30 * min(values) else (1, 3)))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
         elif all(isinstance(value, int) for value in values):
-            axes.set_xticks(sorted(set(values)))
+            whole = MaxNLocator(MOST_TICKS, integer=True)
+            axes.xaxis.set_major_locator(whole if len({*values}) > MOST_TICKS else FixedLocator(sorted({*values})))
         best = int(np.argmax(mious))
         axes.margins(x=0.1)
         axes.set_axisbelow(True)

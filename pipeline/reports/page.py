@@ -11,8 +11,10 @@ from pipeline.evaluation.metrics import Score, counted, figure
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; line-height: 1.3 } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+h1, p { overflow-wrap: anywhere }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .15em 1em .15em .4em; text-align: left; border-bottom: 1px solid #e4e7eb; vertical-align: top }
+td:not(:last-child) { white-space: nowrap }
 img { max-width: 100% } pre { background: #f5f7fa; padding: 1em; overflow-x: auto; white-space: pre-wrap }
 """
 

@@ -49,13 +49,13 @@ def write_page(
         paragraph(f"CCNet with {config.model.backbone}, R = {config.model.recurrence}: the best checkpoint, of {step}."),
         figures(score),
         paragraph("The pictures below are of the newest validation, whichever step is the best."),
-        *(picture(TITLES[name], png) for name, png in _pictures(folder, pictures).items()),
+        *drawn(folder, pictures, TITLES),
         *([section("Where the time went", *_times(spent))] if spent else []),
         section("Where it is", table(("", ""), [
             ("model", recorded["model_url"]), ("checkpoint", recorded["checkpoint_url"]), ("MLflow run", run_id),
         ])),
-        section("Use it", code("\n".join(_commands(config, recorded)))),
-        section("Settings other than the default", code(_changed(config))),
+        section("Use it", code("\n".join(commands(recorded)))),
+        section("Settings other than the default", code(changed(config))),
         section("Protocol of the score", code(json.dumps(recorded["protocol"], indent=1))),
     ]  # fmt: skip
     page = document(config.run_key, headline(score, config.data.name), parts)
@@ -77,18 +77,19 @@ def _times(spent: Mapping[str, float]) -> tuple[str, str]:
     return paragraph(f"Goodput {goodput.summary(spent)}."), table(goodput.HEADINGS, goodput.rows(spent))
 
 
-def _pictures(folder: Store, pictures: str) -> dict[str, bytes]:
-    """Those that the run has drawn."""
-    found = {}
-    for name in TITLES:
+def drawn(folder: Store, pictures: str, titles: Mapping[str, str]) -> list[str]:
+    """The pictures that were drawn, as HTML. `pictures`: their folder in `folder`; `titles`: name -> title, in their order."""
+    found = []
+    for name, title in titles.items():
         try:
-            found[name] = folder.read(f"{pictures}/{name}.png")
+            found.append(picture(title, folder.read(f"{pictures}/{name}.png")))
         except FileNotFoundError:
             continue
     return found
 
 
-def _commands(config: Config, recorded: Mapping[str, Any]) -> list[str]:
+def commands(recorded: Mapping[str, Any]) -> list[str]:
+    """The lines that use the model of a page."""
     model = recorded["model_url"]
     return [
         f"mask = ccnet.load({model!r}).predict('image.jpg')",
@@ -97,7 +98,7 @@ def _commands(config: Config, recorded: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _changed(config: Config) -> str:
+def changed(config: Config) -> str:
     """YAML of what the user set; a configuration with these lines is the same one, but for the password of a database."""
     tree = config.model_dump(mode="json", exclude_defaults=True)
     if config.tracking.uri:

@@ -62,6 +62,16 @@ class Delivered:
     left: int = 0
     """Points and pictures that are not sent yet."""
 
+    def __add__(self, other: "Delivered") -> "Delivered":
+        return Delivered(
+            self.points + other.points,
+            self.pictures + other.pictures,
+            self.there + other.there,
+            self.num_refused + other.num_refused,
+            self.refused | other.refused,
+            self.left + other.left,
+        )
+
 
 class MetricLog:
     """The metrics of one run. `.metrics` takes microseconds, `.picture` milliseconds; records outlive the server and the process.

@@ -99,12 +99,15 @@ def _reopened_or_new(client: "MlflowClient", settings: Config, key: str, run_nam
     return run
 
 
-def find_run(settings: Config) -> "Run | None":
-    """The MLflow run of this configuration; None if there is none. Raises TrackingError. Nothing is changed."""
+def find_run(settings: Config, run_key: str | None = None) -> "Run | None":
+    """The MLflow run of this configuration, or that of `run_key`; None if there is none. Nothing is changed.
+
+    Raises TrackingError.
+    """
     with reached(uri := tracking_uri(settings.tracking), "the run could not be looked up"):
         client = connect(uri)
         experiment = client.get_experiment_by_name(settings.tracking.experiment)
-        return _of_key(client, experiment.experiment_id, settings.run_key) if experiment else None
+        return _of_key(client, experiment.experiment_id, run_key or settings.run_key) if experiment else None
 
 
 def _of_key(client: "MlflowClient", experiment: str, key: str) -> "Run | None":

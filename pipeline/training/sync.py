@@ -47,14 +47,23 @@ def sync(config: Config) -> Synced:
     with lease.held(store) as claim:
         run_id, before = _of(config, store)  # as its last process has left it
         run = Run(config, manifest, store, uri, run_id, claim)
-        sent = send_kept(run, kinds=("unsent", "sent", "refused"))
-        if sent.left:
-            raise TrackingError(
-                f"MLflow has not taken {sent.left} metric points and pictures of run {run_id}: run the same command again"
-            )
-        confirm(run)
+        sent = send_all(run)
         status = _settled(run, before)
     return Synced(run_id, uri, sent, store.url(FOLDER), before, status)
+
+
+def send_all(run: Run) -> Delivered:
+    """Sends what a run's folder and this machine hold of it, also what MLflow refused before.
+
+    Raises TrackingError if MLflow does not take everything.
+    """
+    sent = send_kept(run, kinds=("unsent", "sent", "refused"))
+    if sent.left:
+        raise TrackingError(
+            f"MLflow has not taken {sent.left} metric points and pictures of run {run.run_id}: run the same command again"
+        )
+    confirm(run)
+    return sent
 
 
 def _of(config: Config, store: Store) -> tuple[str, str]:

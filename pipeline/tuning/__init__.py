@@ -1,4 +1,4 @@
 """A search over settings: each trial is a training.
 
-Entry: `tune.search`. Imports training and what is below it.
+Entry: `tune.search`, `sync.sync`. Imports training and what is below it.
 """

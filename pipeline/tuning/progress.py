@@ -166,8 +166,13 @@ class Progress:
     def show(self) -> None:
         """Shows the search so far in MLflow."""
         self.journal.describe(spent_s=round(self.spent_s, 1))
-        settle(self.parent, self.key, self.journal, set(self.began))
+        self.settle()
         self.refresh(self)
+
+    def settle(self) -> None:
+        """Makes the status of the MLflow run of every trial that does not train that of the journal."""
+        found = statuses(self.key, self.journal, self.began)
+        runs.settle_children(self.parent.tracking_uri, self.parent.run_id, found)
 
     def _try_to_show(self) -> None:
         """Shows the search so far, or not if MLflow is away: the next event shows it again."""
@@ -177,16 +182,15 @@ class Progress:
             logger.warning("MLflow does not show the search so far: %s", first_line(error, self.parent.tracking_uri))
 
 
-def settle(parent: Run, key: str, journal: Journal, live: Collection[str]) -> None:
-    """Makes the status of every trial's MLflow run that of the journal; a trial that nobody trains is not RUNNING."""
+def statuses(key: str, journal: Journal, live: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Run key -> (status, reason) that the MLflow run of each trial has by the journal; one that nobody trains is not RUNNING."""
     states = {"paused": "SCHEDULED", "stopped": "FINISHED", "complete": "FINISHED", "failed": "FAILED", "refused": "FAILED",
               "running": "KILLED"}  # fmt: skip
-    statuses = {
+    return {
         f"{key}-{trial.name}": (states[trial.state], INTERRUPTED if trial.state == "running" else trial.reason)
         for trial in journal.trials.values()
         if trial.name not in live
     }
-    runs.settle_children(parent.tracking_uri, parent.run_id, statuses)
 
 
 def open_journal(parent: Run) -> Journal:

@@ -16,6 +16,7 @@ STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.
 """Number of seeds -> 97.5 % quantile of Student's t with one degree of freedom less. For more, the last one is a bit wide."""
 ENDS = {"running": "unfinished", "paused": "pending", "stopped": "stopped early", "complete": "complete", "failed": "failed",
         "refused": "not trained"}  # fmt: skip
+REPRODUCE = "reproduce the best: add to the search's configuration and overrides"
 
 
 class Confirmed(NamedTuple):
@@ -76,6 +77,8 @@ class SearchResult(NamedTuple):
     """Score of the winner's best checkpoint."""
     model_url: str
     """Folder of that checkpoint, delivered as a model: `ccnet.load` reads it."""
+    report_url: str
+    """HTML page with all of it."""
     stopped: str = ""
     """Why the search ended before its trials; empty if it did not."""
     signal: int = 0
@@ -90,7 +93,7 @@ class SearchResult(NamedTuple):
         parts = (
             trials_table(self.trials),
             summary(self.trials, self.steps, self.importances),
-            reproduced(self.trials[0], self.threads),
+            f"{REPRODUCE}\n{reproduced(self.trials[0], self.threads)}",
         )
         return "\n\n".join(parts)
 
@@ -125,7 +128,7 @@ def trial_rows(trials: list[Trial]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             trial.name,
-            *(_cell(trial.overrides.get(key, "-")) for key in keys),
+            *(value_text(trial.overrides.get(key, "-")) for key in keys),
             "-" if trial.miou is None else f"{trial.miou:.4f} {trial.caveat}".rstrip(),
             str(trial.step),
             f"{trial.seconds:.0f}",
@@ -172,11 +175,11 @@ def reproduced(winner: Trial, threads: int | None) -> str:
     """The overrides that reproduce a trial, for a shell. `threads`: those of its workers."""
     own = {"train.threads": str(threads)} if threads else {}
     values = own | {key: value if isinstance(value, str) else json.dumps(value) for key, value in winner.overrides.items()}
-    line = shlex.join(f"{key}={value}" for key, value in values.items())
-    return f"reproduce the best: add to the search's configuration and overrides\n{line}"
+    return shlex.join(f"{key}={value}" for key, value in values.items())
 
 
-def _cell(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting's value as tables show it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

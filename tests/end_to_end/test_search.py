@@ -46,6 +46,15 @@ def rows(output: str) -> list[list[str]]:
     return [[cell for i, cell in enumerate(re.split(r" {2,}", line.strip())) if i != place] for line in lines]
 
 
+def page_of(name: str, client: MlflowClient, folder: Path) -> str:
+    """The page of a search, as MLflow has it."""
+    experiment = client.get_experiment_by_name("tests")
+    (parent,) = client.search_runs(
+        [experiment.experiment_id], f"tags.`ccnet.run_key` LIKE '{name}-search-%' AND tags.`mlflow.parentRunId` IS NULL"
+    )
+    return Path(client.download_artifacts(parent.info.run_id, "report.html", str(folder))).read_text()
+
+
 class Driver:
     """A search under way, in a process of its own."""
 
@@ -108,6 +117,10 @@ def test_a_search_is_one_parent_with_its_children(
     address = re.search(r"^model +(s3://\S+)$", done.stdout, re.MULTILINE)
     assert address
     assert parent.data.tags["ccnet.model_url"] == address[1]
+    assert re.search(r"^report +s3://\S+/report.html$", done.stdout, re.MULTILINE)
+    page = page_of("search", client, tmp_path)
+    assert page.count("<img ") == 2
+    assert all(text in page for text in ("the best of 4</h1>", "<td>stopped early</td>", "interval over images", address[1]))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stack.items():
             patch.setenv(name, value)
@@ -128,13 +141,18 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     searched: subprocess.CompletedProcess[str], command: Command, client: MlflowClient, stack: dict[str, str], tmp_path: Path
 ) -> None:
     driver = Driver(tmp_path, stack, "first")
-    driver.wait_for("trial 0001  from step 0 to 5")
-    second = command("tune", *SEARCH, "name=killed")
-    assert second.returncode != 0
-    assert f"in use by process {driver.process.pid} " in second.stderr
     driver.wait_for("step 1/20")
+    driver.process.send_signal(signal.SIGSTOP)  # so that the search gets no further on a slow machine
+    for verb in ("tune", "sync"):
+        second = command(verb, *SEARCH, "name=killed")
+        assert second.returncode == 1
+        assert f"in use by process {driver.process.pid} " in second.stderr
     driver.process.kill()
     driver.end()
+    synced = command("sync", *SEARCH, "name=killed")
+    assert synced.returncode == 0, synced.stderr
+    assert re.search(r"^trial \d+ .*RUNNING -> KILLED$", synced.stdout, re.MULTILINE), synced.stdout
+    assert re.search(r"^status +RUNNING -> KILLED$", synced.stdout, re.MULTILINE), synced.stdout
 
     driver = Driver(tmp_path, stack, "second")
     driver.wait_for("1 worker, first batch")
@@ -146,10 +164,12 @@ def test_a_search_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     stopped = driver.out.read_text()
     assert re.search(r"^ended early +stopped on request; run the same command to resume$", stopped, re.MULTILINE)
     assert re.search(r"^model +s3://", stopped, re.MULTILINE), "the best so far is not delivered"
+    assert "The search ended early: stopped on request" in page_of("killed", client, tmp_path)
 
     done = command("tune", *SEARCH, "name=killed")
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout) == rows(searched.stdout)
+    assert "ended early" not in page_of("killed", client, tmp_path), "the end replaces the page"
     experiment = client.get_experiment_by_name("tests")
     runs = client.search_runs([experiment.experiment_id], "tags.`ccnet.run_key` LIKE 'killed-search-%'")
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5, "the search and its four trials"

@@ -61,13 +61,18 @@ def trained(folder: Path, uri: str, steps: int = 1) -> Run:
     score = Score(counts.tolist(), manifest.class_names, 10, validation_protocol(made, manifest), borders.tolist())
     untrained.store_checkpoint(made, folder / "scratch", score=score._asdict(), record=RunRecord().json())
     run = Run(made, manifest, store, uri, runs.open_mlflow_run(made, environment={}), Claim(store, ""))
+    leave_points(run)
+    return run
+
+
+def leave_points(run: Run) -> None:
+    """Leaves points, a picture and a point that MLflow refuses in the run's folder."""
     log = metric_logs.open_log(run._replace(tracking_uri=NOWHERE))
     for step in range(POINTS):
         log.metrics({"train/loss": float(step)}, step)
     log.picture("panel", 1, PICTURE)
     log.add([(1, 1, "no?", 1.0, None)])
     assert log.close(timeout_s=0) == POINTS + 2
-    return run
 
 
 def losses(run: Run) -> list[tuple[int, float]]:

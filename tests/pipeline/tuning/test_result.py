@@ -16,7 +16,7 @@ def trial(name: str, miou: float | None, step: int = 10, state: str = "complete"
 
 
 def result(*trials: Trial) -> SearchResult:
-    return SearchResult("run", "uri", list(trials), 10, SCORE, "model")
+    return SearchResult("run", "uri", list(trials), 10, SCORE, "model", "report")
 
 
 def test_a_search_that_evaluates_shows_interval_gamma_and_the_score_without_attention() -> None:
