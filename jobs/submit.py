@@ -7,7 +7,6 @@ jobs. The cluster is `--address http://HOST:8265`, else RAY_API_SERVER_ADDRESS, 
 
 import argparse
 import difflib
-import logging
 import os
 import shlex
 import sys
@@ -77,7 +76,6 @@ def connect(address: str | None) -> "JobServer":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from pipeline.cluster.job_server import JobServer  # only now: Ray reads RAY_AUTH_MODE at its first import
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise Ray says how it packs the files
     server = JobServer(address)
     print(f"cluster {address} ({why})", flush=True)
     return server

@@ -5,6 +5,7 @@ has a limit, and the log is read again from where it was.
 """
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -30,6 +31,10 @@ UNKNOWN = 3
 """Exit code if the end of a job is not known."""
 TOKEN_FIX = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
 MISSING_PACKAGE = re.compile(r"^(?:\(.*\) )?ModuleNotFoundError: No module named '([\w.]+)'", re.MULTILINE)
+
+
+for _name in ("dashboard_sdk", "job.sdk"):  # they say how they pack the files, at a level of their own
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.ERROR)
 
 
 class Ended(NamedTuple):
