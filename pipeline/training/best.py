@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.checkpoints import checkpoint
+from pipeline.config.run_key import shaping
 from pipeline.delivery import pyfunc
 from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError, TrackingError
@@ -114,9 +115,15 @@ def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str 
             "checkpoint_sha256": best.sha256,
             "start_weights": config.model.weights,
             "environment": best.progress.get("environment", {}),
+            "settings": _without_addresses(shaping(best.progress["config"])),
         },
     }
     return deliver(store, best.weights, facts)
+
+
+def _without_addresses(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that shape a model, without the only address among them, which `start_weights` is."""
+    return settings | {"model": {key: value for key, value in settings["model"].items() if key != "weights"}}
 
 
 def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, folder: ModelFolder | None = None) -> dict[str, Any]:
