@@ -33,7 +33,8 @@ class ModelRecord:
     score: dict[str, Any]
     """`miou`, `class_iou`, `step`, `split`, `num_images`, `protocol`, and `caveat`, which belongs beside the mIoU or is empty."""
     origin: dict[str, Any]
-    """Data set and its fingerprint, MLflow run, checkpoint, start weights, commit and versions."""
+    """Data set and its fingerprint, MLflow run, checkpoint, start weights, commit and versions, and `settings`: those that shape
+    the model, but for `model.weights`, which is the start weights. A model that an earlier version delivered lacks them."""
     licence: str
     sha256: str
     """Of the weights' file."""

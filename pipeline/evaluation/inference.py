@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -148,7 +149,7 @@ def _load(config: Config, url: str) -> checkpoint.Checkpoint:
     if folder.exists(RECORD):
         record = ModelRecord.from_json(folder.read(RECORD), url)
         facts = {"step": record.score["step"], "metrics": record.score, "protocol": record.score["protocol"]}
-        progress = facts | {"model": record.network, "class_names": record.class_names, "run_id": record.origin["mlflow_run"]}
+        progress = facts | {"model": record.network, "class_names": record.class_names, **_training(record.origin)}
         weights = weights_of(record, folder.read(WEIGHTS), url)
         return checkpoint.Checkpoint(folder.root, record.origin["checkpoint_sha256"], progress, weights, {}, {})
     parent, slash, name = url.rstrip("/").rpartition("/")
@@ -159,6 +160,14 @@ def _load(config: Config, url: str) -> checkpoint.Checkpoint:
             f"model, which has a {RECORD}: the checkpoints of this configuration's run are in {config.runs_url}/{config.run_key}"
         )
     return checkpoint.load(store, name, with_optimizer=False)
+
+
+def _training(origin: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its training, as far as a delivered model knows it: of `config` what shapes the model."""
+    known = {"run_id": origin["mlflow_run"], "environment": origin["environment"]}
+    if settings := origin.get("settings"):
+        known["config"] = settings | {"model": settings["model"] | {"weights": origin["start_weights"]}}
+    return known
 
 
 def known_split(config: Config, manifest: Manifest) -> str:

@@ -24,9 +24,10 @@ UNKNOWN = "unknown"
 
 def settings(one: Progress, other: Progress) -> list[str]:
     """A line for each setting that shapes the model, and for each version of the program, that differs."""
-    if not ("config" in one and "config" in other):
-        return ["unknown: a delivered model does not name them; give its run or its checkpoint"]
-    found = changed_settings(shaping(one["config"]), shaping(other["config"]))
+    if "config" in one and "config" in other:
+        found = changed_settings(shaping(one["config"]), shaping(other["config"]))
+    else:
+        found = ["unknown: a model delivered by an earlier version lacks them; give its run or its checkpoint"]
     return found + other_code(one.get("environment", {}), other.get("environment", {}))
 
 

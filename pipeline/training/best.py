@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.checkpoints import checkpoint
+from pipeline.config.run_key import shaping
 from pipeline.delivery import pyfunc
 from pipeline.delivery.deliver import ModelFolder, deliver
 from pipeline.errors import CheckpointError, TrackingError
@@ -14,7 +15,7 @@ from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.fault_tolerance import goodput
-from pipeline.formatting import markdown_table, or_none
+from pipeline.formatting import or_none, table
 from pipeline.reports.training import log_page, write_page
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry, runs
@@ -114,9 +115,15 @@ def deliver_best(run: Run, best: checkpoint.Checkpoint, score: Score, name: str 
             "checkpoint_sha256": best.sha256,
             "start_weights": config.model.weights,
             "environment": best.progress.get("environment", {}),
+            "settings": _without_addresses(shaping(best.progress["config"])),
         },
     }
     return deliver(store, best.weights, facts)
+
+
+def _without_addresses(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that shape a model, without the only address among them, which `start_weights` is."""
+    return settings | {"model": {key: value for key, value in settings["model"].items() if key != "weights"}}
 
 
 def record_best(run: Run, best: checkpoint.Checkpoint, score: Score, folder: ModelFolder | None = None) -> dict[str, Any]:
@@ -173,7 +180,9 @@ masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"im
         if recorded["model_id"]
         else ""
     )
-    time = f"Goodput {goodput.summary(spent)}.\n\n{markdown_table(goodput.HEADINGS, goodput.rows(spent))}\n\n" if spent else ""
+    # Tables as text: MLflow's page sets the cells of Markdown's without space between them.
+    parts = table(goodput.HEADINGS, goodput.rows(spent))
+    time = f"Goodput {goodput.summary(spent)}.\n\n```\n{parts}\n```\n\n" if spent else ""
     images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
     return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
 CCNet, {config.model.backbone}, R = {config.model.recurrence}.
@@ -183,11 +192,11 @@ import ccnet
 mask = ccnet.load({recorded["model_url"]!r}).predict("image.jpg")
 {with_mlflow}```
 
-{time}```
+```
 {score.table()}
 ```
 
-Checkpoint `{best.url}`; pictures among the artifacts; `config.yaml` repeats the run.
+{time}Checkpoint `{best.url}`; pictures among the artifacts; `config.yaml` repeats the run.
 """
 
 

@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
+import ccnet
 from jobs.compare import command
 from pipeline.config.config import Config
 from pipeline.config.load import override
+from pipeline.delivery.record import RECORD
 from pipeline.errors import ConfigError
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.reports import differences
 from pipeline.reports.compare import Comparison, Interval, compare, write_page
+from pipeline.storage.lease import Claim
+from pipeline.storage.store import open_store
 from pipeline.tracking import runs
 from pipeline.tracking.client import connect
+from pipeline.training.best import deliver_best
+from pipeline.training.run import Run
 from tests.support import untrained
 from tests.support.untrained import IDS, NUM_IMAGES
 
@@ -73,6 +80,56 @@ def test_a_relabelled_image_is_told_from_another_one(config: Config, tmp_path: P
     untrained.pack(relabelled, IDS, relabelled=4)
     again = compare(override(config, {"evaluate.other": url}))
     assert again.data[1:] == ["the images cannot be compared: relabelled was prepared again since"]
+
+
+def deliver(config: Config) -> Path:
+    """The checkpoint of the configuration's run, as jobs.train delivers it."""
+    made, store = evaluate(config), open_store(f"{config.runs_url}/{config.run_key}", config.storage)
+    run = Run(config, made.manifest, store, "", "f" * 32, Claim(store, ""))
+    return Path(deliver_best(run, made.checkpoint, made.score).address)
+
+
+def test_settings_of_delivered_models_are_compared(config: Config, tmp_path: Path) -> None:
+    weights = f"{tmp_path}/start.pth"
+    second = {"name": "second", "seed": 7, "data.crop_size": [33, 41], "train.workers": 2, "model.weights": weights}
+    environments = ({"commit": "1" * 40}, {"commit": "2" * 40})
+    configs = [override(config, changes) for changes in ({"name": "first"}, second)]
+    for number, (made, environment) in enumerate(zip(configs, environments, strict=True)):
+        untrained.store_checkpoint(made, scratch(tmp_path, str(number)), environment=environment)
+    one, other = (str(deliver(override(made, {"train.workers": 0}))) for made in configs)
+    found = compare(override(config, {"evaluate.checkpoint": one, "evaluate.other": other}))
+    assert found.settings == [
+        "seed was 0 and is 7",
+        "data.crop_size was [33, 33] and is [33, 41]",
+        f"model.weights was None and is {weights!r}",
+        f"commit was {'1' * 40} and is {'2' * 40}",
+    ]
+    assert (found.data, found.steps) == ([], ["the same run, steps 1 and 1"])
+    # A model beside the checkpoint of another run.
+    assert compare(override(config, {"evaluate.other": one})).settings == []
+
+
+def test_of_an_older_delivered_model_the_settings_are_not_known(config: Config) -> None:
+    folder = deliver(config)
+    record = json.loads((folder / RECORD).read_text())
+    del record["origin"]["settings"]
+    (folder / RECORD).write_text(json.dumps(record))
+    found = compare(override(config, {"evaluate.other": str(folder)}))
+    assert found.settings == ["unknown: a model delivered by an earlier version lacks them; give its run or its checkpoint"]
+    assert ccnet.load(folder, device="cpu").record.score["step"] == 1
+
+
+def test_a_delivered_model_holds_no_secret_and_its_settings_no_address(config: Config, tmp_path: Path) -> None:
+    secret = {"tracking.uri": "http://me:hunter2@mlflow:5000", "model.weights": f"{tmp_path}/start.pth", "name": "secret"}
+    made = override(config, secret | {"data.source": f"{tmp_path}/source", "data.lists": {"val": f"{tmp_path}/val.txt"}})
+    untrained.store_checkpoint(made, scratch(tmp_path, "b"))
+    text = (deliver(made) / RECORD).read_text()
+    assert not [word for word in ("hunter2", "mlflow:5000", "val.txt", f"{tmp_path}/source") if word in text]
+    settings = json.loads(text)["origin"]["settings"]
+    assert "/" not in json.dumps(settings)
+    assert settings["train"]["learning_rate"] == 0.01
+    written = {path.name: path.read_bytes() for path in deliver(made).iterdir()}
+    assert written[RECORD].decode() == text, "delivered again: the same bytes"
 
 
 def test_the_same_checkpoint_differs_in_nothing(config: Config, tmp_path: Path) -> None:
