@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.config.load import load, override
+from pipeline.config.load import load
 from pipeline.data.manifest import open_data
 from pipeline.data.shards import Row
 from pipeline.loading.samples import open_samples
@@ -76,8 +76,7 @@ def main(words: list[str]) -> None:
         save(opened(pages.registered(page, server, name, champion.version)), "registry.png")
         if len(words) > 1:
             search = load(words[1], words[2:])
-            # A search is found by its own key.
-            parent = runs.find_run(override(search, {"train.resume": search.search_key}))
+            parent = runs.find_run(search, search.search_key)
             assert parent, "no such search: python -m jobs.submit tune ..."
             found = runs.page(server, parent.info.run_id)
             columns = {"attributes.Dataset": 260, "metrics.val/miou": 100} | {f"params.{key}": 160 for key in search.tune.space}
