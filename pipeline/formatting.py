@@ -55,9 +55,9 @@ def or_none(value: float) -> float | None:
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown, whose cells a page can wrap."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """The same in Markdown, whose cells a page can wrap. Each cell ends with a space: MLflow puts none between columns."""
+    lines = [[cell.replace("|", "\\|") + "&ensp;" for cell in line] for line in (headings, *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(headings), *lines[1:]))
 
 
 def name_fault(name: str, longest: int) -> str | None:

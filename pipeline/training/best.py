@@ -15,7 +15,7 @@ from pipeline.evaluation.charts import learning_curve
 from pipeline.evaluation.metrics import Score, counted
 from pipeline.evaluation.protocol import inference_settings
 from pipeline.fault_tolerance import goodput
-from pipeline.formatting import markdown_table, or_none
+from pipeline.formatting import or_none, table
 from pipeline.reports.training import log_page, write_page
 from pipeline.storage.store import open_store
 from pipeline.tracking import models, registry, runs
@@ -180,7 +180,9 @@ masks = mlflow.pyfunc.load_model("models:/{recorded["model_id"]}").predict({{"im
         if recorded["model_id"]
         else ""
     )
-    time = f"Goodput {goodput.summary(spent)}.\n\n{markdown_table(goodput.HEADINGS, goodput.rows(spent))}\n\n" if spent else ""
+    # Tables as text: MLflow's page sets the cells of Markdown's without space between them.
+    parts = table(goodput.HEADINGS, goodput.rows(spent))
+    time = f"Goodput {goodput.summary(spent)}.\n\n```\n{parts}\n```\n\n" if spent else ""
     images = f"{counted(score.num_images)} of {score.protocol['split']} of `{config.data.name}`"
     return f"""**mIoU {score.miou:.4f}**{caveat} on {images}, step {best.step} of {config.train.steps}.
 CCNet, {config.model.backbone}, R = {config.model.recurrence}.
@@ -190,11 +192,11 @@ import ccnet
 mask = ccnet.load({recorded["model_url"]!r}).predict("image.jpg")
 {with_mlflow}```
 
-{time}```
+```
 {score.table()}
 ```
 
-Checkpoint `{best.url}`; pictures among the artifacts; `config.yaml` repeats the run.
+{time}Checkpoint `{best.url}`; pictures among the artifacts; `config.yaml` repeats the run.
 """
 
 

@@ -138,7 +138,7 @@ def trial_run(parent: Run, key: str, name: str, overrides: dict[str, Any], until
         environment=environment(),
         run_key=f"{key}-{name}",
         parent_run_id=parent.run_id,
-        run_name=f"{key}-{name}",
+        run_name=f"{name} of {key}",  # the number first: lists cut long names
         class_names=parent.manifest.class_names,
         data=data_set(config, parent.manifest),
     )

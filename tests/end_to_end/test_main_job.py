@@ -93,7 +93,7 @@ def test_mlflow_holds_the_run(trained: str, client: MlflowClient) -> None:
         assert list(history(client, run, f"wall/{part}_s")) == list(range(1, STEPS + 1))
     assert 0 < run.data.metrics["work/goodput"] < 1
     assert run.data.metrics["work/gflop_per_stepping_s"] > 0
-    assert f"| {ABOUT['stepping']} | " in run.data.tags["mlflow.note.content"]
+    assert f"\n{ABOUT['stepping']}  " in run.data.tags["mlflow.note.content"]
     assert any(key.startswith("val/iou/") for key in run.data.metrics)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {

@@ -1,5 +1,6 @@
 """What MLflow gets of a best checkpoint: a copy of the model where it takes one, and always the reference."""
 
+import re
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -56,7 +57,8 @@ def test_mlflow_gets_no_copy_if_it_is_not_to_have_one_or_does_not_take_it(
     spent = Goodput(stepping=90.0, lost=30.0, steps=60, worker_s=240.0).points(made)
     text = description(run, best, score, recorded, spent)
     assert "Goodput 75 % of 2 min stepping (lost 25%), " in text
-    assert f"| {ABOUT['lost']} | 25.0 % | 30 s |" in text
+    assert re.search(rf"^{ABOUT['lost']} +25\.0 % +30 s$", text, re.MULTILINE)
+    assert text.index("mIoU  ") < text.index("Goodput"), "how good it is stands above what it cost"
     assert client.get_model_version("roads", "2").tags["ccnet.model_id"] == recorded["model_id"], "version 1 has no files"
     assert record_best(run, best, score, folder) == recorded
     assert len(client.search_model_versions("name = 'roads'")) == 2
