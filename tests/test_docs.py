@@ -83,6 +83,21 @@ def test_the_readme_has_the_images_that_are_counted_for_a_gpu(backbone: str, cro
     assert f"| {backbone}, {crop} | {cells} |\n" in (ROOT / "README.md").read_text()
 
 
+def test_each_picture_is_small_and_shown_with_words_for_it() -> None:
+    """150 kB and 1000 pixels at most."""
+    shown = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for words, picture in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text()):
+            shown[page.parent / picture] = words
+    assert all(len(words.split()) > 5 for words in shown.values()), shown
+    pictures = [*(ROOT / "docs" / "img").iterdir()]
+    assert {*pictures} <= {*shown}
+    for picture in pictures:
+        assert picture.stat().st_size <= 150_000, picture
+        assert cv2.imread(str(picture)).shape[1] <= 1000, picture
+    assert all(picture.is_file() for picture in shown)
+
+
 CHAOS = {"tests/chaos/__main__.py", "tests/chaos/faults.py"}
 
 
