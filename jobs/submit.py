@@ -76,7 +76,7 @@ def connect(address: str | None) -> "JobServer":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from pipeline.cluster.job_server import JobServer  # only now: Ray reads RAY_AUTH_MODE at its first import
 
-    server = JobServer(address)
+    server = JobServer(address, f"--address {address}" if why == "--address" else "")
     print(f"cluster {address} ({why})", flush=True)
     return server
 
@@ -177,16 +177,16 @@ def command(argv: list[str] | None = None) -> int:
         entrypoint(words[0], words[1], words[2:])  # mistakes are answered before a cluster is looked for
         server = connect(options.address)
         job = submit(server, words[0], words[1], words[2:])
+        if options.detach:
+            print(f"follow it:  {server.hint('logs', job)}\nstop it:    {server.hint('stop', job)}")
+            return 0
+        return follow(server, job)
     except (SubmitError, ClusterError) as error:
         print(error, file=sys.stderr)
         return 2
     except ConfigError as error:
         print("\n".join(error.mistakes), file=sys.stderr)
         return 2
-    if options.detach:
-        print(f"follow it:  {server.hint('logs', job)}\nstop it:    {server.hint('stop', job)}")
-        return 0
-    return follow(server, job)
 
 
 if __name__ == "__main__":

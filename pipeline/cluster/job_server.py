@@ -26,7 +26,12 @@ HEARTBEAT_S = 10.0
 """Seconds between two signs of life of a log's connection; without an answer it counts as lost after one and a half."""
 GIVE_UP_S = 600.0
 """Seconds without an answer of the job server after which a job is not followed any further."""
+UNREADABLE_S = 30.0
+"""Seconds after which the log of a job that has ended is left: the node that has it may be gone."""
 PAUSE_S = 2.0
+"""Seconds between two attempts."""
+FAULTS = (aiohttp.ClientError, ConnectionError, RuntimeError, TimeoutError, requests.RequestException)
+"""What a request raises if the server does not answer it; RuntimeError for an answer such as 502."""
 UNKNOWN = 3
 """Exit code if the end of a job is not known."""
 TOKEN_FIX = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
@@ -49,8 +54,9 @@ class Ended(NamedTuple):
 class JobServer:
     """A connection to the job server at `address`, as `http://HOST:8265`. Raises ClusterError, which names the fix."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, option: str = "") -> None:
+        """`option`: what the commands that it suggests need to reach it."""
+        self.address, self._option = address, option
         if not re.match(r"https?://[^/]", address):
             raise ClusterError(
                 f"{address}: is no address of a job server: write http://HOST:8265, the port of the dashboard (6379 and 10001 "
@@ -110,17 +116,22 @@ class JobServer:
 
         `tell` receives a line when the connection is lost and when it is back. Raises ClusterError if there is no such job.
         """
-        seen, lost = _Seen(), _Lost(tell)
+        seen, contact, found, ended = _Seen(), _Contact(tell), None, 0.0
         while True:
             try:
-                ended = self.details(job)
-                # What comes after a terminal status is the whole log; before, the job may write between log and status.
-                asyncio.run(self._client.read_log(job, seen, write))
-                lost.found()
-                if ended.status.is_terminal():
-                    return _ended(ended, seen.end)
-            except (aiohttp.ClientError, ConnectionError, RuntimeError, TimeoutError, requests.RequestException) as error:
-                if not lost.may_try_again(error):
+                found = self.details(job)
+                contact.answered()
+                if found.status.is_terminal():
+                    ended = ended or time.monotonic()
+                # Only what is read after the job has ended is the whole log.
+                asyncio.run(self._client.read_log(job, seen, write, contact.connected))
+                if found.status.is_terminal():
+                    return _ended(found, seen.end)
+            except FAULTS as error:
+                silent = contact.lost(error)
+                if found and ended and time.monotonic() > ended + UNREADABLE_S:
+                    return _ended(found, seen.end)._replace(note="the end of its log could not be read")
+                if silent > GIVE_UP_S:
                     after = f"no answer for {GIVE_UP_S / 60:g} min; it may still run: {self.hint('logs', job)} follows it again"
                     return Ended(UNKNOWN, after)
             time.sleep(PAUSE_S)
@@ -137,7 +148,7 @@ class JobServer:
     def stop(self, job: str) -> JobDetails:
         """Stops a job and waits until it has ended, which takes as long as its checkpoint. Raises ClusterError."""
         self.details(job)
-        lost, asked = _Lost(lambda text: None), False
+        contact, asked = _Contact(lambda text: None), False
         while True:
             try:
                 if not asked:
@@ -145,15 +156,15 @@ class JobServer:
                     asked = True
                 if (found := self.details(job)).status.is_terminal():
                     return found
-                lost.found()
-            except (ConnectionError, RuntimeError, TimeoutError, requests.RequestException) as error:
-                if not lost.may_try_again(error):
+                contact.answered()
+            except FAULTS as error:
+                if contact.lost(error) > GIVE_UP_S:
                     raise ClusterError(f"{self.address}: no answer while {job} stops: {_first_line(error)}") from error
             time.sleep(0.5)
 
     def hint(self, verb: str, job: str | None) -> str:
         """The command that does something with a job."""
-        return f"`python -m jobs.submit {verb} {job or ''}".rstrip() + "`"
+        return f"`{' '.join(filter(None, ['python -m jobs.submit', verb, job, self._option]))}`"
 
 
 class _Seen:
@@ -163,22 +174,29 @@ class _Seen:
         self.characters, self.end = 0, ""
 
 
-class _Lost:
-    """How long the job server has not answered."""
+class _Contact:
+    """How long the job server has not answered, and what was told of it."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
-        self.tell, self.since = tell, 0.0
+        self._tell, self._told, self._since = tell, False, 0.0
 
-    def found(self) -> None:
-        if self.since:
-            self.tell("connected again")
-        self.since = 0.0
+    def answered(self) -> None:
+        """The server has answered a request."""
+        self._since = 0.0
 
-    def may_try_again(self, error: BaseException) -> bool:
-        if not self.since:
-            self.since = time.monotonic()
-            self.tell(f"connection lost, trying again: {_first_line(error)}")
-        return time.monotonic() < self.since + GIVE_UP_S
+    def connected(self) -> None:
+        """The log's connection stands."""
+        if self._told:
+            self._tell("connected again")
+        self._told = False
+
+    def lost(self, error: BaseException) -> float:
+        """Seconds since the first fault after an answer."""
+        self._since = self._since or time.monotonic()
+        if not self._told:
+            self._tell(f"connection lost, trying again: {_first_line(error)}")
+        self._told = True
+        return time.monotonic() - self._since
 
 
 class _Client(JobSubmissionClient):
@@ -191,7 +209,7 @@ class _Client(JobSubmissionClient):
     def get_version_of_ray(self) -> str:
         return str(self._server_ray_version or ray.__version__)
 
-    async def read_log(self, job: str, seen: _Seen, write: Callable[[str], object]) -> None:
+    async def read_log(self, job: str, seen: _Seen, write: Callable[[str], object], connected: Callable[[], object]) -> None:
         """Writes what is new in the log, until the server ends it. Raises ConnectionError if it ends in another way."""
         address, skip = f"{self._address}/api/jobs/{job}/logs/tail", seen.characters
         limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
@@ -199,6 +217,7 @@ class _Client(JobSubmissionClient):
             aiohttp.ClientSession(cookies=self._cookies, headers=self._headers, timeout=limit) as session,
             session.ws_connect(address, ssl=self._ssl_context, heartbeat=HEARTBEAT_S) as socket,
         ):
+            connected()
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue

@@ -19,6 +19,7 @@ from infra.processes import Identity
 from infra.services import S3_VENV
 from infra.stack_env import environment
 from pipeline.cluster.job_server import TOKEN_FIX, UNKNOWN
+from tests.support.breaking_proxy import BreakingProxy
 
 pytestmark = pytest.mark.slow
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -136,6 +137,22 @@ def test_a_job_ends_with_its_own_exit_code_and_says_where_it_runs(stack: dict[st
     assert f"['script.py'] {sys.executable}" in result.stdout
     assert f"cluster {stack['RAY_API_SERVER_ADDRESS']} (RAY_API_SERVER_ADDRESS)\n" in result.stdout
     assert stack["AWS_ENDPOINT_URL"] in result.stdout
+
+
+def test_a_log_over_a_connection_that_breaks_again_and_again_is_whole(stack: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import sys, time\n"
+        "for n in range(300):\n    print('line', n, 'x' * (n % 50), flush=True)\n    time.sleep(0.03)\n"
+        "sys.exit(5)\n"
+    )
+    with BreakingProxy(stack["RAY_API_SERVER_ADDRESS"], 1.5) as proxy:
+        result = run("-c", JOB, "python script.py", tmp_path, **stack | {"RAY_API_SERVER_ADDRESS": proxy.url})
+    assert result.returncode == 5, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("line")] == [
+        f"line {n} {'x' * (n % 50)}" for n in range(300)
+    ]
+    assert proxy.broken >= 3
+    assert result.stderr.count("connection lost, trying again: ") >= 3
 
 
 def test_an_interrupt_stops_the_job(stack: dict[str, str], tmp_path: Path) -> None:
