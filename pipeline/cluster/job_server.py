@@ -22,8 +22,9 @@ from pipeline.errors import ClusterError
 
 CONNECT_S, ANSWER_S, UPLOAD_S = 10.0, 60.0, 600.0
 """Seconds until a connection stands, until a request is answered, until the files are sent."""
-HEARTBEAT_S = 10.0
-"""Seconds between two signs of life of a log's connection; without an answer it counts as lost after one and a half."""
+HEARTBEAT_S = 30.0
+"""Seconds between two signs of life of a log's connection; one without an answer for half of that is lost. A busy head has not
+answered for 5 s."""
 GIVE_UP_S = 600.0
 """Seconds without an answer of the job server after which a job is not followed any further."""
 UNREADABLE_S = 30.0
