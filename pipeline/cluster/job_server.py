@@ -124,14 +124,14 @@ class JobServer:
                 contact.answered()
                 if found.status.is_terminal():
                     ended = ended or time.monotonic()
-                # Only what is read after the job has ended is the whole log.
+                    log = self._client.get_job_logs(job)  # whole now, which a stream that ends does not show
+                    write(log[seen.characters :])
+                    return _ended(found, log)
                 asyncio.run(self._client.read_log(job, seen, write, contact.connected))
-                if found.status.is_terminal():
-                    return _ended(found, seen.end)
             except FAULTS as error:
                 silent = contact.lost(error)
                 if found and ended and time.monotonic() > ended + UNREADABLE_S:
-                    return _ended(found, seen.end)._replace(note="the end of its log could not be read")
+                    return _ended(found, "")._replace(note="the end of its log could not be read")
                 if silent > GIVE_UP_S:
                     after = f"no answer for {GIVE_UP_S / 60:g} min; it may still run: {self.hint('logs', job)} follows it again"
                     return Ended(UNKNOWN, after)
@@ -169,10 +169,10 @@ class JobServer:
 
 
 class _Seen:
-    """What was written of a log."""
+    """How much of a log was written."""
 
     def __init__(self) -> None:
-        self.characters, self.end = 0, ""
+        self.characters = 0
 
 
 class _Contact:
@@ -211,7 +211,7 @@ class _Client(JobSubmissionClient):
         return str(self._server_ray_version or ray.__version__)
 
     async def read_log(self, job: str, seen: _Seen, write: Callable[[str], object], connected: Callable[[], object]) -> None:
-        """Writes what is new in the log, until the server ends it. Raises ConnectionError if it ends in another way."""
+        """Writes what is new in the log while its connection lasts. Raises ConnectionError if that ends with an error."""
         address, skip = f"{self._address}/api/jobs/{job}/logs/tail", seen.characters
         limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
         async with (
@@ -226,7 +226,6 @@ class _Client(JobSubmissionClient):
                 if text:
                     write(text)
                     seen.characters += len(text)
-                    seen.end = (seen.end + text)[-20_000:]
             if socket.close_code != aiohttp.WSCloseCode.OK:
                 raise ConnectionError(f"the log's connection ended ({socket.close_code})")
 

@@ -152,7 +152,6 @@ def test_a_log_over_a_connection_that_breaks_again_and_again_is_whole(stack: dic
         f"line {n} {'x' * (n % 50)}" for n in range(300)
     ]
     assert proxy.broken >= 3
-    assert result.stderr.count("connection lost, trying again: ") >= 3
 
 
 def test_an_interrupt_stops_the_job(stack: dict[str, str], tmp_path: Path) -> None:
