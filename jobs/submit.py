@@ -81,13 +81,13 @@ def connect(address: str | None) -> "JobServer":
     return server
 
 
-def submit(server: "JobServer", verb: str, config: str, overrides: list[str]) -> str:
-    """Sends code and configuration and starts the verb; returns the job's id. Raises SubmitError, ClusterError, ConfigError."""
+def submit(server: "JobServer", command: str, verb: str, config: str, overrides: list[str]) -> str:
+    """Sends code and configuration and starts the verb's command; returns the job's id. Raises ClusterError, ConfigError."""
     from pipeline.cluster.job_files import gather
     from pipeline.config.load import load
     from pipeline.formatting import size
 
-    command, made = entrypoint(verb, config, overrides), load(config, overrides)
+    made = load(config, overrides)
     modules = [made.data.augment.partition(":")[0]] if made.data.augment else []
     # The copy has no .git, and the cluster another user: both are passed on for the run in MLflow.
     variables = {COMMIT: describe_commit(), USER: user()}
@@ -174,9 +174,10 @@ def command(argv: list[str] | None = None) -> int:
         if len(words) < 2:
             print(USAGE, file=sys.stderr)
             return 2
-        entrypoint(words[0], words[1], words[2:])  # mistakes are answered before a cluster is looked for
+        verb, config, *overrides = words
+        line = entrypoint(verb, config, overrides)  # mistakes are answered before a cluster is looked for
         server = connect(options.address)
-        job = submit(server, words[0], words[1], words[2:])
+        job = submit(server, line, verb, config, overrides)
         if options.detach:
             print(f"follow it:  {server.hint('logs', job)}\nstop it:    {server.hint('stop', job)}")
             return 0

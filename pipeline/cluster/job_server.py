@@ -73,7 +73,7 @@ class JobServer:
                 f"{address}: no job server of Ray answers ({_first_line(error)}): correct the address (http://HOST:8265, the "
                 "port of the dashboard), or start the cluster"
             ) from error
-        theirs = self._client.get_version_of_ray()
+        theirs = self._client.server_version()
         if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
             raise ClusterError(
                 f"{address}: runs Ray {theirs}, and this command Ray {ray.__version__}: build the nodes' image from "
@@ -144,7 +144,7 @@ class JobServer:
         except RuntimeError as error:
             if "status code 404" not in str(error):
                 raise
-            raise ClusterError(f"{job}: no such job on {self.address}: {self.hint('list', '')} names them") from error
+            raise ClusterError(f"{job}: no such job on {self.address}: {self.hint('list')} names them") from error
 
     def stop(self, job: str) -> JobDetails:
         """Stops a job and waits until it has ended, which takes as long as its checkpoint. Raises ClusterError."""
@@ -163,7 +163,7 @@ class JobServer:
                     raise ClusterError(f"{self.address}: no answer while {job} stops: {_first_line(error)}") from error
             time.sleep(0.5)
 
-    def hint(self, verb: str, job: str | None) -> str:
+    def hint(self, verb: str, job: str | None = None) -> str:
         """The command that does something with a job."""
         return f"`{' '.join(filter(None, ['python -m jobs.submit', verb, job, self._option]))}`"
 
@@ -207,8 +207,9 @@ class _Client(JobSubmissionClient):
         answer_s = UPLOAD_S if options.get("data") else ANSWER_S
         return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, answer_s), **options})
 
-    def get_version_of_ray(self) -> str:
-        return str(self._server_ray_version or ray.__version__)
+    def server_version(self) -> str:
+        """The Ray version of the cluster, which the connection has asked for."""
+        return str(self._server_ray_version)
 
     async def read_log(self, job: str, seen: _Seen, write: Callable[[str], object], connected: Callable[[], object]) -> None:
         """Writes what is new in the log while its connection lasts. Raises ConnectionError if that ends with an error."""

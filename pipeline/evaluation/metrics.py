@@ -105,6 +105,11 @@ class Score(NamedTuple):
         return calibration
 
     @property
+    def level(self) -> float:
+        """Share of resamples that the intervals hold, 0 to 1."""
+        return float(self.protocol["miou_interval"]["level"])
+
+    @property
     def miou(self) -> float:
         """Mean IoU over the classes that occur in label or prediction, 0..1."""
         return self.matrix.miou()
@@ -207,7 +212,7 @@ class Score(NamedTuple):
         matrix, caveat, note = self.matrix, self.caveat, _joined(self.caveat, counted(self.num_images))
         if self.interval:
             low, high = self.interval
-            note += f", {100 * self.protocol['miou_interval']['level']:g} % interval over images {low:.4f} to {high:.4f}"
+            note += f", {100 * self.level:g} % interval over images {low:.4f} to {high:.4f}"
         absent = f"over all {len(self.class_names)} classes, absent ones counting 0: the published code's figure"
         width = f"d = {100 * self.boundary.dilation_ratio:g} % of the image diagonal"
         attention = []

@@ -100,9 +100,8 @@ def _pictures(config: Config, evaluation: Evaluation, worst: Sequence[int]) -> d
     confusion = charts.confusion_picture(score.matrix.counts.numpy(), score.class_names)
     pictures = {"The images with the largest share of wrong pixels": shown, "Which classes are taken for which": confusion}
     if score.class_intervals:
-        level = score.protocol["miou_interval"]["level"]
         pictures["How sure the IoU of each class is"] = charts.class_scores(
-            score.matrix.iou().tolist(), score.class_intervals, score.class_names, level
+            score.matrix.iou().tolist(), score.class_intervals, score.class_names, score.level
         )
     if score.calibration:
         pictures["Whether it is right as often as it says"] = charts.reliability(

@@ -69,7 +69,7 @@ def headline(score: Score, data: str) -> str:
     """`mIoU 0.7134 on 10 images of val of NAME`, with what speaks against it and its interval."""
     notes = [score.caveat] if score.caveat else []
     if score.interval:
-        notes.append(f"{_level(score)} interval over images {shown_interval(score.interval)}")
+        notes.append(f"{100 * score.level:g} % interval over images {shown_interval(score.interval)}")
     images = f"{counted(score.num_images)} of {score.protocol['split']} of {data}"
     return f"mIoU {score.miou:.4f} on {images}" + (f" ({', '.join(notes)})" if notes else "")
 
@@ -77,10 +77,6 @@ def headline(score: Score, data: str) -> str:
 def shown_interval(bounds: tuple[float, float] | None) -> str:
     """`0.7012 to 0.7290`; empty for None."""
     return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
-
-
-def _level(score: Score) -> str:
-    return f"{100 * score.protocol['miou_interval']['level']:g} %"
 
 
 def figures(score: Score) -> str:
@@ -93,7 +89,7 @@ def figures(score: Score) -> str:
     ]
     headings = ["class", "IoU", "accuracy", "boundary IoU", "pixels"]
     if score.class_intervals:
-        headings.append(f"{_level(score)} interval of the IoU")
+        headings.append(f"{100 * score.level:g} % interval of the IoU")
         rows = [[*row, shown_interval(bounds)] for row, bounds in zip(rows, score.class_intervals, strict=True)]
     rows.sort(key=lambda row: (row[1] != "absent", row[1]), reverse=True)
     overall = [(name, figure(value), note) for name, value, note in score.summary()]

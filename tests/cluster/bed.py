@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -77,11 +77,10 @@ class Host:
         variables = kept | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | dict(environment or {})
         variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
         command = ["nsenter", "--target", str(self._pid), "--all", f"--wd={ROOT}", *words]
-        with open(self.folder / log, "ab") if log else open(os.devnull, "ab") as file:
+        with open(self.folder / log, "ab") if log else nullcontext(subprocess.PIPE) as output:
             process = subprocess.Popen(
-                command, env=variables, stdin=subprocess.DEVNULL, text=True,
-                stdout=file if log else subprocess.PIPE, stderr=file if log else subprocess.STDOUT,
-            )  # fmt: skip
+                command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
+            )
         self._started.append(process)
         return process
 
@@ -123,7 +122,7 @@ class Bed:
         """Process that holds the switch's network."""
 
     def host(self, name: str) -> Host:
-        """A new host. Every host knows the names of those that were there before it."""
+        """A new host. Hosts reach each other by their addresses; each knows its own name alone."""
         made = Host(self, name, len(self.hosts) + 2)
         self.hosts.append(made)
         return made

@@ -102,9 +102,9 @@ class Cluster:
         """Python's arguments that submit a verb."""
         return ("-m", "jobs.submit", verb, CONFIG, *TINY, *overrides)
 
-    def ask(self, host: Host, *words: str, **variables: str) -> tuple[int, str]:
+    def ask(self, host: Host, *words: str) -> tuple[int, str]:
         """Runs Python on a host; its exit code and its output."""
-        process = host.python(*words, environment=self.environment | variables)
+        process = host.python(*words, environment=self.environment)
         output, _ = process.communicate(timeout=300)
         return process.returncode, output
 

@@ -289,16 +289,3 @@ def test_tasks_name_bad_images_too(config: Config, local_ray: None, tmp_path: Pa
     images = folder(tmp_path / "in", a__jpg=JPEG, m__jpg=b"", z__jpg=JPEG)
     done = predict(asked(config, images, tmp_path / "out", **{"train.workers": 2, "train.cpus_per_worker": 0.5}))
     assert (names(done), done.faults) == (["a.png", "z.png"], [f"{images}/m.jpg: empty file: copy it again"])
-
-
-@pytest.mark.slow
-def test_predict_and_a_bare_loop_are_measured_in_turns() -> None:
-    # In a process of its own, because it starts and ends a cluster.
-    command = [sys.executable, "-m", "tests.support.predict_speed", "8", "1", "1"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    shown = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
-    bare, ours, last = shown.splitlines()[-3:]
-    assert (bare[:10], ours[:8]) == ("bare loop:", "predict:")
-    found = re.fullmatch(r"predict over bare loop: (\S+), with every start (\S+)", last)
-    assert found
-    assert all(float(ratio) > 0 for ratio in found.groups())

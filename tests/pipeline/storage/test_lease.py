@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,16 +15,7 @@ from pipeline.errors import LeaseError, StorageError
 from pipeline.storage import lease
 from pipeline.storage.lease import LEASE, Holder, held, holder_of
 from pipeline.storage.store import Store
-
-ROOT = Path(__file__).parents[3]
-HOLDING = """
-import sys, time
-from pipeline.storage.lease import held
-from pipeline.storage.store import Store
-with held(Store(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+from tests.support.holder import holder
 
 
 @pytest.fixture
@@ -42,13 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def other(store: Store) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDING, store.root], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with holder(store.root) as process:
+        yield process
 
 
 def elsewhere(store: Store, **changes: object) -> bytes:

@@ -1,8 +1,6 @@
 """A run ends FINISHED only if MLflow holds what it took; `jobs.sync` brings it what is left and the right status, without Ray."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +28,7 @@ from pipeline.training.sync import UNFINISHED, sync
 from tests.pipeline.tracking.test_metric_log import NOWHERE, PICTURE
 from tests.support import untrained
 from tests.support.faulty_store import FaultyStore
+from tests.support.holder import holder
 from tests.support.mlflow_server import MlflowServer
 
 POINTS = 50
@@ -136,19 +135,11 @@ def test_a_run_that_another_process_trains_is_refused_and_one_that_is_not_there_
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     run = trained(tmp_path, mlflow_server.uri)
-    code = f"""
-from pipeline.storage.lease import held
-from pipeline.storage.store import Store
-with held(Store({run.checkpoints.root!r})):
-    print("held", flush=True)
-    input()
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
-        assert driver.stdout
-        assert driver.stdout.readline() == b"held\n"
-        with pytest.raises(LeaseError, match=f"in use by process {driver.pid} on host"):
-            sync(run.config)
-        driver.communicate(b"\n")
+    with (
+        holder(run.checkpoints.root) as driver,
+        pytest.raises(LeaseError, match=f"in use by process {driver.pid} on host"),
+    ):
+        sync(run.config)
     assert (status(run), losses(run)) == ("RUNNING", [])
 
     MlflowClient(run.tracking_uri).delete_run(run.run_id)

@@ -1,7 +1,5 @@
 """`jobs.sync` of a search: MLflow gets what its trials have left, and every status becomes that of the records, without Ray."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +25,7 @@ from pipeline.tuning.sync import UNFINISHED, sync
 from pipeline.tuning.trials import trial_config, trial_store
 from tests.pipeline.training.test_sync import EACH_ONCE, POINTS, leave_points, losses
 from tests.support import untrained
+from tests.support.holder import holder
 from tests.support.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.slow
@@ -142,19 +141,11 @@ def test_a_search_that_another_process_runs_is_refused_and_one_that_is_not_there
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     search = Search(tmp_path, mlflow_server.uri, ("complete",))
-    code = f"""
-from pipeline.storage.lease import held
-from pipeline.storage.store import Store
-with held(Store({search.parent.checkpoints.root!r})):
-    print("held", flush=True)
-    input()
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
-        assert driver.stdout
-        assert driver.stdout.readline() == b"held\n"
-        with pytest.raises(LeaseError, match=f"in use by process {driver.pid} on host"):
-            sync(search.config)
-        driver.communicate(b"\n")
+    with (
+        holder(search.parent.checkpoints.root) as driver,
+        pytest.raises(LeaseError, match=f"in use by process {driver.pid} on host"),
+    ):
+        sync(search.config)
     assert search.ends() == [("RUNNING", "")] * 2
 
     MlflowClient(mlflow_server.uri).delete_run(search.parent.run_id)
