@@ -39,8 +39,8 @@ TOKEN_FIX = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the clust
 MISSING_PACKAGE = re.compile(r"^(?:\(.*\) )?ModuleNotFoundError: No module named '([\w.]+)'", re.MULTILINE)
 
 
-for _name in ("dashboard_sdk", "job.sdk"):  # they say how they pack the files, at a level of their own
-    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.ERROR)
+for _name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.ERROR)  # they say how they pack the files, some at a level of their own
 
 
 class Ended(NamedTuple):
